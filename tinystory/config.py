@@ -1,0 +1,158 @@
+"""The shape of a model: a frozen, validated dataclass. Knows no tensor and no file."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tinystory.errors import CheckpointError
+
+__all__ = ["Family", "ModelConfig", "RopeScaling"]
+
+Family = Literal["gpt2", "llama"]
+Activation = Literal["gelu", "gelu_tanh", "silu"]
+
+# Bounds far above any model this project can run, far below what would exhaust memory while being checked.
+_LIMITS = {
+    "vocab_size": 2_000_000,
+    "n_layer": 1_000,
+    "n_head": 4_096,
+    "n_kv_head": 4_096,
+    "d_model": 131_072,
+    "d_head": 8_192,
+    "d_ff": 1_048_576,
+    "max_seq_len": 16_777_216,
+}
+MAX_PARAMETERS = 20_000_000_000
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3 stretches its rotary positions (`rope_type` "llama3"), or a plain "linear" factor."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that fixes a `Transformer`'s tensors and arithmetic.
+
+    `gpt2` has learned positions, LayerNorm, a GELU feed-forward and biases; `llama` has rotary positions,
+    RMSNorm, SwiGLU and grouped-query attention. A config that exists is valid: the constructor raises
+    `CheckpointError` otherwise.
+    """
+
+    family: Family
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    d_model: int
+    d_head: int
+    d_ff: int
+    max_seq_len: int
+    tied_head: bool = True
+    norm_eps: float = 1e-5
+    activation: Activation = "silu"
+    attention_bias: bool = False
+    attention_out_bias: bool = False
+    ff_bias: bool = False
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field and how the fields fit together."""
+        if self.family not in ("gpt2", "llama"):
+            raise CheckpointError(f"family is {self.family!r}; it must be 'gpt2' or 'llama'")
+        for name, limit in _LIMITS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= limit:
+                raise CheckpointError(f"{name} is {value!r}; it must be an integer from 1 to {limit}")
+        if self.n_head % self.n_kv_head:
+            raise CheckpointError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+        if self.family == "gpt2" and self.n_kv_head != self.n_head:
+            raise CheckpointError(f"gpt2 has no grouped heads: n_kv_head {self.n_kv_head}, n_head {self.n_head}")
+        if self.family == "gpt2" and self.d_head * self.n_head != self.d_model:
+            raise CheckpointError(f"d_model {self.d_model} is not divisible by n_head {self.n_head}")
+        if self.family == "llama" and self.d_head % 2:
+            raise CheckpointError(f"d_head is {self.d_head}; rotary positions need an even head size")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < 1e12:
+                raise CheckpointError(f"{name} is {value!r}; it must be a positive number")
+        if self.n_parameters > MAX_PARAMETERS:
+            raise CheckpointError(
+                f"the config describes {self.n_parameters / 1e9:.0f} billion parameters; "
+                f"the limit is {MAX_PARAMETERS // 10**9} billion"
+            )
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights; a tied head is counted once."""
+        gpt2 = self.family == "gpt2"
+        d_q, d_kv = self.n_head * self.d_head, self.n_kv_head * self.d_head
+        norm = self.d_model * (2 if gpt2 else 1)
+        attention = self.d_model * (2 * d_q + 2 * d_kv)
+        attention += (d_q + 2 * d_kv) * self.attention_bias + self.d_model * self.attention_out_bias
+        feed_forward = self.d_model * self.d_ff * (2 if gpt2 else 3)
+        feed_forward += (self.d_model + self.d_ff * (1 if gpt2 else 2)) * self.ff_bias
+        embeddings = self.vocab_size * self.d_model * (1 if self.tied_head else 2)
+        embeddings += self.max_seq_len * self.d_model if gpt2 else 0
+        return embeddings + self.n_layer * (attention + feed_forward + 2 * norm) + norm
+
+    @classmethod
+    def gpt2(
+        cls,
+        vocab_size: int,
+        n_layer: int,
+        n_head: int,
+        d_model: int,
+        max_seq_len: int,
+        d_ff: int = 0,
+        **other: object,
+    ) -> "ModelConfig":
+        """A GPT-2 shaped config; `d_ff` defaults to 4 × d_model.
+
+        Raises:
+            CheckpointError: d_model is not a multiple of n_head, or a field is out of range.
+        """
+        if type(n_head) is not int or n_head < 1 or d_model % n_head:
+            raise CheckpointError(f"d_model {d_model} is not divisible by n_head {n_head}")
+        fields: dict[str, object] = {
+            "activation": "gelu_tanh", "attention_bias": True, "attention_out_bias": True, "ff_bias": True,
+            **other,
+        }  # fmt: skip
+        return cls(
+            "gpt2", vocab_size, n_layer, n_head, n_head, d_model, d_model // n_head, d_ff or 4 * d_model,
+            max_seq_len, **fields,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    @classmethod
+    def llama(
+        cls,
+        vocab_size: int,
+        n_layer: int,
+        n_head: int,
+        d_model: int,
+        max_seq_len: int,
+        d_ff: int,
+        n_kv_head: int = 0,
+        d_head: int = 0,
+        **other: object,
+    ) -> "ModelConfig":
+        """A Llama shaped config; `n_kv_head` defaults to n_head and `d_head` to d_model / n_head.
+
+        Raises:
+            CheckpointError: d_model is not a multiple of n_head where d_head is not given, or a field is
+                out of range.
+        """
+        if not d_head:
+            if type(n_head) is not int or n_head < 1 or d_model % n_head:
+                raise CheckpointError(f"d_model {d_model} is not divisible by n_head {n_head}")
+            d_head = d_model // n_head
+        return cls(
+            "llama", vocab_size, n_layer, n_head, n_kv_head or n_head, d_model, d_head, d_ff, max_seq_len,
+            **other,  # type: ignore[arg-type]
+        )  # fmt: skip

@@ -1,0 +1,136 @@
+"""The one loop behind every command: jobs in, decoder events out, chains together in a batch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinystory.decoding import (
+    Chain,
+    ChainState,
+    Commit,
+    Decoder,
+    Event,
+    Finish,
+    FinishReason,
+    Request,
+    Search,
+    Session,
+    Step,
+    Token,
+    named,
+)
+from tinystory.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["run"]
+
+
+@dataclass(slots=True)
+class _Row:
+    """A chain story in flight: `token_ids` is the whole story, `context` the part the model still sees."""
+
+    job: int
+    request: Request
+    chain: Chain
+    state: ChainState
+    token_ids: list[int]
+    context: list[int]
+
+    def shrink(self, max_seq_len: int) -> None:
+        """Drop old text so that there is room for another token."""
+        self.context = list(self.request.window(self.token_ids, max_seq_len))[-(max_seq_len - 1) :]
+
+    @property
+    def n_new(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_ids)
+
+
+def run(session: Session, jobs: Sequence[tuple[Decoder, Request]]) -> Iterator[tuple[int, Event]]:
+    """Write stories: the one loop behind every command.
+
+    Jobs whose decoder is a chain step together in one batch, finished ones leaving it; then each search runs
+    alone. Closing the iterator early is safe.
+
+    Args:
+        session: its rows are replaced.
+        jobs: pairs of decoder and request.
+
+    Yields:
+        (index into jobs, event); exactly one Finish for each job, as its last event.
+
+    Raises:
+        TinystoryError: a stage failed, or needs what the session cannot do.
+    """
+    chains = [index for index, (decoder, _) in enumerate(jobs) if decoder.search is None]
+    batches = [chains] if session.can_reorder else [[index] for index in chains]
+    for batch in filter(None, batches):
+        yield from _run_chains(session, [(index, *jobs[index]) for index in batch])
+    for index, (decoder, request) in enumerate(jobs):
+        if decoder.search is not None:
+            yield from ((index, event) for event in _run_search(session, decoder, decoder.search, request))
+
+
+def _run_search(session: Session, decoder: Decoder, search: Search, request: Request) -> Iterator[Event]:
+    for verb in ("rewind", "reorder"):
+        if getattr(search, f"needs_{verb}") and not getattr(session, f"can_{verb}"):
+            raise UsageError(f"{search.name} has to {verb} the model's cache, and this model cannot")
+    with named(search):
+        yield from search.search(session, request, decoder.chain)
+
+
+def _run_chains(session: Session, jobs: Sequence[tuple[int, Decoder, Request]]) -> Iterator[tuple[int, Event]]:
+    import torch
+
+    rows = []
+    for job, decoder, request in jobs:
+        reason = request.interrupted() or ("length" if request.max_new_tokens == 0 else None)
+        if reason:
+            yield job, Finish(reason)
+            continue
+        chain, ids = decoder.chain, list(request.prompt_ids)
+        rows.append(_Row(job, request, chain, chain.start(request), ids, list(ids)))
+    for row in rows:
+        if len(row.context) > session.max_seq_len:
+            row.shrink(session.max_seq_len)
+    if not rows:
+        return
+    logits = session.prefill([row.context for row in rows])
+    while True:
+        log_normalizers = logits.logsumexp(dim=-1)
+        going = []
+        for index, row in enumerate(rows):
+            token, reason = _pick(row, logits[index], float(log_normalizers[index]), session.eos_ids)
+            if token:
+                yield row.job, Commit((token,))
+                reason = row.request.interrupted() or ("length" if row.n_new >= row.request.max_new_tokens else None)
+            if reason:
+                yield row.job, Finish(reason)
+            else:
+                going.append(index)
+        if not going:
+            return
+        if len(going) < len(rows):
+            rows = [rows[index] for index in going]
+            session.reorder(torch.tensor(going))
+        if any(len(row.context) > session.max_seq_len for row in rows):
+            for row in rows:
+                if len(row.context) > session.max_seq_len:
+                    row.shrink(session.max_seq_len)
+            logits = session.prefill([row.context for row in rows])
+        else:
+            logits = session.decode(torch.tensor([row.context[-1] for row in rows]))
+
+
+def _pick(
+    row: _Row, logits: "Tensor", log_normalizer: float, eos_ids: frozenset[int]
+) -> tuple[Token | None, FinishReason | None]:
+    """Move a row on by one token, or say that the story has ended."""
+    step = Step(row.request, row.token_ids, eos_ids)
+    token_id, row.state = row.chain.pick(logits, step, row.state)
+    if token_id in eos_ids:
+        return None, "eos"
+    row.token_ids.append(token_id)
+    row.context.append(token_id)
+    return Token(token_id, float(logits[token_id]) - log_normalizer), None
