@@ -24,6 +24,7 @@ class Tokenizer:
     """A vocabulary with its BOS and EOS; immutable."""
 
     def __init__(self, fast: FastTokenizer, bos_id: int | None, eos_ids: frozenset[int]) -> None:
+        fast.encode_special_tokens = True  # "<|endoftext|>" typed into a prompt is text, not the end of a story
         self.fast = fast
         self.bos_id = bos_id
         self.eos_ids = eos_ids
@@ -46,7 +47,7 @@ class Tokenizer:
         eos_ids = frozenset(eos_ids)
         end = fast.token_to_id(END_OF_TEXT)
         if bos_id is None and not eos_ids and end is not None:
-            bos_id, eos_ids = end, frozenset({end})
+            return cls(fast, end, frozenset({end}))
         return cls(fast, bos_id, eos_ids)
 
     @classmethod
@@ -63,6 +64,7 @@ class Tokenizer:
         fast.decoder = decoders.ByteLevel()
         fast.add_special_tokens([END_OF_TEXT])
         end = fast.token_to_id(END_OF_TEXT)
+        assert end is not None
         fast.post_processor = processors.TemplateProcessing(
             single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, end)]
         )

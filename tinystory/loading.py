@@ -1,0 +1,118 @@
+"""From a model's name to something that writes: checkpoint, tokenizer and session together."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinystory.checkpoint import CheckpointHeader, load_model, locate, model_hash, read_header
+from tinystory.decoding import Session
+from tinystory.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from tinystory.tokenizer import Tokenizer
+
+__all__ = ["DEFAULT_MODEL", "DTYPES", "LoadedModel", "find_model", "load"]
+
+DEFAULT_MODEL = Path(__file__).parent / "models" / "default"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to write.
+
+    Attributes:
+        name: as the user gave it; "default" for the shipped one.
+        header: what the checkpoint says of itself.
+        tokenizer: its vocabulary.
+        session: its rows.
+        dtype: of the computation.
+        device: where it runs.
+    """
+
+    name: str
+    header: CheckpointHeader
+    tokenizer: "Tokenizer"
+    session: Session
+    dtype: str
+    device: str
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over weights, config and tokenizer, in hex."""
+        return model_hash(self.header.directory)
+
+
+def find_model(name: str | None) -> tuple[str, CheckpointHeader]:
+    """Locate and check a checkpoint without importing torch; None is the shipped model.
+
+    Raises:
+        CheckpointError: it is missing or invalid.
+    """
+    if name is None or name == "default":
+        return "default", read_header(DEFAULT_MODEL)
+    return name, read_header(locate(name))
+
+
+def load(name: str | None = None, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+    """Load a local directory or hub id.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or needs code of its own.
+        UsageError: the device or dtype is not available.
+    """
+    name, header = find_model(name)
+    return load_header(name, header, dtype, device)
+
+
+def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) -> LoadedModel:
+    """Load what `find_model` found; same errors as `load`."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    _check_device(device)
+    tokenizer = _load_tokenizer(header)
+    session: Session
+    if header.config is not None:
+        from tinystory.session import NativeSession
+
+        model = load_model(header, dtype, device)
+        session = NativeSession(
+            model, tokenizer.bos_id, tokenizer.eos_ids, lambda other: load(other, dtype, device).session
+        )
+    else:
+        from tinystory.hf_session import HFSession
+
+        session = HFSession.from_directory(
+            header.directory,
+            dtype,
+            device,
+            tokenizer.bos_id,
+            tokenizer.eos_ids,
+            lambda other: load(other, dtype, device).session,
+        )
+    if tokenizer.vocab_size > session.vocab_size:
+        raise CheckpointError(
+            f"{header.directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {session.vocab_size}"
+        )
+    return LoadedModel(name, header, tokenizer, session, dtype, device)
+
+
+def _load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
+    from tinystory.tokenizer import Tokenizer
+
+    directory = header.directory
+    if (directory / "tokenizer.json").exists():
+        return Tokenizer.from_file(directory / "tokenizer.json", header.bos_id, header.eos_ids)
+    if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
+        return Tokenizer.from_bpe_files(directory)
+    raise CheckpointError(f"{directory} has no tokenizer.json (nor vocab.json with merges.txt)")
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # torch raises several kinds for a device it does not know or have
+        raise UsageError(f"device {device!r} is not available here; cpu always is") from error
