@@ -1,0 +1,7 @@
+"""`python -m tinystory`."""
+
+import sys
+
+from tinystory.cli import main
+
+sys.exit(main())

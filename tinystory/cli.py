@@ -1,0 +1,208 @@
+"""The command line: parsing, wiring and exit codes. Imports nothing heavy; each command imports what it needs.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 model missing or invalid, 130 interrupted, 143 terminated.
+"""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from tinystory import __version__
+from tinystory.errors import TinystoryError
+from tinystory.settings import BUILT_IN, COLORS, defaults, parse
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "chat": "write with a model in the terminal (the default)",
+    "generate": "write one story, or several, and leave",
+    "eval": "measure a model on stories: perplexity, bits per byte, accuracy",
+    "decoders": "list the decoders, or show one",
+    "info": "show what a checkpoint is",
+    "import": "make a checkpoint from a llama2.c model",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line and name the nearest command or flag."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.split("'")
+        if "invalid choice" in message and len(words) > 1:
+            near = get_close_matches(words[1], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            message = f"{words[1]!r} is not a command; {hint}"
+        elif message.startswith("unrecognized arguments: -"):
+            flag = message.split()[2]
+            near = get_close_matches(flag, _flags(self), n=1)
+            message = f"{flag} is not a flag; " + (f"did you mean {near[0]}?" if near else "see --help")
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    """Every flag of a parser and of its commands."""
+    flags = []
+    for action in parser._actions:
+        flags += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            flags += [flag for one in action.choices.values() for flag in _flags(one)]
+    return flags
+
+
+def _setting(name: str) -> Any:
+    """An argparse type that checks a flag as the configuration file's value would be."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(name, text, f"--{name.replace('_', '-')}") or text
+        except TinystoryError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(prog="tinystory", description="Write stories with small language models, and watch them choose.")
+    parser.add_argument("--version", action="version", version=f"tinystory {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser, required=True)
+    sub = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+
+    for name in ("chat", "generate"):
+        sub[name].add_argument("prompt", nargs="?", metavar="PROMPT", help="text to begin with")
+        _add_model_flags(sub[name])
+        _add_story_flags(sub[name])
+    add = sub["generate"].add_argument
+    add("--num", type=int, default=1, metavar="N", help="write N stories from the same prompt (default 1)")
+    form = sub["generate"].add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--jsonl", action="store_true", help="print one JSON event a line, as they come")
+
+    add = sub["eval"].add_argument
+    add("data", metavar="DATA", help="stories: a text file with <|endoftext|> between, a saved dataset, a hub name")
+    add("--limit", type=int, metavar="N", help="take the first N stories")
+    add("--json", action="store_true", help="print one JSON object")
+    _add_model_flags(sub["eval"])
+
+    add = sub["decoders"].add_argument
+    add("name", nargs="?", metavar="NAME", help="show this one, with its options")
+    add("--json", action="store_true", help="print JSON")
+    _add_decoder_file_flag(sub["decoders"])
+
+    add = sub["info"].add_argument
+    add("model", nargs="?", metavar="MODEL", help="a folder or hub id; the shipped model when left out")
+    add("--json", action="store_true", help="print one JSON object")
+
+    add = sub["import"].add_argument
+    add("file", type=Path, metavar="FILE", help="weights in llama2.c's version-0 format (.bin)")
+    add("--tokenizer", type=Path, required=True, metavar="FILE", help="its tokenizer in llama2.c's format")
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+
+    for name, one in sub.items():
+        quiet = one.add_mutually_exclusive_group()
+        quiet.add_argument("-q", "--quiet", action="store_true", help="no notices, only results and errors")
+        quiet.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+        one.set_defaults(handler=f"tinystory.commands.{name if name != 'import' else 'import_model'}")
+    return parser
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-m", "--model", type=_setting("model"), metavar="MODEL", help="a folder or hub id (default: the shipped one)")
+    add("--device", type=_setting("device"), metavar="D", help=f"default {BUILT_IN['device']}")
+    add("--dtype", type=_setting("dtype"), metavar="T", help="float32 (default), bfloat16 or float16")
+    add("--color", type=_setting("color"), metavar="WHEN", help=f"{', '.join(COLORS)} (default auto)")
+
+
+def _add_story_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-d", "--decoder", metavar="SPEC", help=f"how tokens are picked (default: {BUILT_IN['decoder']})")
+    add("-s", "--seed", type=_setting("seed"), metavar="N", help="the same seed gives the same story (default: random)")
+    add(
+        "-n", "--max-tokens", type=_setting("max_tokens"), metavar="N",
+        help=f"at most N new tokens (default {BUILT_IN['max_tokens']})",
+    )  # fmt: skip
+    add("--stop", action="append", default=[], metavar="TEXT", help="end the story before this text; may be repeated")
+    _add_decoder_file_flag(parser)
+
+
+def _add_decoder_file_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoder-file", action="append", type=Path, default=[], metavar="FILE",
+        help="load a decoder of your own; may be repeated",
+    )  # fmt: skip
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse, and fill what no flag gave from the environment, the configuration file and the built-in defaults.
+
+    Raises:
+        UsageError: a default outside the command line is wrong.
+        SystemExit: for --help, --version and a wrong command line.
+    """
+    argv = list(argv)
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
+        argv.insert(0, "chat")
+    args = build_parser().parse_args(argv)
+    for name, value in defaults().items():
+        if getattr(args, name, "") is None:
+            setattr(args, name, value)
+    if getattr(args, "seed", None) == "random":
+        args.seed = None
+    return args
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Nothing escapes as a traceback unless `-v` asks for it."""
+    args: argparse.Namespace | None = None
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        args = parse_args(sys.argv[1:] if argv is None else argv)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
+        code = int(importlib.import_module(args.handler).run(args))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except Terminated:
+        return 143
+    except BrokenPipeError:
+        # Whoever read us has left; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except TinystoryError as error:
+        return _report(str(error), error.exit_code, error, args)
+    except MemoryError as error:
+        return _report("out of memory: a smaller model or fewer stories at once may fit", 1, error, args)
+    except Exception as error:
+        summary = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _report(f"unexpected error ({summary}); -v shows where, please report it", 1, error, args)
+
+
+def _report(message: str, code: int, error: BaseException, args: argparse.Namespace | None) -> int:
+    if getattr(args, "verbose", False):
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    from tinystory.visible import visible
+
+    print(f"tinystory: {visible(message)}", file=sys.stderr)
+    return code

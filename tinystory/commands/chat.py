@@ -1,0 +1,35 @@
+"""`tinystory chat`: the REPL; without a terminal on both ends, one story."""
+
+import argparse
+import os
+import sys
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open the studio, or do what `generate` does when text is piped in or out."""
+    if sys.stdin is None or not sys.stdin.isatty() or not sys.stdout.isatty():
+        from tinystory.commands import generate
+
+        args.num, args.json, args.jsonl = 1, False, False
+        return generate.run(args)
+    from tinystory.repl.app import ChatSettings, chat
+
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    return chat(
+        ChatSettings(
+            model=args.model,
+            decoder=args.decoder,
+            seed=args.seed,
+            max_tokens=args.max_tokens,
+            stop=tuple(args.stop),
+            decoder_files=tuple(args.decoder_file),
+            device=args.device,
+            dtype=args.dtype,
+            color=args.color == "always" or (args.color == "auto" and not plain),
+            quiet=args.quiet,
+            verbose=args.verbose,
+            prompt=args.prompt,
+        )
+    )

@@ -1,0 +1,81 @@
+"""`tinystory decoders`: what strategies there are, from the decoders themselves. torch is not imported."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from tinystory.decoding import Stage
+from tinystory.options import Option, options_of
+from tinystory.plugins import discover
+from tinystory.visible import visible
+
+__all__ = ["describe", "run"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the list, or one decoder."""
+    registry = discover(args.decoder_file)
+    found = [(registry.get(args.name), registry.source(args.name))] if args.name else [
+        (cls, source) for _, cls, source in registry.classes()
+    ]  # fmt: skip
+    if not args.quiet:
+        for line in registry.warnings:
+            sys.stderr.write(f"tinystory: {visible(line)}\n")
+    if args.json:
+        described = [describe(cls, source) for cls, source in found]
+        sys.stdout.write(json.dumps(described[0] if args.name else described) + "\n")
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "kind", "what it does", "options"):
+        table.add_column(heading)
+    for cls, _ in found:
+        options = "\n".join(_option_line(o) for o in options_of(cls))
+        table.add_row(cls.name, cls.kind, visible(_summary(cls)), visible(options))
+    # Without a terminal there is no width to fit: rows stay whole for grep.
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    console.print(table)
+    if args.name:
+        console.print(f"\n{visible(_doc(found[0][0]))}\n\nfrom {visible(found[0][1])}")
+    return 0
+
+
+def describe(cls: type[Stage], source: str) -> dict[str, Any]:
+    """One decoder as plain data."""
+    return {
+        "name": cls.name,
+        "kind": cls.kind,
+        "summary": _summary(cls),
+        "source": source,
+        "options": [
+            {
+                "name": o.name,
+                "type": getattr(o.type, "__name__", str(o.type)),
+                "default": None if o.required else o.default,
+                "required": o.required,
+                "neutral": None if o.neutral is dataclasses.MISSING else o.neutral,
+                "range": o.range,
+                "help": o.help,
+            }
+            for o in options_of(cls)
+        ],
+    }
+
+
+def _option_line(option: Option) -> str:
+    default = "" if option.required else f" [{option.default}]"
+    return f"{option.name}{default}: {option.range}"
+
+
+def _doc(cls: type[Stage]) -> str:
+    import inspect
+
+    return inspect.getdoc(cls) or ""
+
+
+def _summary(cls: type[Stage]) -> str:
+    return _doc(cls).split("\n\n")[0].replace("\n", " ")

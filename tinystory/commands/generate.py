@@ -1,0 +1,242 @@
+"""`tinystory generate`: one story, or several from the same prompt."""
+
+import argparse
+import json
+import os
+import platform
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import tinystory
+from tinystory.decoding import Decoder
+from tinystory.errors import UsageError
+from tinystory.loading import LoadedModel, find_model, load_header
+from tinystory.plugins import discover
+from tinystory.spec import format_spec, parse_spec
+from tinystory.visible import visible
+
+if TYPE_CHECKING:
+    from tinystory.generate import Story, StoryRequest, TextEvent
+
+__all__ = ["run"]
+
+MAX_STORIES = 10_000
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write to standard output; notices go to standard error."""
+    if not 1 <= args.num <= MAX_STORIES:
+        raise UsageError(f"--num is {args.num}; it must be from 1 to {MAX_STORIES:,}")
+    # All that can be wrong is found before torch is imported.
+    registry = discover(args.decoder_file)
+    _warn(args, registry.warnings)
+    decoder = parse_spec(args.decoder, registry)
+    name, header = find_model(args.model)
+    prompt = args.prompt if args.prompt is not None else read_prompt()
+    # Bytes of an argument that are no UTF-8 arrive as surrogates, which no tokenizer takes.
+    prompt = prompt.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
+    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
+    with _interrupts() as interrupted:
+        model = load_header(name, header, args.dtype, args.device)
+        requests = _requests(args, decoder, prompt, seed, lambda: bool(interrupted))
+        printer = (_JsonLines if args.jsonl else _Json if args.json else _Plain)(args, model, requests[0])
+        for event in _write(model, requests):
+            printer.show(event)
+        printer.end()
+    return 128 + interrupted[0] if interrupted else 0
+
+
+def read_prompt() -> str:
+    """Standard input when it is not a terminal, without its last newline; else nothing."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
+
+
+def _requests(
+    args: argparse.Namespace, decoder: Decoder, prompt: str, seed: int, cancel: Callable[[], bool]
+) -> "list[StoryRequest]":
+    from tinystory.generate import StoryRequest
+
+    return [
+        StoryRequest(prompt, decoder, seed, args.max_tokens, tuple(args.stop), number, cancel)
+        for number in range(args.num)
+    ]
+
+
+def _write(model: LoadedModel, requests: "list[StoryRequest]") -> "Iterator[TextEvent]":
+    from tinystory.generate import write
+
+    return write(model.session, model.tokenizer, requests)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying at once: the text so far is kept. A second one is not held."""
+    received: list[int] = []
+    old: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            previous = old[number]
+            if callable(previous):
+                previous(number, frame)
+        received.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        old[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _warn(args: argparse.Namespace, lines: list[str]) -> None:
+    if not args.quiet:
+        for line in lines:
+            print(f"tinystory: {visible(line)}", file=sys.stderr)
+
+
+class _Printer:
+    """Shows events in one form."""
+
+    def __init__(self, args: argparse.Namespace, model: LoadedModel, request: "StoryRequest") -> None:
+        self.args, self.model, self.prompt, self.seed = args, model, request.prompt, request.seed
+        self.spec = format_spec(request.decoder)
+
+    def show(self, event: "TextEvent") -> None:
+        """Take one text event."""
+        raise TypeError
+
+    def end(self) -> None:
+        """All stories have ended."""
+
+    def common(self) -> dict[str, Any]:
+        """What holds for every story of the call."""
+        import torch
+
+        return {
+            "spec": self.spec,
+            "seed": self.seed,
+            "model": self.model.name,
+            "model_hash": self.model.hash,
+            "dtype": self.model.dtype,
+            "device": self.model.device,
+            "threads": torch.get_num_threads(),
+            "max_tokens": self.args.max_tokens,
+            "versions": {
+                "tinystory": tinystory.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    @staticmethod
+    def story(story: "Story") -> dict[str, Any]:
+        """What holds for one story."""
+        return {
+            "prompt": story.request.prompt,
+            "text": story.text,
+            "completion": story.completion,
+            "token_ids": list(story.token_ids),
+            "finish_reason": story.finish_reason,
+            "statistics": story.statistics,
+        }
+
+
+class _Plain(_Printer):
+    """Prompt and story as text, streamed; of several stories the first streams and the rest follow in order."""
+
+    def __init__(self, args: argparse.Namespace, model: LoadedModel, request: "StoryRequest") -> None:
+        super().__init__(args, model, request)
+        self.waiting: dict[int, Story] = {}
+        self.current = 0
+        self._print(self.prompt)
+
+    def show(self, event: "TextEvent") -> None:
+        from tinystory.generate import Ended, Text, Trimmed
+
+        if isinstance(event, Text) and event.story == 0:
+            self._print(event.text)
+        elif isinstance(event, Trimmed) and event.story == 0:
+            _warn(self.args, ["the story has outgrown the model's context: its oldest sentences are out of sight"])
+        elif isinstance(event, Ended):
+            if event.story == 0:
+                self._finish(event.result)
+            else:
+                self.waiting[event.story] = event.result
+            while self.current in self.waiting:
+                story = self.waiting.pop(self.current)
+                self._print("\n" + story.text)
+                self._finish(story)
+
+    def _print(self, text: str) -> None:
+        sys.stdout.write(visible(text))
+        sys.stdout.flush()
+
+    def _finish(self, story: "Story") -> None:
+        self._print("\n")
+        self.current += 1
+        if not self.args.quiet:
+            s = story.statistics
+            _note(
+                self.args,
+                f"{s['tokens']:.0f} tokens · {s['tokens_per_second']:.0f} tokens/s · "
+                f"{s['bits_per_token']:.2f} bits/token · {story.finish_reason} · {self.spec} · seed {self.seed}"
+                + (f" · story {story.request.number}" if self.args.num > 1 else ""),
+            )
+
+
+class _Json(_Printer):
+    """One object at the end."""
+
+    def __init__(self, args: argparse.Namespace, model: LoadedModel, request: "StoryRequest") -> None:
+        super().__init__(args, model, request)
+        self.stories: dict[int, dict[str, Any]] = {}
+
+    def show(self, event: "TextEvent") -> None:
+        from tinystory.generate import Ended
+
+        if isinstance(event, Ended):
+            self.stories[event.story] = self.story(event.result)
+
+    def end(self) -> None:
+        stories = [self.stories[number] for number in sorted(self.stories)]
+        found = stories[0] if self.args.num == 1 else {"prompt": stories[0]["prompt"], "stories": stories}
+        sys.stdout.write(json.dumps(found | self.common()) + "\n")
+
+
+class _JsonLines(_Printer):
+    """One event a line."""
+
+    def show(self, event: "TextEvent") -> None:
+        from tinystory.generate import DraftText, Ended, Text
+
+        line: dict[str, Any] = {"story": event.story}
+        if isinstance(event, Text):
+            line |= {"event": "text", "text": event.text, "token_ids": [token.id for token in event.tokens]}
+        elif isinstance(event, DraftText):
+            line |= {"event": "draft", "text": event.text}
+        elif isinstance(event, Ended):
+            line |= {"event": "end"} | self.story(event.result) | self.common()
+        else:
+            line |= {"event": "trimmed", "n_tokens": event.n_tokens}
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+
+def _note(args: argparse.Namespace, line: str) -> None:
+    """A dim line on standard error."""
+    dim = args.color == "always" or (
+        args.color == "auto"
+        and sys.stderr.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    )
+    print(f"\x1b[2m{line}\x1b[0m" if dim else line, file=sys.stderr)
