@@ -62,7 +62,8 @@ def _setting(name: str) -> Any:
 
     def convert(text: str) -> Any:
         try:
-            return parse(name, text, f"--{name.replace('_', '-')}") or text
+            value = parse(name, text)
+            return text if value is None else value  # "random" stays a word until every flag has been read
         except TinystoryError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 

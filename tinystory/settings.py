@@ -54,17 +54,17 @@ def defaults(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     return values
 
 
-def parse(name: str, value: object, origin: str) -> Any:
+def parse(name: str, value: object, origin: str = "") -> Any:
     """Check one setting, given as text or as a TOML value.
 
     Raises:
-        UsageError: it is out of range; the message names the origin and the range.
+        UsageError: it is out of range; the message names the range, and the origin where there is one.
     """
     kind, described = _KINDS[name]
     try:
         return kind(value)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{origin}: {name} must be {described}, not {value!r}") from error
+        raise UsageError(f"{origin and f'{origin}: '}{name} must be {described}, not {value!r}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
