@@ -5,23 +5,31 @@ Knows tensors and steps; `scripts/train.py` owns the loop's printing and the com
 
 import json
 import math
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from tinystory.checkpoint import load_model, read_header
+from tinystory.checkpoint_save import save_checkpoint
 from tinystory.data import IGNORE, Batch, Piece, batches, collate
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.model import Transformer
+from tinystory.tokenizer import Tokenizer
 
-__all__ = ["TrainConfig", "TrainState", "evaluate_loss", "learning_rate_scale", "loss_sum", "train_step"]
+__all__ = [
+    "TrainConfig", "TrainState", "evaluate_loss", "learning_rate_scale", "loss_sum", "make_optimizers", "save_run",
+    "train_step",
+]  # fmt: skip
+
+_TENSORS, _COUNTERS_FILE = "training_state.safetensors", "training_state.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class TrainConfig:
         compile: `torch.compile` the model.
     """
 
-    steps: int
+    steps: int = 8000
     row_len: int = 512
     rows: int = 4
     micro_rows: int = 4
@@ -121,7 +129,7 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     return torch.autocast(device.type, dtype=torch.bfloat16) if config.bf16 else nullcontext()
 
 
-def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+def loss_sum(model: Callable[..., Tensor], batch: Batch) -> Tensor:
     """Sum of the negative log-likelihoods of a batch's labels, in nats; a scalar, float32."""
     logits = model(batch.token_ids, batch.positions, batch.mask())
     return F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE, reduction="sum")
@@ -161,40 +169,36 @@ class TrainState:
 
     _COUNTERS = ("step", "n_tokens", "epoch", "batch", "best_loss", "seconds", "history")
 
-    def save(self, directory: Path) -> None:
-        """Write weights, optimizer moments, the random state and the counters; atomic per directory swap.
-
-        The caller gives a fresh temporary directory and renames it.
-        """
-        directory.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{name}": p.detach().contiguous() for name, p in self.model.named_parameters()}
+    def files(self) -> dict[str, bytes]:
+        """Optimizer moments, random state and counters as files, to lie beside the weights."""
+        tensors = {"rng.cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
         for kind, optimizer in self.optimizers.items():
             for index, entries in optimizer.state_dict()["state"].items():
                 tensors |= {f"{kind}.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        save_file({name: t.detach().cpu().clone() for name, t in tensors.items()}, directory / "state.safetensors")
         counters = {name: getattr(self, name) for name in self._COUNTERS}
         if not math.isfinite(self.best_loss):
             counters["best_loss"] = None
-        (directory / "state.json").write_text(json.dumps(counters) + "\n", encoding="utf-8")
-        for name in ("state.safetensors", "state.json"):
-            with (directory / name).open("rb") as file:
-                os.fsync(file.fileno())
+        return {
+            _TENSORS: save_tensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}),
+            _COUNTERS_FILE: (json.dumps(counters) + "\n").encode(),
+        }
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote into this run's model and optimizers.
+        """Read a checkpoint with the files of `files` beside it into this run's model and optimizers.
 
         Raises:
-            CheckpointError: the files are missing, damaged, or of another model.
+            CheckpointError: the checkpoint is missing, damaged, or of another model.
         """
+        device = next(self.model.parameters()).device
+        saved = load_model(read_header(directory), device=str(device))
+        if saved.config != self.model.config:
+            raise CheckpointError(f"{directory} holds another model than this run trains")
+        self.model.load_state_dict(saved.state_dict())
         try:
-            tensors = load_file(directory / "state.safetensors")
-            counters = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-            with torch.no_grad():
-                for name, parameter in self.model.named_parameters():
-                    parameter.copy_(tensors[f"model.{name}"])
+            tensors = load_tensors(directory / _TENSORS)
+            counters = json.loads((directory / _COUNTERS_FILE).read_text(encoding="utf-8"))
             for kind, optimizer in self.optimizers.items():
                 state = optimizer.state_dict()
                 state["state"] = _moments(tensors, kind)
@@ -202,12 +206,12 @@ class TrainState:
             torch.set_rng_state(tensors["rng.cpu"])
             if torch.cuda.is_available() and "rng.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["rng.cuda"])
+            if counters["best_loss"] is None:
+                counters["best_loss"] = math.inf
+            for name in self._COUNTERS:
+                setattr(self, name, counters[name])
         except Exception as error:  # safetensors, json and torch each raise their own
-            raise CheckpointError(f"{directory} holds no training state of this model: {error}") from error
-        if counters["best_loss"] is None:
-            counters["best_loss"] = math.inf
-        for name in self._COUNTERS:
-            setattr(self, name, counters[name])
+            raise CheckpointError(f"{directory} has weights, but no training state to go on from: {error}") from error
 
     def batches_ahead(self, pieces: list[Piece], config: TrainConfig) -> Iterator[list[list[int]]]:
         """Yield the remaining batches without end, epoch after epoch, and keep the position up to date."""
@@ -231,7 +235,7 @@ def _moments(tensors: dict[str, Tensor], kind: str) -> dict[int, dict[str, Tenso
 
 
 def train_step(
-    state: TrainState, forward: nn.Module, pieces: list[Piece], rows: list[list[int]], config: TrainConfig
+    state: TrainState, forward: Callable[..., Tensor], pieces: list[Piece], rows: list[list[int]], config: TrainConfig
 ) -> tuple[float, float]:
     """One optimizer step over a batch: token-weighted loss, accumulated over micro-batches.
 
@@ -272,22 +276,30 @@ def train_step(
     return total, norm
 
 
-def save_state(run: Path, state: TrainState, keep: int = 2) -> Path:
-    """Write `run/step-NNNNNN` and point the link `run/latest` at it, atomically; keep the last few.
+def save_run(
+    run: Path, state: TrainState, tokenizer: Tokenizer, provenance: Mapping[str, object], keep: int = 2
+) -> Path:
+    """Write the checkpoint `run/step-NNNNNN`, point the link `run/latest` at it, and keep the last few.
+
+    A crash at any moment leaves `latest` at a whole checkpoint.
 
     Returns:
-        The folder written.
+        The checkpoint's folder.
     """
-    name = f"step-{state.step:06d}"
-    temporary = run / f".{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    state.save(temporary)
-    shutil.rmtree(run / name, ignore_errors=True)
-    temporary.replace(run / name)
-    link = run / ".latest.tmp"
+    directory = run / f"step-{state.step:06d}"
+    save_checkpoint(
+        directory,
+        state.model,
+        tokenizer.to_json(),
+        bos_id=tokenizer.bos_id,
+        eos_ids=tokenizer.eos_ids,
+        provenance=provenance,
+        extra_files=state.files(),
+    )
+    link = run / ".latest"
     link.unlink(missing_ok=True)
-    link.symlink_to(name)
+    link.symlink_to(directory.name)
     link.replace(run / "latest")
     for old in sorted(run.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-    return run / name
+    return directory
