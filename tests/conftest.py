@@ -1,5 +1,8 @@
-"""What every test shares: one torch thread, and the public test data where this checkout has it."""
+"""What every test shares: one torch thread, the public test data where there is some, a tiny tokenizer."""
 
+import importlib.util
+import itertools
+import json
 import os
 from pathlib import Path
 
@@ -17,3 +20,97 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}; set TINYSTORY_TEST_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer_json():
+    """A tokenizer.json of four words, `<s>` (id 0) first in every text."""
+    template = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                {
+                    "id": 0,
+                    "content": "<s>",
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": True,
+                }
+            ],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": template,
+                "pair": [*template, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+            },
+            "decoder": None,
+            "model": {
+                "type": "WordLevel",
+                "unk_token": "once",
+                "vocab": {"<s>": 0, "once": 1, "upon": 2, "a": 3, "time": 4},
+            },
+        }
+    )
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_script(name):
+    """A module from scripts/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def stories():
+    """Sixty little stories of 150 to 200 bytes, with a newline and a character of several bytes."""
+    whos, whats, wheres = ["Tim", "Zoë", "a small owl", "the old frog"], ["kite", "red drum", "cake"], ["hill", "pond"]
+    ends = ["They all laughed.", 'She said, "Thank you!"', "It was a good day – and then they slept."]
+    return [
+        f"Once upon a time, {who} found a {what} near the {where}. It was very big.\nThen {who} "
+        f"ran home to show the {what} to a friend. {end}"
+        for who, what, where, end in itertools.product(whos, whats, wheres, ends)
+    ][:60]
+
+
+@pytest.fixture(scope="session")
+def story_file(stories, tmp_path_factory):
+    """The stories as a text file with separators."""
+    path = tmp_path_factory.mktemp("stories") / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(stories):
+    """A byte-level BPE of 300 tokens trained on the stories by the script that trains ours."""
+    from tinystory.tokenizer import Tokenizer
+
+    fast = load_script("train_tokenizer").train(stories, 300)
+    return Tokenizer(fast, 0, frozenset({0}))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tokenizer, tmp_path_factory):
+    """A saved tiny llama with random weights and a context of 64 tokens."""
+    from tinystory.checkpoint_save import save_checkpoint
+    from tinystory.config import ModelConfig
+    from tinystory.model import Transformer
+
+    torch.manual_seed(3)
+    model = Transformer(ModelConfig.llama(300, 2, 2, 32, 64, 48))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_checkpoint(directory, model, tokenizer.to_json(), bos_id=0, eos_ids={0}, provenance={"data": "none"})
+    return directory

@@ -4,13 +4,12 @@ Stands on the `tokenizers` library alone; transformers is not needed to write a 
 """
 
 import codecs
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers.decoders import DecodeStream
+from tokenizers.decoders import ByteLevel, DecodeStream
 
 from tinystory.errors import CheckpointError
 
@@ -111,7 +110,7 @@ class Tokenizer:
     @cached_property
     def _token_bytes(self) -> dict[int, bytes] | None:
         """Bytes of each ordinary token in a byte-level vocabulary; None for any other kind."""
-        if json.loads(self.fast.to_str()).get("decoder", {}).get("type") != "ByteLevel":
+        if not isinstance(self.fast.decoder, ByteLevel):
             return None
         byte_of = _bytes_of_byte_level_characters()
         table = {
