@@ -183,11 +183,11 @@ def test_the_script_trains_stops_on_a_signal_and_goes_on(story_file, tokenizer, 
         str(tokens),
         *shape,
     ]
-    process = subprocess.Popen([*command, "--steps", "100000"], stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith("step 8:"):
-            os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 143
+    with subprocess.Popen([*command, "--steps", "100000"], stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("step 8:"):
+                os.kill(process.pid, signal.SIGTERM)
+    assert process.returncode == 143
     saved = json.loads((run / "latest" / "training_state.json").read_text())
     assert saved["step"] >= 8
     assert read_header(run).provenance["step"] == saved["step"]

@@ -6,6 +6,7 @@ and its positions start at 0.
 """
 
 import random
+import re
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from tinystory.errors import UsageError
 from tinystory.tokenizer import END_OF_TEXT, Tokenizer
 
 __all__ = ["IGNORE", "Batch", "Piece", "batches", "collate", "cut", "pack", "read_stories", "tokenize"]
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.txt)(?<!\.jsonl)(?<!\.parquet)")
 
 IGNORE = -100
 """The label of a position that is not scored."""
@@ -78,6 +81,8 @@ def read_stories(source: str | Path, split: str = "train") -> Iterator[str]:
     path = Path(source)
     if path.is_file():
         return _stories_of_text(path)
+    if not path.is_dir() and not _HUB_NAME.fullmatch(str(source)):
+        raise UsageError(f"{source}: no such file or folder, and not the name of a hub dataset (owner/name)")
     return _stories_of_dataset(source, path, split)
 
 
