@@ -261,7 +261,7 @@ def whole_sentences(tokenizer: Tokenizer, token_ids: Sequence[int], max_seq_len:
     head = list(token_ids[:1]) if token_ids[0] == tokenizer.bos_id else []
     room = max(1, max_seq_len * 3 // 4 - len(head))
     start = max(len(head), len(token_ids) - room)
-    for index in range(start, start + room // 2):
+    for index in range(max(start, 1), min(start + room // 2, len(token_ids))):
         if ends_sentence(tokenizer.token_text(token_ids[index - 1])):
             start = index
             break
