@@ -1,5 +1,6 @@
 """From a model's name to something that writes: checkpoint, tokenizer and session together."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_MODEL", "DTYPES", "LoadedModel", "find_model", "load"]
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "default"
+_ONE_THREAD_PARAMETERS = 30_000_000
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -71,6 +73,7 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     _check_device(device)
+    _choose_threads(header, device)
     tokenizer = _load_tokenizer(header)
     session: Session
     if header.config is not None:
@@ -107,6 +110,18 @@ def _load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
     if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
         return Tokenizer.from_bpe_files(directory)
     raise CheckpointError(f"{directory} has no tokenizer.json (nor vocab.json with merges.txt)")
+
+
+def _choose_threads(header: CheckpointHeader, device: str) -> None:
+    """One thread for a small model on the CPU: handing its tiny products to a second costs more than it gives.
+
+    `OMP_NUM_THREADS` stays what the user has set.
+    """
+    import torch
+
+    small = header.config is not None and header.config.n_parameters < _ONE_THREAD_PARAMETERS
+    if small and device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def _check_device(device: str) -> None:
