@@ -113,11 +113,8 @@ def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "
     _check_memory(config.n_parameters * {"float64": 8, "float32": 4}.get(dtype, 2), device)
     import torch
 
-    from tinystory.model import Transformer
-
     target_dtype, target = getattr(torch, dtype), _device(device)
-    with torch.device("meta"):  # shapes only: every weight comes from the files
-        model = Transformer(config)
+    model = meta_model(config)
     prefix = hf_layout.name_prefix(config, header.tensors)
     state: dict[str, Tensor] = {}
     try:
@@ -136,6 +133,24 @@ def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "
     if config.tied_head:
         model.head.weight = model.embed.weight
     return model.requires_grad_(False).eval()
+
+
+def meta_model(config: ModelConfig) -> "Transformer":
+    """A model of shapes without values, to be filled by `load_state_dict(..., assign=True)`."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    from tinystory.model import Transformer
+
+    class SkipRandomInit(TorchFunctionMode):
+        """Without it, drawing an `Embedding` that nobody will see imports 800 modules: a second, 70 MB."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            return kwargs["tensor"] if func is torch.nn.init.normal_ else func(*args, **kwargs)
+
+    with torch.device("meta"), SkipRandomInit():
+        return Transformer(config)
 
 
 # --- checks without torch ---

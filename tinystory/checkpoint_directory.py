@@ -67,7 +67,7 @@ def _not_a_checkpoint(directory: Path) -> str:
         hint = "; import it with `tinystory import`" if directory.suffix == ".bin" else ""
         return f"{name} is a file; give the directory that holds config.json and model.safetensors{hint}"
     try:
-        empty = not any(os.scandir(directory))
+        empty = not os.listdir(directory)
     except OSError as error:
         return f"cannot read the checkpoint directory {name}: {error.strerror}"
     if empty:

@@ -191,9 +191,11 @@ class Stage:
     """A piece of a decoder: a frozen dataclass whose fields are its options.
 
     Subclass `LogitsProcessor`, `Sampler` or `Search`, set `name`, and declare options with `option()`.
+    `example` is how a user might write the stage; error messages show it where there is no default to show.
     """
 
     name: ClassVar[str] = ""
+    example: ClassVar[str] = ""
     kind: ClassVar[Literal["processor", "sampler", "search"]]
 
     def __post_init__(self) -> None:
@@ -273,7 +275,11 @@ class Chain:
 
     def start(self, request: Request) -> ChainState:
         """The state before the first new token."""
-        return tuple(stage.start(request) for stage in self.stages)
+        state = []
+        for stage in self.stages:
+            with named(stage):
+                state.append(stage.start(request))
+        return tuple(state)
 
     def process(self, logits: "Tensor", step: Step, state: ChainState) -> "tuple[Tensor, list[Tensor]]":
         """Run the processors.
@@ -289,6 +295,8 @@ class Chain:
             received.append(logits)
             with named(stage):
                 logits = stage(logits, step.for_stage(own))
+                if logits.shape != received[-1].shape:
+                    raise ValueError(f"gave logits of shape {tuple(logits.shape)}, not {tuple(received[-1].shape)}")
         received.append(logits)
         if not logits.max() > -np.inf:
             names = " | ".join(stage.name for stage in self.processors) or "the model"
@@ -304,14 +312,17 @@ class Chain:
         logits, received = self.process(logits, step, state)
         with named(self.sampler):
             token_id = int(self.sampler(logits, step.for_stage(state[-1])))
+            if not 0 <= token_id < len(logits):
+                raise ValueError(f"picked token {token_id}; the vocabulary has {len(logits)} tokens")
         return token_id, self.observe(state, token_id, received)
 
     def observe(self, state: ChainState, token_id: int, received: "Sequence[Tensor]") -> ChainState:
         """The state after a token, from what each stage received for it."""
-        return tuple(
-            stage.observe(own, token_id, logits)
-            for stage, own, logits in zip(self.stages, state, received, strict=False)
-        )
+        following = []
+        for stage, own, logits in zip(self.stages, state, received, strict=False):
+            with named(stage):
+                following.append(stage.observe(own, token_id, logits))
+        return tuple(following)
 
 
 class named:  # a context manager in lower case, like contextlib's

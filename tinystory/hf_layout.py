@@ -142,9 +142,7 @@ def _rope(hf_config: Mapping[str, Any]) -> tuple[float, RopeScaling | None] | No
     return theta, RopeScaling("llama3", factor, low, high, trained)
 
 
-def to_hf_config(
-    config: ModelConfig, dtype: str, bos_id: int | None, eos_ids: Collection[int]
-) -> dict[str, Any]:
+def to_hf_config(config: ModelConfig, dtype: str, bos_id: int | None, eos_ids: Collection[int]) -> dict[str, Any]:
     """The config.json of a model, for transformers 4 and 5 and for what else reads these files.
 
     Raises:
@@ -153,13 +151,9 @@ def to_hf_config(
     gpt2 = config.family == "gpt2"
     biases = (config.attention_bias, config.attention_out_bias, config.ff_bias)
     if gpt2 and not all(biases):
-        raise CheckpointError(
-            "Hugging Face's gpt2 has biases everywhere; set all three bias fields or use llama"
-        )
+        raise CheckpointError("Hugging Face's gpt2 has biases everywhere; set all three bias fields or use llama")
     if not gpt2 and config.attention_bias != config.attention_out_bias:
-        raise CheckpointError(
-            "Hugging Face's llama has one attention_bias; set both attention biases or neither"
-        )
+        raise CheckpointError("Hugging Face's llama has one attention_bias; set both attention biases or neither")
     if config.d_model % config.n_head:
         raise CheckpointError(f"d_model {config.d_model} is not a multiple of n_head {config.n_head}")
     shared: dict[str, Any] = {
@@ -288,9 +282,7 @@ def _gpt2_layout(config: ModelConfig) -> Iterable[HfTensor]:
                 yield HfTensor(f"transformer.h.{n}.{theirs}.{part}", (c,), (f"blocks.{n}.{ours}.{part}",))
         for theirs, (n_in, n_out, ours_fused) in projections.items():
             name = f"transformer.h.{n}.{theirs}"
-            weights, biases = (
-                tuple(f"blocks.{n}.{o}.{part}" for o in ours_fused) for part in ("weight", "bias")
-            )
+            weights, biases = (tuple(f"blocks.{n}.{o}.{part}" for o in ours_fused) for part in ("weight", "bias"))
             yield HfTensor(f"{name}.weight", (n_in, n_out), weights, transposed=True)
             yield HfTensor(f"{name}.bias", (n_out,), biases)
     for part in ("weight", "bias"):

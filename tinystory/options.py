@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tinystory.errors import UsageError
+from tinystory.untrusted import shown
 
 __all__ = ["Option", "check_options", "is_neutral", "option", "options_of"]
 
@@ -33,11 +33,11 @@ class Option:
     type: Any
     default: Any
     help: str
+    neutral: Any
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
-    neutral: Any = dataclasses.MISSING
     choices: tuple[str, ...] = ()
 
     @property
@@ -52,6 +52,8 @@ class Option:
             return " or ".join(self.choices)
         if self.type is bool:
             return "yes or no"
+        if typing.get_origin(self.type) is Mapping:
+            return "pairs word=number"
         bounds = [(self.ge, "≥"), (self.gt, ">"), (self.le, "≤"), (self.lt, "<")]
         limits = " and ".join(f"{sign} {bound:g}" for bound, sign in bounds if bound is not None)
         kinds = {int: "an integer", float: "a number", str: "a text"}
@@ -59,18 +61,21 @@ class Option:
 
     def problem(self, value: object) -> str | None:
         """Why a value is not allowed; None when it is."""
-        values = list(value.values()) if isinstance(value, Mapping) else [value]
-        if isinstance(value, tuple):
-            values = list(value)
-        item_type = typing.get_args(self.type)[-2 if _is_tuple(self.type) else -1] if _is_list(self.type) else self.type
-        for item in values:
+        container, item_type = typing.get_origin(self.type), self.type
+        items: list[Any] = [value]
+        if container in (tuple, Mapping):
+            item_type = typing.get_args(self.type)[0 if container is tuple else 1]
+            if not isinstance(value, container):
+                return f"{self.name} must be {self.range}, not {shown(value)}"
+            items = list(value.values() if isinstance(value, Mapping) else value)
+        for item in items:
             number = isinstance(item, int | float) and not isinstance(item, bool)
             if item_type in (int, float):
                 fits = number and (item_type is float or isinstance(item, int)) and self._in_bounds(item)
             else:
                 fits = isinstance(item, item_type) and (not self.choices or item in self.choices)
             if not fits:
-                return f"{self.name} must be {self.range}, not {item!r}"
+                return f"{self.name} must be {self.range}, not {shown(item)}"
         return None
 
     def _in_bounds(self, value: Any) -> bool:
@@ -82,14 +87,6 @@ class Option:
             and (self.le is None or value <= self.le)
             and (self.lt is None or value < self.lt)
         )
-
-
-def _is_tuple(kind: Any) -> bool:
-    return typing.get_origin(kind) is tuple
-
-
-def _is_list(kind: Any) -> bool:
-    return typing.get_origin(kind) is not None and not isinstance(kind, types.UnionType)
 
 
 def option(

@@ -87,9 +87,7 @@ def read_tensors(directory: Path) -> dict[str, TensorEntry]:
         tensors.update(shard)
     for name, file in index.items():
         if name not in tensors or tensors[name].file != file:
-            raise CheckpointError(
-                f"{directory / file} lacks the tensor {shown(name)} that {INDEX_FILE} puts there"
-            )
+            raise CheckpointError(f"{directory / file} lacks the tensor {shown(name)} that {INDEX_FILE} puts there")
     return tensors
 
 
@@ -100,9 +98,7 @@ def _read_index(directory: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} has no weight_map from tensor names to files")
     for file in weight_map.values():
         if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
-            raise CheckpointError(
-                f"{path} names the shard {shown(file)}; it must be a plain file name, *.safetensors"
-            )
+            raise CheckpointError(f"{path} names the shard {shown(file)}; it must be a plain file name, *.safetensors")
     return weight_map
 
 
@@ -150,9 +146,7 @@ def _entry(path: Path, name: str, value: Any, offset: int, n_data: int) -> Tenso
             f"{where} lies at bytes {start} to {end} of {n_data}; the file is cut short: get it again"
         )
     if prod(shape) * _BITS[dtype] != (end - start) * 8:
-        raise CheckpointError(
-            f"{where}: shape {shown(shape)} of {dtype} does not fill its {end - start} bytes"
-        )
+        raise CheckpointError(f"{where}: shape {shown(shape)} of {dtype} does not fill its {end - start} bytes")
     return TensorEntry(path.name, dtype, tuple(shape), offset + start, offset + end)
 
 
@@ -170,8 +164,8 @@ def _not_safetensors(path: Path, start: bytes, size: int, n_header: int) -> str:
         kind = "a GGUF file"
     elif start == b"version ":
         return f"{path} is a git-lfs pointer, not the weights: run `git lfs pull` where it came from"
-    elif size < 8 + n_header <= 8 + MAX_HEADER_BYTES:
-        return f"{path} has {size} bytes but a header of {n_header}: it is cut short, get it again"
+    elif len(start) < 8 or size - 8 < n_header <= MAX_HEADER_BYTES:
+        return f"{path} has only {size} bytes: it is cut short, get it again"
     else:
         return (
             f"{path} is not a safetensors file: it has {size} bytes and claims a header of {n_header} "

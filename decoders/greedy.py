@@ -1,0 +1,20 @@
+"""Greedy decoding: no luck at all."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinystory.decoding import Sampler, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Greedy(Sampler):
+    """Always take the likeliest token."""
+
+    name = "greedy"
+
+    def __call__(self, logits: "Tensor", step: Step) -> int:
+        """(V,) logits -> the id of the largest; the lowest id where several are equal."""
+        return int(logits.argmax())

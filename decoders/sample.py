@@ -1,0 +1,26 @@
+"""Sampling from the whole distribution that is left (ancestral sampling), with coupled luck.
+
+The draw is Gumbel-max (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030): the argmax of logits plus noise.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinystory.decoding import Sampler, Step, draw, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample(Sampler):
+    """Draw a token by its probability."""
+
+    name = "sample"
+    example = "sample 0.8"
+    temperature: float = option(1.0, gt=0, help="below 1 likely tokens gain, above 1 unlikely ones do")
+
+    def __call__(self, logits: "Tensor", step: Step) -> int:
+        """(V,) logits -> a draw from softmax(logits / temperature)."""
+        # Any temperature so small is greedy already; the bound keeps the quotient finite.
+        return draw(logits, step.noise(), max(self.temperature, 1e-30))

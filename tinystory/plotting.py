@@ -1,0 +1,68 @@
+"""The picture of a run: `metrics.jsonl` drawn as `metrics.png` and `metrics.svg`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinystory.errors import TinystoryError
+
+__all__ = ["PANELS", "plot_metrics", "read_metrics"]
+
+PANELS = (
+    ("loss, nats per token", ("train_loss", "valid_loss")),
+    ("perplexity", ("valid_perplexity",)),
+    ("bits per byte", ("valid_bits_per_byte",)),
+    ("next-token accuracy", ("valid_accuracy",)),
+    ("learning rate", ("lr",)),
+    ("tokens per second", ("tokens_per_second",)),
+)
+"""Title and keys of each panel; x is the tokens seen."""
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a line cut off by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw a run; the suffix chooses the format. Needs no display.
+
+    Args:
+        records: log lines with `tokens` and any of the keys of `PANELS`.
+        path: .png or .svg, replaced atomically.
+
+    Raises:
+        TinystoryError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise TinystoryError("plots need matplotlib: pip install 'tinystory[train]'") from error
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, (title, keys) in enumerate(PANELS):
+        axes = figure.add_subplot(2, 3, index + 1)
+        for key in keys:
+            points = [(record["tokens"] / 1e6, record[key]) for record in records if record.get(key) is not None]
+            marker = "o" if key.startswith("valid") else None
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, linewidth=1.2, label=key.split("_")[0])
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("million tokens", fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+        if len(keys) > 1:
+            axes.legend(fontsize=8)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format=path.suffix[1:], dpi=110)
+    temporary.replace(path)

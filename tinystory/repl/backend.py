@@ -1,0 +1,161 @@
+"""A model as the studio sees it: present from the first moment, loading in the background until it is needed."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from tinystory.checkpoint import CheckpointHeader
+from tinystory.errors import TinystoryError
+from tinystory.generate import StoryRequest, TextEvent, write
+from tinystory.loading import LoadedModel, find_model, load_header
+
+__all__ = ["Backend", "ModelBackend"]
+
+_POLL_SECONDS = 0.05
+
+
+class Backend(Protocol):
+    """What writes stories. Everything but `name`, `max_seq_len`, `loading` and `facts` needs a `wait` before."""
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+        ...
+
+    @property
+    def max_seq_len(self) -> int | None:
+        """Tokens of context, where known."""
+        ...
+
+    @property
+    def loading(self) -> bool:
+        """Whether `wait` would have to wait."""
+        ...
+
+    def facts(self) -> Sequence[tuple[str, str]]:
+        """What is known of the model, as (name, value)."""
+        ...
+
+    def start(self) -> None:
+        """Begin to load; the second call does nothing."""
+        ...
+
+    def wait(self, cancel: Callable[[], bool]) -> bool:
+        """Wait until the model is there; False where `cancel` came first. Raises TinystoryError when it failed."""
+        ...
+
+    def encode(self, text: str, *, bos: bool) -> list[int]:
+        """Token ids of a text."""
+        ...
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        ...
+
+    def write(self, request: StoryRequest) -> Iterator[TextEvent]:
+        """Write one story."""
+        ...
+
+
+class ModelBackend:
+    """A checkpoint whose header has been checked and whose weights come in a thread, with torch itself."""
+
+    def __init__(self, name: str, header: CheckpointHeader, dtype: str, device: str) -> None:
+        self.name = name
+        self._header = header
+        self._dtype = dtype
+        self._device = device
+        self._model: LoadedModel | None = None
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+        # A daemon: whoever leaves while torch is being imported does not wait for it.
+        self._thread = threading.Thread(target=self._load, name="tinystory-load", daemon=True)
+
+    @classmethod
+    def open(cls, name: str | None, dtype: str, device: str) -> "ModelBackend":
+        """Find and check a checkpoint; torch is not imported.
+
+        Raises:
+            CheckpointError: it is missing or invalid.
+        """
+        return cls(*find_model(name), dtype, device)
+
+    @property
+    def max_seq_len(self) -> int | None:
+        """Tokens of context; of a model that only transformers knows, once it is loaded."""
+        if self._header.config is not None:
+            return self._header.config.max_seq_len
+        return self._model.session.max_seq_len if self._model else None
+
+    @property
+    def loading(self) -> bool:
+        """Whether the weights are still on their way."""
+        return not self._done.is_set()
+
+    def facts(self) -> Sequence[tuple[str, str]]:
+        """What the header says."""
+        config = self._header.config
+        facts = [("model", self.name), ("folder", str(self._header.directory))]
+        if config is not None:
+            size = f"{config.n_layer} layers of width {config.d_model}, {config.n_parameters:,} parameters"
+            facts += [
+                ("kind", f"{config.family}, {size}"),
+                ("vocabulary", f"{config.vocab_size:,} tokens"),
+            ]
+        else:
+            facts.append(("kind", str(self._header.hf_config.get("model_type", "unknown"))))
+        facts.append(("context", f"{self.max_seq_len} tokens" if self.max_seq_len else "known once loaded"))
+        state = "loading" if self.loading else "failed to load" if self._error else "loaded"
+        facts.append(("runs", f"in {self._dtype} on {self._device}, {state}"))
+        return facts
+
+    def start(self) -> None:
+        """Begin to load in the background."""
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def wait(self, cancel: Callable[[], bool]) -> bool:
+        """Wait for the load.
+
+        Raises:
+            TinystoryError: it failed; every time it is asked for.
+        """
+        self.start()
+        while not self._done.wait(_POLL_SECONDS):
+            if cancel():
+                return False
+        if self._error is not None:
+            known = isinstance(self._error, TinystoryError)
+            reason = str(self._error) if known else f"{type(self._error).__name__}: {self._error}".splitlines()[0]
+            raise TinystoryError(
+                f"the model {self.name} did not load: {reason}\n/model DIR takes another"
+            ) from self._error
+        return True
+
+    def encode(self, text: str, *, bos: bool) -> list[int]:
+        """Token ids of a text."""
+        return self._loaded.tokenizer.encode(text, bos=bos)
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return self._loaded.tokenizer.detokenize(token_ids)
+
+    def write(self, request: StoryRequest) -> Iterator[TextEvent]:
+        """Write one story."""
+        return write(self._loaded.session, self._loaded.tokenizer, [request])
+
+    @property
+    def _loaded(self) -> LoadedModel:
+        if self._model is None:
+            raise RuntimeError("the model is used before it is loaded")
+        return self._model
+
+    def _load(self) -> None:
+        try:
+            model = load_header(self.name, self._header, self._dtype, self._device)
+            model.tokenizer.detokenize([])  # builds its table of bytes here rather than before the first word
+            self._model = model
+        except BaseException as error:  # told by `wait`, in the thread that needs the model
+            self._error = error
+        finally:
+            self._done.set()

@@ -1,0 +1,80 @@
+"""The story so far, as text and as the exact tokens it is made of."""
+
+import re
+from dataclasses import dataclass, replace
+
+from tinystory.decoding import FinishReason
+from tinystory.repl.backend import Backend
+
+__all__ = ["Manuscript", "joint"]
+
+_CLOSING = re.compile(r"""[\s.,;:!?…)\]}”’»—]|'(s|t|d|m|re|ve|ll)\b|['"]\s*$""")
+_OPENING = "([{“‘«—-/"
+_UNFINISHED = "\ufffd"
+_MOST_WITHHELD = 256
+
+
+@dataclass(frozen=True)
+class Manuscript:
+    """A story on the desk.
+
+    Attributes:
+        text: what was typed and written, as shown.
+        prompt: the part it began with, the writer's.
+        seed: of its latest piece.
+        finish_reason: why that ended; None before the model has added anything.
+        token_ids: the exact tokens, BOS included; None while they are not known to the model that is loaded.
+        n_prompt: how many of them were the prompt.
+    """
+
+    text: str
+    prompt: str
+    seed: int
+    finish_reason: FinishReason | None = None
+    token_ids: tuple[int, ...] | None = None
+    n_prompt: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the model has said that this story is over."""
+        return self.finish_reason == "eos"
+
+    def tokens(self, backend: Backend) -> tuple[tuple[int, ...], int]:
+        """The tokens of `text` and how many of them are the prompt's.
+
+        What was generated keeps its tokens. Those of a stop text, which the model has written and nobody has
+        seen, are left out, and so is a character that was cut in half.
+        """
+        if self.token_ids is not None:
+            kept, text = list(self.token_ids), self.text
+            while len(kept) >= self.n_prompt and len(kept) > len(self.token_ids) - _MOST_WITHHELD:
+                known = backend.detokenize(kept)
+                if text.startswith(known):
+                    rest = text[len(known) :]
+                    return (*kept, *(backend.encode(rest, bos=False) if rest else ())), self.n_prompt
+                if not kept:
+                    break
+                kept.pop()
+        return tuple(backend.encode(self.text, bos=True)), len(backend.encode(self.prompt, bos=True))
+
+    def whole(self) -> "Manuscript":
+        """Without half a character at the end: going on writes it again, from its first byte."""
+        text = self.text.rstrip(_UNFINISHED)
+        if self.token_ids is None or text == self.text or len(text) < len(self.prompt):
+            return self
+        return replace(self, text=text)
+
+
+def joint(text: str, addition: str) -> str:
+    """What belongs between a story and what its writer adds: a space, or nothing.
+
+    >>> joint("The cat sat", "on the mat"), joint("The cat sat", ", and"), joint('He said "', "Hello")
+    (' ', '', '')
+    """
+    if not text or not addition or text[-1].isspace() or text[-1] in _OPENING or _CLOSING.match(addition):
+        return ""
+    paragraph = text.rpartition("\n")[2]
+    inside_quotes = paragraph.count('"') % 2 == 1
+    if inside_quotes and (text.endswith('"') or addition.startswith('"')):
+        return ""
+    return " "

@@ -1,0 +1,39 @@
+"""What a chat is started with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ChatSettings"]
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """The command line's wishes for one chat.
+
+    Attributes:
+        model: a folder or hub id; None is the shipped model.
+        decoder: the spec to begin with.
+        seed: of every story; None draws one for each.
+        max_tokens: at most so many new tokens at a time.
+        stop: texts at which the model hands back to the writer.
+        decoder_files: files with decoders of the user's own.
+        device: where the model runs, as torch names it.
+        dtype: of the computation.
+        color: whether printed lines may be styled.
+        quiet: print stories, answers and errors only.
+        verbose: show tracebacks.
+        prompt: written at once, as if it had been typed first.
+    """
+
+    model: str | None = None
+    decoder: str = "sample 0.8"
+    seed: int | None = None
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    decoder_files: tuple[Path, ...] = ()
+    device: str = "cpu"
+    dtype: str = "float32"
+    color: bool = True
+    quiet: bool = False
+    verbose: bool = False
+    prompt: str | None = None
