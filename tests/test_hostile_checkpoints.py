@@ -364,7 +364,8 @@ def tensor_in_two_shards(directory):
 
 READ_ALL = """
 import json, pathlib, resource, sys, time
-resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+if sys.platform == "linux":
+    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 from tinystory.checkpoint import read_header
 results = {}
 for directory in sorted(pathlib.Path(sys.argv[1]).iterdir()):
@@ -374,7 +375,7 @@ for directory in sorted(pathlib.Path(sys.argv[1]).iterdir()):
         results[directory.name] = {
             "error": type(error).__name__, "exit_code": getattr(error, "exit_code", None), "message": str(error)}
 usage = resource.getrusage(resource.RUSAGE_SELF)
-peak = usage.ru_maxrss  # KiB; on Linux it counts the process that started this one, VmHWM does not
+peak = 0  # KiB; not ru_maxrss, which also counts the process that started this one
 status = pathlib.Path("/proc/self/status")
 if status.exists():
     peak = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))

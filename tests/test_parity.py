@@ -69,6 +69,9 @@ def random_hf_model(family, **changes):
     import transformers
 
     ids = {"bos_token_id": 0, "eos_token_id": [0, 3]}
+    rope = changes.get("rope_parameters")
+    if rope and transformers.__version__.startswith("4."):  # the names before version 5
+        changes = changes | {"rope_theta": rope["rope_theta"], "rope_scaling": rope if "factor" in rope else None}
     if family == "gpt2":
         config = transformers.GPT2Config(**SMALL_GPT2 | ids | changes)
         return randomize(transformers.GPT2LMHeadModel(config))

@@ -1,5 +1,6 @@
 """Discovery: packages, the user's folder and named files give stages; nothing else does; breakage stays small."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -402,6 +403,15 @@ def test_add_refuses_what_is_no_stage():
         registry.add(TopK, "there")
     with pytest.raises(UsageError, match="is no LogitsProcessor"):
         registry.add(int, "here")
+
+
+@pytest.mark.slow
+def test_the_example_packages_own_tests_pass():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    folder = EXAMPLES / "tinystory-restless"
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 def test_the_example_package_says_what_it_has(package):

@@ -181,6 +181,9 @@ def test_a_sampler_is_implied_only_where_one_is_taken():
     assert parse_spec("top-k 3", REGISTRY).sampler == Sample()
     assert parse_spec("best-of", REGISTRY).sampler == Sample()
     assert parse_spec("beam", REGISTRY).sampler is None
+    assert format_spec(Decoder((TopK(3),))) == "top-k 3 | sample"
+    assert format_spec(Decoder((TopK(3),), None, BestOf())) == "top-k 3 | sample | best-of"
+    assert format_spec(Decoder((TopK(3),), None, Beam())) == "top-k 3 | beam"
 
 
 @pytest.mark.parametrize(

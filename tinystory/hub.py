@@ -1,9 +1,9 @@
-"""Models from the Hugging Face hub: the local cache first, then the network, and a quick answer where there is none.
+"""The Hugging Face hub: the local cache first, then the network, and a quick answer where there is none.
 
-Only configs, safetensors weights and tokenizer texts are ever fetched: no pickled weights, no code.
+Of models, only configs, safetensors weights and tokenizer texts are ever fetched: no pickled weights, no code.
+Of datasets only the first question is asked here; `datasets` fetches them, but would retry for half a minute.
 """
 
-import os
 import re
 import threading
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from tinystory.errors import CheckpointError
 from tinystory.safetensors_header import weight_files
 
-__all__ = ["download", "is_model_id"]
+__all__ = ["dataset_problem", "download", "is_model_id"]
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _FILES = ["*.json", "*.txt", "model*.safetensors"]
@@ -35,7 +35,6 @@ def download(model_id: str) -> Path:
         CheckpointError: no such model, no access, no network (within about 6 seconds), or no safetensors weights.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     cached = _cached(model_id)
     if cached is not None:
@@ -43,7 +42,7 @@ def download(model_id: str) -> Path:
     _check_hub_has(model_id)
     try:
         return Path(snapshot_download(model_id, allow_patterns=_FILES, ignore_patterns=_NOT_FILES))
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except Exception as error:  # its HTTP client, whose errors these are, changes from version to version
         raise CheckpointError(f"cannot download {model_id}: {_one_line(error)}") from error
 
 
@@ -61,44 +60,59 @@ def _cached(model_id: str) -> Path | None:
     return directory if complete else None
 
 
+def dataset_problem(dataset_id: str) -> str | None:
+    """Why the hub cannot give a dataset now, in one line; None where it can. Takes at most about 6 seconds."""
+    return _problem(_ask("dataset", dataset_id), "dataset", dataset_id, f"there is no file or folder {dataset_id}")
+
+
 def _check_hub_has(model_id: str) -> None:
-    """Ask the hub once, without retries, whether it has safetensors weights of this model."""
+    """Ask the hub once whether it has safetensors weights of this model."""
+    answer = _ask("model", model_id)
+    problem = _problem(answer, "model", model_id, f"there is no directory {model_id}")
+    if problem:
+        raise CheckpointError(problem) from (answer if isinstance(answer, Exception) else None)
+
+
+def _ask(kind: str, repo_id: str) -> list[str] | Exception:
+    """The files of a model or dataset, asked for once, without retries; or what went wrong."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     answer: list[list[str] | Exception] = []
 
     def ask() -> None:
         try:
-            info = HfApi().model_info(model_id, timeout=_REQUEST_SECONDS)
+            api = HfApi()
+            ask_about = api.dataset_info if kind == "dataset" else api.model_info
+            info = ask_about(repo_id, timeout=_REQUEST_SECONDS)
             answer.append([file.rfilename for file in info.siblings or []])
-        except Exception as error:  # raised again below, in the caller's thread
+        except Exception as error:  # for the caller's thread
             answer.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PROBE_SECONDS)
-    result = answer[0] if answer else TimeoutError("no answer")
-    here = f"there is no directory {model_id}" if not os.path.exists(model_id) else f"{model_id} is no checkpoint"
-    if isinstance(result, OfflineModeIsEnabled):
-        raise CheckpointError(
-            f"{here}, and the hub's model of that name is not in the local cache (offline mode is on)"
-        ) from result
-    if isinstance(result, GatedRepoError):
-        raise CheckpointError(
-            f"the hub lets only approved users have {model_id}; ask for access and log in with `hf auth login`"
-        ) from result
-    if isinstance(result, RepositoryNotFoundError):
-        raise CheckpointError(f"{here}, and the hub has no model of that name (or it is private)") from result
-    if isinstance(result, Exception):
-        raise CheckpointError(
-            f"{here}, and the Hugging Face hub cannot be reached ({_one_line(result)}); check the path or the network"
-        ) from result
-    if not any(name.startswith("model") and name.endswith(".safetensors") for name in result):
-        raise CheckpointError(
-            f"the hub's {model_id} has no model.safetensors, only formats that tinystory does not open; "
+    return answer[0] if answer else TimeoutError("no answer")
+
+
+def _problem(answer: list[str] | Exception, kind: str, repo_id: str, here: str) -> str | None:
+    """One line on what an answer of `_ask` means for the user; `here` says what is not on this machine."""
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    if isinstance(answer, OfflineModeIsEnabled):
+        return f"{here}, and the hub's {kind} of that name is not in the local cache (offline mode is on)"
+    if isinstance(answer, GatedRepoError):
+        return f"the hub lets only approved users have {repo_id}; ask for access and log in with `hf auth login`"
+    if isinstance(answer, RepositoryNotFoundError):
+        return f"{here}, and the hub has no {kind} of that name (or it is private)"
+    if isinstance(answer, Exception):
+        reason = _one_line(answer)
+        return f"{here}, and the Hugging Face hub cannot be reached ({reason}); check the path or the network"
+    if kind == "model" and not any(name.startswith("model") and name.endswith(".safetensors") for name in answer):
+        return (
+            f"the hub's {repo_id} has no model.safetensors, only formats that tinystory does not open; "
             "look for a safetensors version of it"
         )
+    return None
 
 
 def _one_line(error: Exception) -> str:

@@ -40,7 +40,8 @@ class _Row:
 
     def shrink(self, max_seq_len: int) -> None:
         """Drop old text so that there is room for another token."""
-        self.context = list(self.request.window(self.token_ids, max_seq_len))[-(max_seq_len - 1) :]
+        kept = list(self.request.window(self.token_ids, max_seq_len)) or self.token_ids[-1:]
+        self.context = kept[-max(1, max_seq_len - 1) :]
 
     @property
     def n_new(self) -> int:

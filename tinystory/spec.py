@@ -55,7 +55,7 @@ def parse_spec(text: str, registry: Registry) -> Decoder:
     if [] in groups:
         raise UsageError(f"the decoder spec has an empty stage, before or after a `|`: {shown(text)}")
     decoder = _assemble([_parse_stage(group, registry) for group in groups])
-    if decoder.sampler is None and (decoder.search is None or decoder.search.takes_sampler):
+    if _implies_sample(decoder):
         sample = registry.get("sample")()
         if not isinstance(sample, Sampler):
             raise UsageError("the stage sample is not a sampler here: write a sampler at the end of the spec")
@@ -69,9 +69,13 @@ def format_spec(decoder: Decoder) -> str:
     Equal decoders give equal text, and `parse_spec` reads it back as an equal decoder.
     """
     stages = [_format_stage(stage) for stage in decoder.stages]
-    if decoder.sampler is None and decoder.search is None:
-        stages.append("sample")
+    if _implies_sample(decoder):
+        stages.insert(len(decoder.processors), "sample")
     return " | ".join(stages)
+
+
+def _implies_sample(decoder: Decoder) -> bool:
+    return decoder.sampler is None and (decoder.search is None or decoder.search.takes_sampler)
 
 
 @dataclass(frozen=True, slots=True)

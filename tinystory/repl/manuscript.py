@@ -1,7 +1,7 @@
 """The story so far, as text and as the exact tokens it is made of."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tinystory.decoding import FinishReason
 from tinystory.repl.backend import Backend
@@ -10,8 +10,8 @@ __all__ = ["Manuscript", "joint"]
 
 _CLOSING = re.compile(r"""[\s.,;:!?…)\]}”’»—]|'(s|t|d|m|re|ve|ll)\b|['"]\s*$""")
 _OPENING = "([{“‘«—-/"
-_UNFINISHED = "\ufffd"
 _MOST_WITHHELD = 256
+"""Tokens of a stop text and what came with it."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,32 @@ class Manuscript:
     def tokens(self, backend: Backend) -> tuple[tuple[int, ...], int]:
         """The tokens of `text` and how many of them are the prompt's.
 
-        What was generated keeps its tokens. Those of a stop text, which the model has written and nobody has
-        seen, are left out, and so is a character that was cut in half.
+        What was generated keeps its tokens, but for those of a stop text in whose place something was typed.
         """
         if self.token_ids is not None:
-            kept, text = list(self.token_ids), self.text
-            while len(kept) >= self.n_prompt and len(kept) > len(self.token_ids) - _MOST_WITHHELD:
+            kept = list(self.token_ids)
+            while len(kept) >= max(1, self.n_prompt, len(self.token_ids) - _MOST_WITHHELD):
                 known = backend.detokenize(kept)
-                if text.startswith(known):
-                    rest = text[len(known) :]
-                    return (*kept, *(backend.encode(rest, bos=False) if rest else ())), self.n_prompt
-                if not kept:
+                if self.text.startswith(known):
+                    added = self._added(backend, kept, self.text[len(known) :])
+                    if added is not None:
+                        return (*kept, *added), self.n_prompt
                     break
                 kept.pop()
         return tuple(backend.encode(self.text, bos=True)), len(backend.encode(self.prompt, bos=True))
 
-    def whole(self) -> "Manuscript":
-        """Without half a character at the end: going on writes it again, from its first byte."""
-        text = self.text.rstrip(_UNFINISHED)
-        if self.token_ids is None or text == self.text or len(text) < len(self.prompt):
-            return self
-        return replace(self, text=text)
+    def _added(self, backend: Backend, kept: list[int], rest: str) -> list[int] | None:
+        """The tokens of a text after others; None where the vocabulary cannot be told apart there.
+
+        Some vocabularies put a space before whatever they are given, so one that is there already has to go.
+        """
+        if not rest:
+            return []
+        for candidate in (rest, rest.removeprefix(" ")):
+            ids = backend.encode(candidate, bos=False)
+            if backend.detokenize([*kept, *ids]) == self.text:
+                return ids
+        return None
 
 
 def joint(text: str, addition: str) -> str:

@@ -13,6 +13,8 @@ from tinystory.spec import format_spec
 
 __all__ = ["Studio", "Turn", "random_seed"]
 
+_HALF_A_CHARACTER = "\ufffd"
+
 
 def random_seed() -> int:
     """A fresh seed, short enough to be typed again."""
@@ -84,13 +86,12 @@ class Studio:
     def turn(self, text: str) -> Turn:
         """What the writer's text asks for: to open a story, or to go on with the one on the desk.
 
-        Without text an unfinished story goes on by itself, past a stop text or from half a character.
+        Without text an unfinished story goes on by itself, past a stop text.
         """
         if self.story is None or self.story.ended:
             return self.begin(text)
-        story = self.story.whole()
-        added = joint(story.text, text) + text if text else self._withheld(story)
-        return Turn(replace(story, text=story.text + added), added)
+        added = joint(self.story.text, text) + text if text else self._withheld(self.story)
+        return Turn(replace(self.story, text=self.story.text + added), added)
 
     def keep(self, turn: Turn) -> None:
         """Put a turn on the desk that the model has not added to."""
@@ -134,6 +135,10 @@ class Studio:
             text = story.text + "".join(pieces)
             if text or tokens:
                 ids = (*token_ids, *(token.id for token in tokens))
+                known = self.backend.detokenize(ids)
+                # The tokens say it best, where the last piece ended within a character. A stop text stays hidden.
+                if reason != "stop" and known.startswith(story.text.removesuffix(_HALF_A_CHARACTER)):
+                    text = known
                 self.story = Manuscript(text, story.prompt, story.seed, reason, ids, n_prompt)
 
     def _seed(self) -> int:

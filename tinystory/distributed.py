@@ -1,0 +1,91 @@
+"""One process or many: torch.distributed as `torchrun` starts it, or nothing at all.
+
+Every rank works out the same global batch and takes its share of the rows, so nothing but gradients, sums and the
+wish to stop is exchanged.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tinystory.errors import UsageError
+
+__all__ = ["Ranks", "joined"]
+
+_TIMEOUT = timedelta(seconds=50)
+"""How long a rank waits for the others: one that hangs ends the run within a minute."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers.
+
+    Attributes:
+        rank: from 0.
+        size: how many there are; 1 without torchrun.
+        device: where this one computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and to the terminal."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The element-wise sum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, value: int) -> int:
+        """The largest of the ranks' values; all ranks get the same."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
+
+    def wait(self) -> None:
+        """Until every rank has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Join the group that torchrun's environment describes, and leave it at the end.
+
+    Args:
+        device: "cpu" (gloo) or "cuda" (NCCL; each local rank takes the GPU of its number).
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    try:
+        where = torch.device(device)
+        if where.type == "cuda" and size > 1:
+            where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device!r} is not available here; cpu always is") from error
+    if size == 1:
+        yield Ranks(0, 1, where)
+        return
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    try:
+        yield Ranks(rank, size, where)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,58 @@
+"""Which stories of a source are used: a share of them, and one side of a split into training and test."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from tinystory.errors import UsageError
+
+__all__ = ["Selection"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A choice of stories by a hash of (seed, text).
+
+    It does not depend on the order of stories, nor on the files they are in. Exact duplicates share their fate, so
+    none is on both sides of a split. A smaller `fraction` or `test_split` chooses a subset of a larger one, and
+    the two are independent. Shares are met in the mean: of n stories, give or take about their square root.
+
+    Attributes:
+        fraction: share of the stories to use, above 0 up to 1.
+        test_split: share of those that is the test side, from 0 to below 1.
+        part: which side to take.
+        seed: any integer.
+    """
+
+    fraction: float = 1.0
+    test_split: float = 0.0
+    part: Literal["train", "test"] = "train"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            UsageError: a value is out of range.
+        """
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
+        if not 0 <= self.test_split < 1:
+            raise UsageError(f"test_split is {self.test_split}; it must be from 0 to below 1")
+        if self.part not in ("train", "test"):
+            raise UsageError(f"part is {self.part!r}; it must be train or test")
+        if self.part == "test" and not self.test_split:
+            raise UsageError("test_split is 0, so there is no test part")
+
+    def keeps(self, story: str) -> bool:
+        """Whether a story is chosen."""
+        if self.fraction == 1 and not self.test_split:
+            return True
+        digest = hashlib.blake2b(story.encode(), digest_size=16, key=self._key).digest()
+        used, side = (int.from_bytes(half, "little") / 2**64 for half in (digest[:8], digest[8:]))
+        return used < self.fraction and (side < self.test_split) == (self.part == "test")
+
+    @cached_property
+    def _key(self) -> bytes:
+        return hashlib.blake2b(str(self.seed).encode()).digest()
