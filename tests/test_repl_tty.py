@@ -87,7 +87,7 @@ class Terminal:
         }
         self.log = ""
         self.child = pexpect.spawn(
-            sys.executable, ["-c", code, *args], env=environment, encoding="utf-8", dimensions=size, timeout=60
+            sys.executable, ["-c", code, *args], env=environment, encoding="utf-8", dimensions=size, timeout=20
         )
         self.child.delaybeforesend = None
 

@@ -8,6 +8,7 @@ package metadata; a class is imported when it is first wanted.
 import dataclasses
 import difflib
 import hashlib
+import importlib.machinery
 import importlib.metadata
 import os
 import re
@@ -214,6 +215,14 @@ def user_folder_path() -> Path:
     return user_config_path("tinystory") / "decoders"
 
 
+class _QuietLoader(importlib.machinery.SourceFileLoader):
+    """Runs a Python file as an import would, without reading or writing `__pycache__` beside it."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def load_file(path: Path) -> list[type[Stage]]:
     """Run a decoder file and take the stages it defines, not those it merely imports.
 
@@ -226,14 +235,16 @@ def load_file(path: Path) -> list[type[Stage]]:
         UsageError: it is missing, fails, or defines no stage or a wrong one; one line, with the line number.
     """
     identity = os.fsencode(os.path.realpath(_existing(path)))
-    module = types.ModuleType(f"_decoder_file_{hashlib.sha256(identity).hexdigest()[:16]}")
+    name = f"_decoder_file_{hashlib.sha256(identity).hexdigest()[:16]}"
+    loader = _QuietLoader(name, str(path))
+    module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # before it runs: dataclasses and type hints look their module up by name
     stages: list[Any] = []
     cause: BaseException | None = None
     problem, position = None, _text(path)
     try:
-        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
+        loader.exec_module(module)
         classes = dict.fromkeys(value for value in vars(module).values() if isinstance(value, type))
         stages += [cls for cls in classes if issubclass(cls, Stage) and _is_own(cls, module)]
         problem = next(filter(None, map(_stage_problem, stages)), None)

@@ -50,7 +50,7 @@ class Selection:
         if self.fraction == 1 and not self.test_split:
             return True
         digest = hashlib.blake2b(story.encode(), digest_size=16, key=self._key).digest()
-        used, side = (int.from_bytes(half, "little") / 2**64 for half in (digest[:8], digest[8:]))
+        used, side = ((int.from_bytes(half, "little") >> 11) / 2**53 for half in (digest[:8], digest[8:]))
         return used < self.fraction and (side < self.test_split) == (self.part == "test")
 
     @cached_property

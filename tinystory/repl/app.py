@@ -6,13 +6,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
+from prompt_toolkit.application import create_app_session, get_app
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.output import ColorDepth
+from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import is_dumb_terminal
 
@@ -89,30 +90,38 @@ class App:
         self.screen = screen
         self.settings = settings
         self._dumb = is_dumb_terminal()
+        self._history = history or InMemoryHistory()
         self._last_interrupt = float("-inf")
-        style = {"bottom-toolbar": "reverse" if settings.color else "noreverse"}
-        self._session: PromptSession[str] = PromptSession(
+        # What is plain enough for a dumb terminal goes there without a single escape.
+        plain = create_app_session(output=PlainTextOutput(sys.stdout)) if self._dumb else nullcontext()
+        with plain:
+            self._session = self._prompt_session()
+        # Importing torch holds Python's lock for long moments: it begins when the prompt is on the screen.
+        self._session.app.after_render += lambda _: studio.backend.start()
+
+    def _prompt_session(self) -> PromptSession[str]:
+        return PromptSession(
             PROMPT,
             multiline=True,
             prompt_continuation=" " * len(PROMPT),
-            history=history or InMemoryHistory(),
+            history=self._history,
             key_bindings=bindings(),
-            completer=StudioCompleter(studio.registry),
+            completer=StudioCompleter(self.studio.registry),
             complete_while_typing=False,
             bottom_toolbar=self._toolbar,
-            style=Style.from_dict(style),
-            color_depth=None if settings.color else ColorDepth.DEPTH_1_BIT,
+            style=Style.from_dict({"bottom-toolbar": "reverse" if self.settings.color else "noreverse"}),
+            color_depth=None if self.settings.color else ColorDepth.DEPTH_1_BIT,
             # What was typed is printed again, as a part of the story or as a command.
             erase_when_done=True,
         )
-        # Importing torch holds Python's lock for long moments: it begins when the prompt is on the screen.
-        self._session.app.after_render += self._on_render
 
     def run(self) -> int:
         """Prompt until the user leaves; the exit code."""
         try:
             if self.settings.prompt:
                 self._guarded(partial(self._write, self.studio.begin(self.settings.prompt)))
+            if self._dumb:  # whose prompt is not rendered
+                self.studio.backend.start()
             return self._loop()
         finally:
             self.screen.fresh_line()
@@ -203,9 +212,6 @@ class App:
             self.screen.fresh_line()
         else:
             self.screen.show(Line(text, "note"))
-
-    def _on_render(self, _app: object) -> None:
-        self.studio.backend.start()
 
     def _toolbar(self) -> str:
         studio = self.studio
