@@ -21,14 +21,16 @@ from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.generate import Ended, Story, Text, Trimmed
 from tinystory.plugins import discover
 from tinystory.repl import app as app_module
+from tinystory.repl import terminal as terminal_module
 from tinystory.repl.app import App, ChatSettings, chat
 from tinystory.repl.backend import ModelBackend
 from tinystory.repl.commands import COMMANDS, execute
 from tinystory.repl.completion import complete
 from tinystory.repl.history import open_history
 from tinystory.repl.manuscript import joint
-from tinystory.repl.render import Line, Screen, Table, toolbar
+from tinystory.repl.render import Line, Screen, Table, show_value, toolbar
 from tinystory.repl.studio import Studio
+from tinystory.repl.terminal import Writing
 from tinystory.spec import parse_spec
 
 SEED = 42
@@ -183,7 +185,7 @@ The dog sat
 def test_a_text_and_then_enter_alone(make, talk):
     studio = make(([" was"], "length"), ([" red"], "length"), ([" too"], "eos"))
     code, output = talk(studio, "The cat\r\r" + "and so was he\r" + CTRL_D, quiet=True)
-    assert (code, output) == (0, "The cat was\n\n red\n\n and so was he too\n\n")
+    assert (code, output) == (0, "The cat was\n\n red\n\nand so was he too\n\n")
     assert studio.story.text == "The cat was red and so was he too"
 
 
@@ -231,6 +233,18 @@ def test_ctrl_c_while_the_model_is_loading_keeps_the_text(make, talk):
         "— loading toy …\nThe cat\n— cancelled while the model was loading; Enter goes on\n\n— loading toy …\n sat\n"
     )
     assert studio.story.text == "The cat sat"
+
+
+def test_ctrl_c_is_noted_once_and_raised_when_nothing_looks(monkeypatch):
+    moments = iter([10.0, 10.9, 11.1])
+    monkeypatch.setattr(terminal_module, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    with Writing() as writing:
+        assert not writing.interrupted
+        signal.raise_signal(signal.SIGINT)
+        assert writing.interrupted
+        signal.raise_signal(signal.SIGINT)  # impatience, well within a slow token
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_idle_ctrl_c_hints_and_twice_leaves(make, talk):
@@ -381,7 +395,7 @@ def test_joint(text, addition, between):
 def test_a_story_goes_on_with_its_exact_tokens_seed_and_prompt(make):
     studio = make(([" was"], "length"), (["."], "length"), (["!"], "length"), seed=None)
     assert write(studio, "A cat") == ("A cat", " was")
-    assert write(studio, "red") == (" red", ".")
+    assert write(studio, "red") == ("red", ".")
     assert write(studio, "") == ("", "!")
     first, second, third = studio.backend.requests
     assert first.prompt_ids == (0, *map(ord, "A cat"))
@@ -410,7 +424,7 @@ def test_enter_goes_past_a_stop_text_and_a_text_replaces_it(make):
 
     studio = make(([" ran", ("", ".\n")], "stop"), (["!"], "length"), stop=(".",))
     write(studio, "A dog")
-    assert write(studio, "fast") == (" fast", "!")
+    assert write(studio, "fast") == ("fast", "!")
     assert studio.backend.requests[1].prompt_ids == (0, *map(ord, "A dog ran fast"))
 
 
@@ -556,6 +570,13 @@ def test_len_new_stats_and_model(make):
     assert run(studio, "/model") == "model  toy\n"
 
 
+def test_decoders_that_are_broken_are_told_of(make, tmp_path):
+    (tmp_path / "broken.py").write_text("def")
+    studio = make()
+    studio.registry = discover(user_folder=tmp_path)
+    assert f"— decoder file {tmp_path}/broken.py:1: SyntaxError" in " ".join(run(studio, "/decoders").split())
+
+
 # Completion
 
 
@@ -684,6 +705,25 @@ def test_tables_and_lines_lose_nothing_on_any_width(monkeypatch, width):
     )
     if width >= 80:
         assert shown.splitlines()[0] == "  名前  two words  a longer text that has to wrap somewhere"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (True, "yes"),
+        (False, "no"),
+        (3, "3"),
+        (1.0, "1"),
+        (0.25, "0.25"),
+        ("cat", "cat"),
+        ((1.0, 2.5), "1,2.5"),
+        ((), ","),
+        ({"cat": 2.0, "dog": -1.5}, "cat=2 dog=-1.5"),
+        ({}, ","),
+    ],
+)
+def test_values_show_as_specs_write_them(value, shown):
+    assert show_value(value) == shown
 
 
 def test_toolbar_drops_what_does_not_fit():

@@ -58,13 +58,22 @@ sys.exit(App(studio, Screen(sys.stdout, color=False), settings).run())
 
 GATED = """
 import pathlib, sys, time
+from importlib.machinery import PathFinder
 gate = pathlib.Path(sys.argv[1])
 
 class Gate:
-    "Holds the import of torch until a file appears."
+    "Holds the import of torch until a file appears; in its code, as everything before that is under a common lock."
     def find_spec(self, name, path=None, target=None):
-        while name == "torch" and not gate.exists():
-            time.sleep(0.02)
+        if name != "torch":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+        def wait(module):
+            while not gate.exists():
+                time.sleep(0.02)
+            execute(module)
+        spec.loader.exec_module = wait
+        return spec
 
 sys.meta_path.insert(0, Gate())
 from tinystory.repl.app import ChatSettings, chat
@@ -170,17 +179,16 @@ def test_ctrl_c_keeps_the_story_and_twice_leaves(terminal):
     chat.child.setwinsize(10, 30)
     chat.expect(" w20 ")
     chat.child.sendintr()
-    chat.expect(r"cancelled · greedy · seed 1")
+    chat.expect("cancelled ")
     chat.expect(READY)
     chat.send("/stats\r")
-    n_tokens = 0
-    while n_tokens < 10:
-        chat.expect(r"tokens +(\d+) after 5\r")
-        n_tokens = int(chat.child.match[1])
+    chat.expect(r"tokens +(\d+) after 5\r")
+    n_tokens = int(chat.child.match[1])
+    assert n_tokens > 15
     chat.expect(READY)
     chat.child.setwinsize(3, 1)
     chat.send("and\r")
-    chat.expect(f"{n_tokens + 9} ".replace(" ", ""))
+    chat.expect(f"and w{5 + n_tokens + 4} ")
     chat.child.sendintr()
     chat.expect("cancelled")
     chat.expect(READY)
@@ -229,12 +237,15 @@ def test_termination_is_not_swallowed_and_leaves_the_terminal_as_it_was(terminal
 def test_dumb_terminal_gets_no_escapes(terminal):
     chat = terminal(SCRIPTED, term="dumb")
     chat.expect("> ")
+    assert chat.child.waitnoecho()
     chat.send("/len 5\r")
     chat.expect("at most 5")
     chat.expect("> ")
+    assert chat.child.waitnoecho()
     chat.send("Once\r")
     chat.expect("Once w5 w6 w7 w8 w9\r\n— 5 tokens")
     chat.expect("> ")
+    assert chat.child.waitnoecho()
     chat.child.sendeof()
     assert chat.exit_code() == 0
     assert "\x1b" not in chat.log

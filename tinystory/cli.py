@@ -23,7 +23,7 @@ __all__ = ["main"]
 COMMANDS = {
     "chat": "write with a model in the terminal (the default)",
     "generate": "write one story, or several, and leave",
-    "eval": "measure a model on stories: perplexity, bits per byte, accuracy",
+    "eval": "measure a model on stories: perplexity, bits per byte, accuracy, and what its own are like",
     "decoders": "list the decoders, or show one",
     "info": "show what a checkpoint is",
     "import": "make a checkpoint from a llama2.c model",
@@ -90,8 +90,16 @@ def build_parser() -> argparse.ArgumentParser:
     add = sub["eval"].add_argument
     add("data", metavar="DATA", help="stories: a text file with <|endoftext|> between, a saved dataset, a hub name")
     add("--limit", type=int, metavar="N", help="take the first N stories")
+    add("--stories", type=int, metavar="N", help="write N stories too, and compare what they are like with real ones")
+    add("--train", metavar="FILE", help="the training text: look up there what those N share with it")
     add("--json", action="store_true", help="print one JSON object")
     _add_model_flags(sub["eval"])
+    _add_decoding_flags(sub["eval"])
+    # A measure of whole stories: the length that suits writing would cut off a quarter of the real ones.
+    add(
+        "-n", "--max-tokens", type=_setting("max_tokens"), default=1024, metavar="N",
+        help="at most N tokens a story (default 1024, whatever the settings say)",
+    )  # fmt: skip
 
     add = sub["decoders"].add_argument
     add("name", nargs="?", metavar="NAME", help="show this one, with its options")
@@ -125,13 +133,18 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_story_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-d", "--decoder", metavar="SPEC", help=f"how tokens are picked (default: {BUILT_IN['decoder']})")
-    add("-s", "--seed", type=_setting("seed"), metavar="N", help="the same seed gives the same story (default: random)")
+    _add_decoding_flags(parser)
     add(
         "-n", "--max-tokens", type=_setting("max_tokens"), metavar="N",
         help=f"at most N new tokens (default {BUILT_IN['max_tokens']})",
     )  # fmt: skip
     add("--stop", action="append", default=[], metavar="TEXT", help="end the story before this text; may be repeated")
+
+
+def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-d", "--decoder", metavar="SPEC", help=f"how tokens are picked (default: {BUILT_IN['decoder']})")
+    add("-s", "--seed", type=_setting("seed"), metavar="N", help="the same seed gives the same story (default: random)")
     _add_decoder_file_flag(parser)
 
 

@@ -248,6 +248,8 @@ def _hub_dataset(name: str, split: str, streaming: bool) -> Any:
         datasets.config.HF_HUB_OFFLINE = was_offline or problem is not None
         return datasets.load_dataset(name, split=split, streaming=streaming)
     except Exception as error:  # the library raises its own, the hub's and the file system's errors
-        raise UsageError(problem or f"cannot load {name} from the hub: {first_line(error)}") from error
+        if problem and isinstance(error, OSError):  # not in the cache either
+            raise UsageError(problem) from error
+        raise UsageError(f"cannot load {name}: {first_line(error)}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline

@@ -108,6 +108,7 @@ class App:
             key_bindings=bindings(),
             completer=StudioCompleter(self.studio.registry),
             complete_while_typing=False,
+            enable_suspend=True,
             bottom_toolbar=self._toolbar,
             style=Style.from_dict({"bottom-toolbar": "reverse" if self.settings.color else "noreverse"}),
             color_depth=None if self.settings.color else ColorDepth.DEPTH_1_BIT,
@@ -128,8 +129,8 @@ class App:
 
     def _loop(self) -> int:
         while True:
-            self.screen.gap()
             try:
+                self.screen.gap()
                 text = self._session.prompt()
             except EOFError:
                 return 0

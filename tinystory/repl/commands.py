@@ -141,7 +141,7 @@ def _decoders(studio: Studio, argument: str) -> Reply:
         for name, cls, _ in studio.registry.classes():
             rows.append((name, cls.kind, summary(cls)))
             rows += [("", "", _option_text(option)) for option in options_of(cls)]
-        return Reply((Table(tuple(rows)),))
+        return Reply((Table(tuple(rows)), *(Line(warning, "note") for warning in studio.registry.warnings)))
     cls = studio.registry.get(argument)
     facts = [("kind", cls.kind), *(("option", _option_text(option)) for option in options_of(cls))]
     if cls.example:

@@ -57,7 +57,7 @@ class Manuscript:
         return tuple(backend.encode(self.text, bos=True)), len(backend.encode(self.prompt, bos=True))
 
     def _added(self, backend: Backend, kept: list[int], rest: str) -> list[int] | None:
-        """The tokens of a text after others; None where the vocabulary cannot be told apart there.
+        """The tokens that lengthen others by exactly this text; None where there are none.
 
         Some vocabularies put a space before whatever they are given, so one that is there already has to go.
         """

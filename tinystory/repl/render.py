@@ -84,10 +84,13 @@ class Screen:
         self.fresh_line()
         width = get_terminal_size().columns
         for block in blocks:
-            lines = _wrapped(block.text, width) if isinstance(block, Line) else _table_lines(block, width)
-            style = block.style if isinstance(block, Line) else ""
-            if style == "note" and not self._color:
-                lines = [f"{_PLAIN_NOTE}{line}" for line in lines]
+            style: Style = ""
+            if isinstance(block, Line):
+                style = block.style
+                mark = _PLAIN_NOTE if style == "note" and not self._color else ""
+                lines = _wrapped(mark + block.text, width)
+            else:
+                lines = _table_lines(block, width)
             self._write("".join(self._styled(visible(line), style) + "\n" for line in lines))
 
     def _styled(self, text: str, style: Style) -> str:

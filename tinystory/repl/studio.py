@@ -27,7 +27,7 @@ class Turn:
 
     Attributes:
         story: the manuscript to go on from, with what the writer adds now.
-        added: that addition as it is to be shown, joining space included.
+        added: that addition alone, as it is to be shown.
     """
 
     story: Manuscript
@@ -90,8 +90,9 @@ class Studio:
         """
         if self.story is None or self.story.ended:
             return self.begin(text)
-        added = joint(self.story.text, text) + text if text else self._withheld(self.story)
-        return Turn(replace(self.story, text=self.story.text + added), added)
+        added = text or self._withheld(self.story)
+        whole = self.story.text + joint(self.story.text, text) + added
+        return Turn(replace(self.story, text=whole), added)
 
     def keep(self, turn: Turn) -> None:
         """Put a turn on the desk that the model has not added to."""
