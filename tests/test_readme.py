@@ -58,3 +58,12 @@ def test_the_scripts_help_is_there():
 def test_documents_name_no_machine(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users)/", text)
+
+
+def test_the_decoder_and_the_story_in_the_readme_are_the_real_ones():
+    [code] = re.findall(r"```python\n(.*?)\n```", README, flags=re.DOTALL)
+    assert code == (ROOT / "examples" / "one_file_decoder.py").read_text(encoding="utf-8").rstrip()
+    [(command, story)] = re.findall(r"```\n\$ (tinystory generate .*?)\n(.*?)\n```", README, flags=re.DOTALL)
+    words = [sys.executable, "-m", *shlex.split(command), "-q"]
+    result = subprocess.run(words, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    assert result.stdout.rstrip("\n") == story
