@@ -1,196 +1,370 @@
-"""Train a small story model: stories in, a checkpoint that `tinystory chat -m RUN` loads out.
+"""Train a story model: stories in, a checkpoint that `tinystory chat -m RUN` loads out.
 
-Stories come from a text file with <|endoftext|> between them, a folder written by datasets' save_to_disk, or the
-hub (roneneldan/TinyStories). A run that was stopped goes on with --resume. The defaults are the recipe of the
-shipped model.
+  python scripts/train.py --preset tiny --data stories.txt --out runs/mine
+  torchrun --nproc-per-node=2 scripts/train.py --preset small --data roneneldan/TinyStories --out runs/two
+
+Fields come from flags, else from --config FILE (TOML), else from --preset, else from their defaults. A run that was
+stopped, by Ctrl-C or worse, goes on with --resume RUN.
 """
 
 import argparse
 import dataclasses
-import json
+import importlib.util
+import math
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.parallel import DistributedDataParallel
 
 import tinystory
-from tinystory.config import ModelConfig
-from tinystory.data import Piece, cut, read_stories, tokenize
+from tinystory.data import BatchPlan, collate, share
+from tinystory.distributed import Ranks, joined
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.model import Transformer
+from tinystory.plotting import plot_metrics, read_metrics
+from tinystory.presets import PRESETS, RunConfig, fields_of, load_tokenizer, resolve
+from tinystory.runs import Run, TrainState, batches_left
+from tinystory.sampling import sample_stories
+from tinystory.selection import Selection
+from tinystory.shards import TokenShards, prepare
 from tinystory.tokenizer import Tokenizer
-from tinystory.training import TrainConfig, TrainState, evaluate_loss, make_optimizers, save_run, train_step
+from tinystory.training import (
+    averaged,
+    backward,
+    evaluate_loss,
+    learning_rate_scale,
+    make_optimizers,
+    optimizer_step,
+    update_average,
+)
+from tinystory.visible import visible
 
 HUB_DATASET = "roneneldan/TinyStories"
-console = Console(stderr=True)
 
 
 def main() -> int:
     """Parse, train, and turn mistakes into one line and an exit code."""
     args = parse_args()
     try:
-        return train(args)
+        with joined(args.device) as ranks:
+            return train(args, ranks)
     except TinystoryError as error:
         print(f"train: {error}", file=sys.stderr)
         return error.exit_code
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line: data, the model's shape, and every field of `TrainConfig`."""
+    """The command line: every field of a run is a flag."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", metavar="SOURCE", help="training stories: a .txt file, a saved datasets folder, or a hub name")
-    add("--valid", metavar="SOURCE", help="validation stories (default: every 50th training story is held out)")
-    add("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json, from scripts/train_tokenizer.py")
-    add("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
-    add("--resume", action="store_true", help="go on with the run in --out, with its own configuration")
-    add("--valid-stories", type=int, default=300, metavar="N", help="stories of a running validation (default 300)")
-    add("--every", type=int, default=500, metavar="STEPS", help="validate and save every so many steps (default 500)")
+    add("--out", type=Path, metavar="RUN", help="the folder of a new run")
+    add("--resume", type=Path, metavar="RUN", help="go on with a run; fields of its training may be changed")
+    add("--preset", choices=PRESETS, help="where the fields start from")
+    add("--config", type=Path, metavar="FILE", help="a TOML file of fields")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    shape = parser.add_argument_group("model (Llama family)")
-    for name, default in {"n_layer": 6, "n_head": 3, "d_model": 192, "d_ff": 512}.items():
-        shape.add_argument(flag(name), type=int, default=default, metavar="N", help=f"default {default}")
-    optim = parser.add_argument_group("optimisation")
-    for field in dataclasses.fields(TrainConfig):
-        if isinstance(field.default, bool):
-            optim.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, default=field.default)
-        else:
-            optim.add_argument(
-                flag(field.name),
-                type=type(field.default),
-                default=field.default,
-                metavar="X",
-                help=f"default {field.default}",
+    add("--every", type=int, default=0, metavar="STEPS", help="validate and save every so many steps too")
+    add("--log-every", type=int, default=10, metavar="STEPS", help="steps between log lines (default 10)")
+    add("--keep", type=int, default=2, metavar="K", help="checkpoints kept beside the best (default 2)")
+    add("--tensorboard", action="store_true", help="log to RUN/tensorboard too")
+    fields = parser.add_argument_group("fields of a run (tinystory/presets.py and tinystory/training.py explain them)")
+    for name, (_, field, kind) in fields_of().items():
+        flag, unset = "--" + name.replace("_", "-"), argparse.SUPPRESS
+        if kind is bool:
+            fields.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=unset, help=f"default {field.default}"
             )
-    return parser.parse_args()
+        elif kind in (int, float, str):
+            fields.add_argument(flag, type=kind, default=unset, metavar="X", help=f"default {field.default}")
+        else:
+            fields.add_argument(
+                flag, nargs="+", default=unset, metavar="SOURCE", help="files, globs, folders, or a hub dataset"
+            )
+    args = parser.parse_args()
+    if (args.out is None) == (args.resume is None):
+        parser.error("give either --out RUN for a new run or --resume RUN")
+    if args.every < 0 or args.log_every < 1 or args.keep < 1:
+        parser.error("--every must be at least 0, --log-every and --keep at least 1")
+    return args
 
 
-def flag(name: str) -> str:
-    """A field's name as a flag."""
-    return "--" + name.replace("_", "-")
-
-
-def train(args: argparse.Namespace) -> int:
-    """Build or resume a run, and step to its end or to a signal; the exit code says which."""
-    if not args.data:
-        raise UsageError(
-            "--data is missing: give a text file of stories with <|endoftext|> between them, a folder saved by\n"
-            f"datasets, or {HUB_DATASET} (downloads 2 GB from the Hugging Face hub)"
-        )
-    if args.every < 1 or args.valid_stories < 1:
-        raise UsageError("--every and --valid-stories must be at least 1")
-    model_config, config, tokenizer = resumed(args.out) if args.resume else started(args)
-    torch.manual_seed(config.seed)
-    model = Transformer(model_config, dropout=config.dropout)
-    model.init_weights(config.seed)
-    model.to(args.device)
-    state = TrainState(model, make_optimizers(model, config))
+def train(args: argparse.Namespace, ranks: Ranks) -> int:
+    """Step to the end of a run, or to a signal; the exit code says which."""
+    run, config, tokenizer = open_run(args, ranks)
+    learn, valid = load_stories(run, config, tokenizer, ranks)
+    hyper, row_len, batching = config.training, config.model.max_seq_len, config.data.batching
+    torch.manual_seed(hyper.seed + ranks.rank)  # of dropout; the weights are drawn from the seed alone
+    model = Transformer(config.model.model_config(tokenizer.vocab_size), dropout=hyper.dropout)
+    model.init_weights(hyper.seed)
+    model.to(ranks.device)
+    average = {name: p.detach().clone() for name, p in model.named_parameters()} if hyper.ema else {}
+    state = TrainState(model, make_optimizers(model, hyper), average)
     if args.resume:
-        state.load(args.out / "latest")
-    train_pieces, valid_pieces = load_pieces(args, tokenizer, config.row_len)
-    forward = torch.compile(model) if config.compile else model
-    console.print(f"{model_config.n_parameters:,} parameters, step {state.step:,} of {config.steps:,}")
+        state.load(run.latest, ranks, hyper.seed)
+    forward: Any = DistributedDataParallel(model) if ranks.size > 1 else model
+    forward = torch.compile(forward) if hyper.compile else forward
 
-    signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda n, _frame: signals.append(n))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    running, clock = 0.0, time.monotonic()
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("training", total=config.steps, completed=state.step)
-        for rows in state.batches_ahead(train_pieces, config):
-            if state.step >= config.steps or signals:
-                break
-            n_before = state.n_tokens
-            loss, _ = train_step(state, forward, train_pieces, rows, config)
-            running = 0.98 * running + 0.02 * loss if running else loss
-            now = time.monotonic()
-            speed = (state.n_tokens - n_before) / (now - clock)
-            state.seconds, clock = state.seconds + now - clock, now
-            shown = f"epoch {state.epoch} loss {running:.3f} {speed:,.0f} tokens/s"
-            progress.update(bar, completed=state.step, description=shown)
-            if state.step % args.every == 0 or state.step == config.steps:
-                valid_loss = evaluate_loss(state.model, valid_pieces, config, torch.device(args.device))
-                state.history.append({"step": state.step, "train_loss": running, "valid_loss": valid_loss})
-                state.best_loss = min(state.best_loss, valid_loss)
-                save_run(args.out, state, tokenizer, provenance(args, config, state))
-                progress.console.print(
-                    f"step {state.step:,}: {state.n_tokens:,} tokens, train {running:.4f}, "
-                    f"valid {valid_loss:.4f} nats/token, {state.seconds / 60:.1f} min"
+    plan = BatchPlan(learn, row_len, hyper.rows, batching=batching, seed=hyper.seed)
+    valid_plan = BatchPlan(valid, row_len, hyper.micro_rows, batching=batching)
+    n_steps = hyper.steps or hyper.epochs * len(plan.epoch(0))
+    signals = catch_signals()
+    log_tensorboard = tensorboard(args, run, ranks)
+    with Display(ranks, n_steps) as display:
+        display.line(
+            f"{model.config.n_parameters:,} parameters, {len(learn):,} stories to learn from, {len(valid):,} to "
+            f"validate with, step {state.step:,} of {n_steps:,}"
+        )
+        if not importlib.util.find_spec("matplotlib"):
+            display.line("matplotlib is not installed, so no plots: pip install 'tinystory[train]'")
+        meter, clock = Meter(), time.monotonic()
+        for rows, ends_epoch in batches_left(plan, state):
+            own = share(rows, ranks.rank, ranks.size)
+            parts = [own[i : i + hyper.micro_rows] for i in range(0, len(own), hyper.micro_rows)]
+            # A rank that the tail of an epoch leaves without rows takes part with one position of padding.
+            micro_batches = [plan.collate(part) for part in parts] or [collate(plan.pieces, [[]], 1)]
+            n_tokens = plan.count(rows)
+            loss = float(ranks.sum(backward(forward, micro_batches, n_tokens, hyper, ranks)))
+            if not math.isfinite(loss):
+                raise TinystoryError(
+                    f"the loss is {loss} in step {state.step + 1}; its batch ends at batch {state.batch} of epoch "
+                    f"{state.epoch} and has the pieces {str(rows)[:300]}"
                 )
+            scale = learning_rate_scale(progress(state, n_steps, config, ranks), hyper)
+            norm = optimizer_step(model, state.optimizers, scale, hyper)
+            state.step += 1
+            state.n_tokens += n_tokens
+            if average:
+                update_average(average, model, hyper.ema, state.step)
+            now = time.monotonic()
+            state.seconds, clock = state.seconds + now - clock, now
+            meter.add(loss, n_tokens)
+            display.step(state, meter)
+            if state.step % args.log_every == 0 and ranks.first:
+                record = meter.record(state) | {"lr": hyper.lr * scale, "grad_norm": norm}
+                run.log(record)
+                log_tensorboard(record)
+                meter = Meter()
+            stop = ranks.largest(signals[0] if signals else 0)
+            done = progress(state, n_steps, config, ranks) >= 1
+            if done or stop or ends_epoch or (args.every and state.step % args.every == 0):
+                found = validate(state, valid_plan, valid, config, ranks)
+                if ranks.first:
+                    display.line(keep(args, run, config, tokenizer, state, found))
+                    log_tensorboard(found)
                 clock = time.monotonic()
-    if signals and state.step:
-        saved = save_run(args.out, state, tokenizer, provenance(args, config, state))
-        console.print(f"stopped at step {state.step:,}, saved in {saved}; --resume goes on")
-    return 128 + signals[0] if signals else 0
+            if done or stop:
+                return 128 + stop if stop else 0
+    raise UsageError("there is no story to learn from")
 
 
-def started(args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig, Tokenizer]:
-    """A fresh run's configuration, written to its folder."""
-    if args.tokenizer is None:
-        raise UsageError("--tokenizer is missing: make one with scripts/train_tokenizer.py")
-    tokenizer = Tokenizer.from_file(args.tokenizer)
-    config = TrainConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)})
-    model_config = ModelConfig.llama(
-        tokenizer.vocab_size, args.n_layer, args.n_head, args.d_model, config.row_len, args.d_ff
+def open_run(args: argparse.Namespace, ranks: Ranks) -> tuple[Run, RunConfig, Tokenizer]:
+    """A new run's configuration, written to its folder, or that of a run to go on with."""
+    flags = {name: getattr(args, name) for name in fields_of() if hasattr(args, name)}
+    if args.resume:
+        run = Run(args.resume)
+        config, tokenizer = run.configuration()
+        if fixed := [name for name in flags if fields_of()[name][0] != "training"]:
+            raise UsageError(f"{', '.join(fixed)} cannot change in a run that goes on; start another with --out")
+        training = dataclasses.replace(config.training, **flags)
+        if ranks.first:
+            run.forget_after(TrainState.step_of(run.latest))
+        return run, dataclasses.replace(config, training=training), tokenizer
+    config = resolve(args.preset, args.config, flags)
+    if not config.data.data:
+        raise UsageError(
+            "--data is missing: give story files (.txt with <|endoftext|> between stories, .jsonl, .parquet),\n"
+            f"a folder saved by datasets, or {HUB_DATASET} (2 GB from the Hugging Face hub)"
+        )
+    run, tokenizer = Run(args.out), load_tokenizer(config.data.tokenizer)
+    config.model.model_config(tokenizer.vocab_size)  # an impossible shape is refused before anything is written
+    ranks.wait()
+    if ranks.first:
+        run.begin(config, tokenizer)
+    return run, config, tokenizer
+
+
+def load_stories(run: Run, config: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> tuple[TokenShards, TokenShards]:
+    """Training and validation stories, tokenised once into the run's folder by the first rank."""
+    data = config.data
+    folders = run.folder / "data" / "train", run.folder / "data" / "valid"
+    if ranks.first:
+        split = 0.0 if data.valid else data.test_split
+        chosen = Selection(data.fraction, split, "train", config.training.seed)
+        held_out = Selection() if data.valid else dataclasses.replace(chosen, part="test")
+        for sources, folder, selection, name in (
+            (data.data, folders[0], chosen, "train"),
+            (data.valid or data.data, folders[1], held_out, "validation" if data.valid else "train"),
+        ):
+            shards = prepare(sources, tokenizer, folder, split=name, streaming=data.streaming, selection=selection)
+            print(f"{folder.name}: {shards.report}", file=sys.stderr)
+    ranks.wait()
+    valid = TokenShards(folders[1])
+    return TokenShards(folders[0]), valid.first(data.valid_stories or len(valid))
+
+
+def progress(state: TrainState, n_steps: int, config: RunConfig, ranks: Ranks) -> float:
+    """How much of the run is done, by steps or by the clock, whichever is further; the same on all ranks."""
+    by_steps = state.step / n_steps
+    if not config.training.max_minutes:
+        return min(1.0, by_steps)
+    by_clock = state.seconds / 60 / config.training.max_minutes
+    return min(1.0, ranks.largest(int(1e6 * max(by_steps, by_clock))) / 1e6)
+
+
+def validate(
+    state: TrainState, plan: BatchPlan, stories: TokenShards, config: RunConfig, ranks: Ranks
+) -> dict[str, Any]:
+    """Loss, perplexity, bits per byte and accuracy on the validation stories, as a log record."""
+    rows = (share(batch, ranks.rank, ranks.size) for batch in plan.epoch())
+    with averaged(state.model, state.average):
+        found = evaluate_loss(state.model, (plan.collate(own) for own in rows if own), config.training, ranks)
+    return {
+        "step": state.step,
+        "epoch": state.epoch,
+        "tokens": state.n_tokens,
+        "seconds": round(state.seconds, 3),
+        "valid_loss": found.loss,
+        "valid_perplexity": found.perplexity,
+        "valid_bits_per_byte": found.loss * found.n_tokens / math.log(2) / stories.n_bytes,
+        "valid_accuracy": found.accuracy,
+    }
+
+
+def keep(
+    args: argparse.Namespace,
+    run: Run,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    state: TrainState,
+    found: dict[str, Any],
+) -> str:
+    """Save the checkpoint, write the samples and the plot; the line to show."""
+    best = found["valid_loss"] < state.best_loss
+    state.best_loss = min(state.best_loss, found["valid_loss"])
+    run.save(state, tokenizer, provenance(config, state, found), best=best, keep=args.keep)
+    run.log(found)
+    with averaged(state.model, state.average):
+        stories = sample_stories(state.model, tokenizer)
+    run.keep_samples("".join(f"== step {state.step}, {spec}\n{text}\n\n" for spec, text in stories.items()))
+    if importlib.util.find_spec("matplotlib"):
+        records = read_metrics(run.folder / "metrics.jsonl")
+        for suffix in ("png", "svg"):
+            plot_metrics(records, run.folder / f"metrics.{suffix}")
+    samples = "".join(f"\n  {spec}: {visible(' '.join(text.split()))}" for spec, text in stories.items())
+    return (
+        f"step {state.step:,}, epoch {state.epoch}, {state.n_tokens:,} tokens, {state.seconds / 60:.1f} min: "
+        f"valid {found['valid_loss']:.4f} nats/token, perplexity {found['valid_perplexity']:.2f}, "
+        f"{found['valid_bits_per_byte']:.4f} bits/byte, accuracy {found['valid_accuracy']:.1%}"
+        f"{' (best)' if best else ''}{samples}"
     )
-    if (args.out / "run.json").exists():
-        raise UsageError(f"{args.out} holds a run already: go on with --resume, or choose another --out")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        saved = {"model": dataclasses.asdict(model_config), "training": dataclasses.asdict(config)}
-        (args.out / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        (args.out / "run.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{args.out} cannot be written: {error.strerror}") from error
-    return model_config, config, tokenizer
 
 
-def resumed(run: Path) -> tuple[ModelConfig, TrainConfig, Tokenizer]:
-    """The configuration a run was started with."""
-    try:
-        saved = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        model_config, config = ModelConfig(**saved["model"]), TrainConfig(**saved["training"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{run} holds no run to resume (no readable run.json)") from error
-    return model_config, config, Tokenizer.from_file(run / "tokenizer.json")
-
-
-def load_pieces(args: argparse.Namespace, tokenizer: Tokenizer, row_len: int) -> tuple[list[Piece], list[Piece]]:
-    """Training and validation pieces; `--valid-stories` bounds the latter."""
-    stories = list(read_stories(args.data))
-    held_out = list(read_stories(args.valid, split="validation")) if args.valid else stories[::50]
-    if not args.valid:
-        stories = [story for index, story in enumerate(stories) if index % 50]
-    if not stories or not held_out:
-        raise UsageError(f"{args.data} has too few stories to train on and validate with")
-    held_out = held_out[: args.valid_stories]
-    console.print(f"{len(stories):,} stories to train on, {len(held_out):,} to validate with")
-    return cut(tokenize(stories, tokenizer), row_len), cut(tokenize(held_out, tokenizer), row_len)
-
-
-def provenance(args: argparse.Namespace, config: TrainConfig, state: TrainState) -> dict[str, Any]:
+def provenance(config: RunConfig, state: TrainState, found: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint's `tinystory.json` says about the run."""
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
-    return {
-        "data": Path(args.data).name,
-        "step": state.step,
-        "tokens_seen": state.n_tokens,
-        "epochs": state.epoch,
-        "validation_nats_per_token": state.history[-1]["valid_loss"] if state.history else None,
+    stored = config.to_json()
+    stored["data"] |= {name: [Path(source).name for source in stored["data"][name]] for name in ("data", "valid")}
+    return found | {
         "seconds": round(state.seconds),
-        "training": dataclasses.asdict(config),
+        "run": stored,
         "git_commit": git.stdout.strip() or None,
         "versions": {"tinystory": tinystory.__version__, "torch": torch.__version__},
     }
+
+
+def catch_signals() -> list[int]:
+    """Note SIGINT and SIGTERM instead of dying: the step is finished and saved first."""
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _frame: received.append(n))
+    return received
+
+
+def tensorboard(args: argparse.Namespace, run: Run, ranks: Ranks) -> Callable[[dict[str, Any]], None]:
+    """What takes a log record to TensorBoard, or nowhere."""
+    if not args.tensorboard or not ranks.first:
+        return lambda record: None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError("--tensorboard needs tensorboard: pip install 'tinystory[tensorboard]'") from error
+    writer = SummaryWriter(str(run.folder / "tensorboard"))
+
+    def log(record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            writer.add_scalar(name, value, record["step"])
+        writer.flush()
+
+    return log
+
+
+class Meter:
+    """Loss and speed since the last log line."""
+
+    def __init__(self) -> None:
+        self.nats, self.n_tokens, self.started = 0.0, 0, time.monotonic()
+
+    def add(self, loss: float, n_tokens: int) -> None:
+        """Take in a step: its mean loss in nats per token, and its tokens."""
+        self.nats, self.n_tokens = self.nats + loss * n_tokens, self.n_tokens + n_tokens
+
+    def record(self, state: TrainState) -> dict[str, Any]:
+        """A log record."""
+        return {
+            "step": state.step,
+            "epoch": state.epoch,
+            "tokens": state.n_tokens,
+            "seconds": round(state.seconds, 3),
+            "train_loss": self.nats / self.n_tokens,
+            "tokens_per_second": self.n_tokens / max(time.monotonic() - self.started, 1e-9),
+        }
+
+
+class Display:
+    """Progress on standard error of the first rank: a bar in a terminal, else a line every half minute."""
+
+    SECONDS = 30.0
+
+    def __init__(self, ranks: Ranks, n_steps: int) -> None:
+        self.console = Console(stderr=True, quiet=not ranks.first, markup=False, highlight=False)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("", total=n_steps)
+        self.n_steps, self.said = n_steps, time.monotonic()
+
+    def __enter__(self) -> "Display":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.bar.stop()
+
+    def line(self, text: str) -> None:
+        """Print above the bar."""
+        self.bar.console.print(text, soft_wrap=True)
+
+    def step(self, state: TrainState, meter: Meter) -> None:
+        """Show a step."""
+        now = meter.record(state)
+        text = f"epoch {state.epoch} loss {now['train_loss']:.3f} {now['tokens_per_second']:,.0f} tokens/s"
+        self.bar.update(self.task, completed=state.step, description=text)
+        if not self.console.is_terminal and time.monotonic() - self.said > self.SECONDS:
+            self.said = time.monotonic()
+            self.line(f"step {state.step:,} of {self.n_steps:,} {text}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from tinystory.data import read_stories
 from tinystory.errors import TinystoryError
+from tinystory.sources import read_stories
 from tinystory.tokenizer import END_OF_TEXT
 
 

@@ -13,11 +13,11 @@ from tokenizers import decoders, models, pre_tokenizers
 from tinystory import evaluation
 from tinystory.checkpoint import save_checkpoint
 from tinystory.config import ModelConfig
-from tinystory.data import read_stories
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.evaluation import evaluate, windows
 from tinystory.model import Transformer
 from tinystory.session import NativeSession
+from tinystory.sources import read_stories
 from tinystory.tokenizer import END_OF_TEXT, Tokenizer
 
 MAX_SEQ_LEN = 24

@@ -12,6 +12,7 @@ from tinystory.generate import Ended, StoryRequest, Text, Trimmed, _StopFilter, 
 from tinystory.loading import load
 from tinystory.plugins import discover
 from tinystory.spec import parse_spec
+from tinystory.tokenizer import Detokenizer, Tokenizer
 
 TIE = 1e-3
 """Scores closer than this are a numerical tie: float32 rounding may turn it between batch shapes."""
@@ -115,6 +116,18 @@ def test_a_story_that_goes_on_is_the_story_in_one_piece(model, spec):
     assert first.token_ids + second.token_ids == whole.token_ids
 
 
+def test_a_continued_story_keeps_the_space_and_the_half_character_at_the_seam(word_tokenizer_json, model, tmp_path):
+    """The detokenizer once began anew after the prompt: "Once upon a" + "time" became "Once upon atime"."""
+    (tmp_path / "tokenizer.json").write_text(word_tokenizer_json)
+    words = Tokenizer.from_file(tmp_path / "tokenizer.json", bos_id=0)
+    pieces = Detokenizer(words, [1, 2, 3])
+    assert pieces.add(4) + pieces.finish() == " time"
+    euro = model.tokenizer.encode("€", bos=False)
+    half = StoryRequest("", Decoder((), Scripted(euro[2:])), 0, 1, prompt_ids=(0, *euro[:2]))
+    [story] = end_of(model, half)
+    assert story.completion == "€"
+
+
 def test_cancelling_stops_within_one_token(model, spec):
     seen = []
     request = StoryRequest("Tim", spec("greedy"), 0, 50, cancel=lambda: len(seen) >= 3)
@@ -166,19 +179,41 @@ def test_a_stop_text_is_found_across_pieces_and_overlaps():
 def test_the_window_keeps_bos_and_whole_sentences(model):
     text = "One two. Three four five! Six seven eight. Nine ten."
     ids = model.tokenizer.encode(text)
-    kept = whole_sentences(model.tokenizer, ids, len(ids) - 3)
+    kept = whole_sentences(model.tokenizer, ids, len(ids) - 1)
     assert kept[0] == 0
-    assert len(kept) <= (len(ids) - 3) * 3 // 4
     assert kept[1:] == ids[len(ids) - len(kept) + 1 :]
     assert model.tokenizer.detokenize(kept) == " Six seven eight. Nine ten."
 
 
 @settings(deadline=None)
-@given(ids=st.lists(st.integers(1, 299), min_size=2, max_size=60), room=st.integers(1, 40))
-def test_the_window_always_fits_and_ends_with_the_latest(model, ids, room):
+@given(ids=st.lists(st.integers(0, 299), min_size=1, max_size=80), room=st.integers(1, 40))
+def test_the_window_fits_ends_with_the_latest_and_does_not_depend_on_pauses(model, ids, room):
     kept = whole_sentences(model.tokenizer, ids, room)
-    assert 1 <= len(kept) <= max(1, room * 3 // 4)
-    assert kept == ids[len(ids) - len(kept) :]
+    assert 1 <= len(kept) <= room
+    n_head = int(ids[0] == 0 and room > 1)
+    assert kept == ids[:n_head] + ids[len(ids) - len(kept) + n_head :]
+    if len(ids) > room:
+        assert len(kept) < len(ids)
+    # While there is room, going on only appends: the window of the longer story begins where it began.
+    if len(kept) < room:
+        assert whole_sentences(model.tokenizer, [*ids, 5], room) == [*kept, 5]
+
+
+@pytest.mark.parametrize("text", ["greedy", "sample"])
+def test_a_story_beyond_the_context_is_the_same_in_pieces(model, spec, text):
+    start = (0, *model.tokenizer.encode("Once upon a time. It was big.", bos=False))
+    decoder = spec(text)
+    no_end = frozenset()
+    model.session.eos_ids, own = no_end, model.session.eos_ids
+    try:
+        [whole] = end_of(model, StoryRequest("", decoder, 4, 150, prompt_ids=start))
+        ids = start
+        for n in (40, 7, 33, 70):
+            [piece] = end_of(model, StoryRequest("", decoder, 4, n, prompt_ids=ids, n_prompt=len(start)))
+            ids += piece.token_ids
+    finally:
+        model.session.eos_ids = own
+    assert ids == start + whole.token_ids
 
 
 def test_a_long_story_is_noticed_once_and_keeps_its_noise_positions(model, spec):

@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _flags(parser: argparse.ArgumentParser) -> list[str]:
     """Every flag of a parser and of its commands."""
-    flags = []
+    flags: list[str] = []
     for action in parser._actions:
         flags += action.option_strings
         if isinstance(action, argparse._SubParsersAction):
@@ -174,12 +174,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
+class Terminated(SystemExit):
+    """SIGTERM arrived. A SystemExit, so that event loops let it through."""
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
+    raise Terminated(143)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

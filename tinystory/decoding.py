@@ -110,7 +110,7 @@ def _never() -> bool:
 
 def latest_half(token_ids: Sequence[int], max_seq_len: int) -> Sequence[int]:
     """The context kept when it is full: the first token (BOS) and the latest half."""
-    return [*token_ids[:1], *token_ids[len(token_ids) - max_seq_len // 2 :]]
+    return [*token_ids[:1], *token_ids[len(token_ids) - max(1, max_seq_len // 2) :]]
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class Request:
         story: number among siblings; enters the noise.
         stop: polled after every event; True finishes with reason "stop".
         cancel: polled after every event; True finishes with reason "cancelled".
-        window: given the story's ids and the model's max_seq_len, when it is full: the ids to go on with, at
-            most max_seq_len − 1 of them, the latest last.
+        window: given the story's ids, which have outgrown the model's context, and its max_seq_len: the ids to go
+            on with, at most max_seq_len of them, the latest last. The same story must give the same ids.
     """
 
     prompt_ids: tuple[int, ...]
@@ -298,7 +298,7 @@ class Chain:
                 if logits.shape != received[-1].shape:
                     raise ValueError(f"gave logits of shape {tuple(logits.shape)}, not {tuple(received[-1].shape)}")
         received.append(logits)
-        if not logits.max() > -np.inf:
+        if not logits.numpy(force=True).max() > -np.inf:
             names = " | ".join(stage.name for stage in self.processors) or "the model"
             raise TinystoryError(
                 f"no token is left: {names} removed them all, or gave NaN, at position {step.position}"

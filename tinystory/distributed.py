@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,12 @@ from tinystory.errors import UsageError
 __all__ = ["Ranks", "joined"]
 
 _TIMEOUT = timedelta(seconds=50)
-"""How long a rank waits for the others: one that hangs ends the run within a minute."""
+"""How long a rank waits for the others in a step: one that hangs ends the run within a minute."""
+
+_PATIENCE = timedelta(hours=6)
+"""How long `wait` does: the first rank may have gigabytes of stories to tokenise."""
+
+_patient: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,9 @@ class Ranks:
         return int(shared)
 
     def wait(self) -> None:
-        """Until every rank has come here."""
+        """Until every rank has come here, however long one of them prepares."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=_patient[-1])
 
 
 @contextmanager
@@ -85,7 +91,9 @@ def joined(device: str) -> Iterator[Ranks]:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    _patient.append(dist.new_group(backend="gloo", timeout=_PATIENCE))
     try:
         yield Ranks(rank, size, where)
     finally:
+        _patient.clear()
         dist.destroy_process_group()

@@ -164,7 +164,6 @@ class _Writer:
         if any(not text for text in self.request.stop):
             raise UsageError("a stop text is empty; it would end the story before its first word")
         self.started = time.perf_counter()
-        self.detokenizer = Detokenizer(self.tokenizer)
         self.stop = _StopFilter(self.request.stop)
         r = self.request
         self.job = Request(
@@ -177,6 +176,8 @@ class _Writer:
             cancel=r.cancel,
             window=self.window,
         )
+        # What a token looks like can depend on the one before it: a space, the other half of a character.
+        self.detokenizer = Detokenizer(self.tokenizer, self.job.prompt_ids)
 
     def window(self, token_ids: Sequence[int], max_seq_len: int) -> Sequence[int]:
         kept = whole_sentences(self.tokenizer, token_ids, max_seq_len)
@@ -247,24 +248,26 @@ class _StopFilter:
 def whole_sentences(tokenizer: Tokenizer, token_ids: Sequence[int], max_seq_len: int) -> list[int]:
     """The context that goes on when a story outgrows the model.
 
-    BOS stays; then the latest three quarters of the context, from the start of a sentence where one begins in the
-    older half of them.
+    BOS stays. Each time the context is full, the oldest quarter goes, and then what is left of a sentence, where a
+    new one begins in the older half of the rest. Where that happens depends on the story's tokens alone, not on how
+    often it was stopped and continued.
 
     Args:
         tokenizer: tells where sentences end.
-        token_ids: the whole story, longer than the context has room for.
+        token_ids: the whole story.
         max_seq_len: tokens the model sees.
 
     Returns:
-        At most 3/4 · max_seq_len ids (at least 1), the latest last.
+        At most max_seq_len ids, the latest last.
     """
-    head = list(token_ids[:1]) if token_ids[0] == tokenizer.bos_id else []
-    room = max(1, max_seq_len * 3 // 4 - len(head))
-    start = max(len(head), len(token_ids) - room)
-    for index in range(max(start, 1), min(start + room // 2, len(token_ids))):
-        if ends_sentence(tokenizer.token_text(token_ids[index - 1])):
-            start = index
-            break
+    head = list(token_ids[:1]) if token_ids[0] == tokenizer.bos_id and max_seq_len > 1 else []
+    room = max_seq_len - len(head)
+    kept = max(1, room * 3 // 4)
+    start = len(head)
+    while len(token_ids) - start > room:
+        start += room + 1 - kept
+        fresh = (i for i in range(start, start + kept // 2) if ends_sentence(tokenizer.token_text(token_ids[i - 1])))
+        start = next(fresh, start)
     return head + list(token_ids[start:])
 
 

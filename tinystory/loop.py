@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tinystory.decoding import (
     Chain,
     ChainState,
@@ -39,9 +41,9 @@ class _Row:
     context: list[int]
 
     def shrink(self, max_seq_len: int) -> None:
-        """Drop old text so that there is room for another token."""
+        """Drop old text, so that the rest fits into the model's context."""
         kept = list(self.request.window(self.token_ids, max_seq_len)) or self.token_ids[-1:]
-        self.context = kept[-max(1, max_seq_len - 1) :]
+        self.context = kept[-max_seq_len:]
 
     @property
     def n_new(self) -> int:
@@ -99,10 +101,9 @@ def _run_chains(session: Session, jobs: Sequence[tuple[int, Decoder, Request]]) 
         return
     logits = session.prefill([row.context for row in rows])
     while True:
-        log_normalizers = logits.logsumexp(dim=-1)
         going = []
         for index, row in enumerate(rows):
-            token, reason = _pick(row, logits[index], float(log_normalizers[index]), session.eos_ids)
+            token, reason = _pick(row, logits[index], session.eos_ids)
             if token:
                 yield row.job, Commit((token,))
                 reason = row.request.interrupted() or ("length" if row.n_new >= row.request.max_new_tokens else None)
@@ -124,9 +125,7 @@ def _run_chains(session: Session, jobs: Sequence[tuple[int, Decoder, Request]]) 
             logits = session.decode(torch.tensor([row.context[-1] for row in rows]))
 
 
-def _pick(
-    row: _Row, logits: "Tensor", log_normalizer: float, eos_ids: frozenset[int]
-) -> tuple[Token | None, FinishReason | None]:
+def _pick(row: _Row, logits: "Tensor", eos_ids: frozenset[int]) -> tuple[Token | None, FinishReason | None]:
     """Move a row on by one token, or say that the story has ended."""
     step = Step(row.request, row.token_ids, eos_ids)
     token_id, row.state = row.chain.pick(logits, step, row.state)
@@ -134,4 +133,12 @@ def _pick(
         return None, "eos"
     row.token_ids.append(token_id)
     row.context.append(token_id)
-    return Token(token_id, float(logits[token_id]) - log_normalizer), None
+    return Token(token_id, _logprob(logits, token_id)), None
+
+
+def _logprob(logits: "Tensor", token_id: int) -> float:
+    """One entry of the log-softmax of (V,) logits; for a single row NumPy is several times quicker than torch."""
+    scores = logits.numpy(force=True)
+    with np.errstate(invalid="ignore"):
+        above = scores - scores.max()
+        return float(above[token_id] - np.log(np.exp(above).sum()))

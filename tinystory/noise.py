@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 __all__ = ["Noise"]
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+# 0-d arrays: NumPy combines them with arrays faster than its scalars.
+_GOLDEN, _MIX_1, _MIX_2 = (
+    np.array(constant, dtype=np.uint64) for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+_1, _11, _27, _30, _31 = (np.array(n, dtype=np.uint64) for n in (1, 11, 27, 30, 31))
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,25 @@ class Noise:
     position: int
 
     @cached_property
-    def _key(self) -> np.uint64:
+    def _key(self) -> NDArray[np.uint64]:
         text = f"{self.seed}/{self.stream}/{self.story}/{self.position}".encode()
-        return np.uint64(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
+        return np.frombuffer(hashlib.blake2b(text, digest_size=8).digest(), dtype="<u8")
 
     def uniform(self, token_ids: NDArray[np.integer] | int = 0) -> NDArray[np.float64]:
         """Uniforms in (0, 1) with 53 bits, one for each id, the same shape; float64.
 
         The generator is SplitMix64 (Steele et al. 2014) with the id as its counter.
         """
-        x = np.asarray(token_ids).astype(np.uint64)
-        with np.errstate(over="ignore"):
-            x = self._key + (x + np.uint64(1)) * _GOLDEN
-            x = (x ^ (x >> np.uint64(30))) * _MIX_1
-            x = (x ^ (x >> np.uint64(27))) * _MIX_2
-            x ^= x >> np.uint64(31)
-        u = ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-        return np.minimum(u, 1 - 2.0**-53)  # the very top would round to 1
+        ids = np.asarray(token_ids, dtype=np.uint64)
+        x = (ids.reshape(-1) + _1) * _GOLDEN + self._key
+        x ^= x >> _30
+        x *= _MIX_1
+        x ^= x >> _27
+        x *= _MIX_2
+        x ^= x >> _31
+        u = ((x >> _11).astype(np.float64) + 0.5) * 2.0**-53
+        u = np.minimum(u, 1 - 2.0**-53)  # the very top would round to 1
+        return u.reshape(ids.shape)
 
     def gumbel(self, token_ids: NDArray[np.integer]) -> NDArray[np.float64]:
         """Standard Gumbel noise −ln(−ln u) for each id; the argmax of logits plus it draws from their softmax."""

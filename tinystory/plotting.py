@@ -54,14 +54,14 @@ def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes = figure.add_subplot(2, 3, index + 1)
         for key in keys:
             points = [(record["tokens"] / 1e6, record[key]) for record in records if record.get(key) is not None]
-            marker = "o" if key.startswith("valid") else None
             if points:
-                axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, linewidth=1.2, label=key.split("_")[0])
+                style: dict[str, Any] = {"marker": "o", "markersize": 3} if key.startswith("valid") else {}
+                axes.plot(*zip(*points, strict=True), linewidth=1.2, label=key.split("_")[0], **style)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("million tokens", fontsize=8)
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
-        if len(keys) > 1:
+        if len(axes.lines) > 1:
             axes.legend(fontsize=8)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format=path.suffix[1:], dpi=110)

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tinystory.config import ModelConfig
+from tinystory.data import Batching
 from tinystory.errors import UsageError
+from tinystory.loading import DEFAULT_MODEL
+from tinystory.tokenizer import Tokenizer
 from tinystory.training import TrainConfig
 
-__all__ = ["PRESETS", "DataConfig", "RunConfig", "ShapeConfig", "fields_of", "resolve"]
+__all__ = ["PRESETS", "DataConfig", "RunConfig", "ShapeConfig", "fields_of", "load_tokenizer", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class DataConfig:
     tokenizer: str = "default"
     fraction: float = 1.0
     test_split: float = 0.02
-    batching: str = "packed"
+    batching: Batching = "packed"
     valid_stories: int = 300
     streaming: bool = False
 
@@ -51,8 +54,6 @@ class DataConfig:
             raise UsageError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
         if not 0 <= self.test_split < 1:
             raise UsageError(f"test_split is {self.test_split}; it must be from 0 to below 1")
-        if self.batching not in ("packed", "padded"):
-            raise UsageError(f"batching is {self.batching!r}; it must be packed or padded")
         if self.valid_stories < 0:
             raise UsageError(f"valid_stories is {self.valid_stories}; it must be at least 0")
 
@@ -120,9 +121,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The student project that this one grew out of: 85.9 million parameters on a tenth of TinyStories.
     "gpt2-tiny": {
         "tokenizer": "gpt2", "fraction": 0.1, "test_split": 0.1, "batching": "padded",
-        "family": "gpt2", "n_layer": 2, "n_head": 12, "d_model": 768, "d_ff": 1024, "max_seq_len": 1024, "tied_head": False,
-        "epochs": 5, "rows": 16, "micro_rows": 8, "lr": 3e-4, "muon_lr": 0.0, "weight_decay": 0.01, "warmup": 0.0,
-        "schedule": "constant",
+        "family": "gpt2", "n_layer": 2, "n_head": 12, "d_model": 768, "d_ff": 1024, "max_seq_len": 1024,
+        "tied_head": False, "epochs": 5, "rows": 16, "micro_rows": 8, "lr": 3e-4, "muon_lr": 0.0,
+        "weight_decay": 0.01, "warmup": 0.0, "schedule": "constant",
     },
     # About 1, 8 and 30 million parameters with a vocabulary of 2,048.
     "tiny": {"n_layer": 4, "n_head": 2, "d_model": 128, "d_ff": 352},
@@ -191,7 +192,39 @@ def _typed(name: str, value: Any, kind: Any, origin: str) -> Any:
             return tuple(items)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
+    elif typing.get_origin(kind) is typing.Literal:
+        if value in typing.get_args(kind):
+            return value
+        raise UsageError(f"{origin}: {name} must be {' or '.join(typing.get_args(kind))}, not {value!r}")
     elif type(value) is kind:
         return value
     described = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(kind, "texts")
     raise UsageError(f"{origin}: {name} must be {described}, not {value!r}")
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """A run's vocabulary.
+
+    Args:
+        name: "default" for the shipped model's, a tokenizer.json, a folder with one or with vocab.json and
+            merges.txt, or a hub name such as "gpt2".
+
+    Raises:
+        CheckpointError: it is damaged.
+        UsageError: nothing is there, and the hub has none of that name or is out of reach.
+    """
+    path = DEFAULT_MODEL if name == "default" else Path(name)
+    if path.is_file():
+        return Tokenizer.from_file(path)
+    if (path / "tokenizer.json").exists():
+        return Tokenizer.from_file(path / "tokenizer.json")
+    if path.is_dir():
+        return Tokenizer.from_bpe_files(path)
+    from transformers import AutoTokenizer
+
+    try:
+        theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return Tokenizer(theirs.backend_tokenizer, theirs.bos_token_id, frozenset({theirs.eos_token_id}))
+    except Exception as error:  # the hub client, transformers and a slow tokenizer each fail in their own way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{name} is no tokenizer file or folder, and the hub gave none: {reason}") from error

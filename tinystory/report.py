@@ -121,9 +121,7 @@ def describe(
             longest = max((int(run.max()) for run in runs if len(run)), default=0)
     if n_tokens is not None and len(n_tokens) != len(stories):
         raise ValueError(f"there are {len(stories)} stories and {len(n_tokens)} token counts")
-    distinct_1, distinct_2, distinct_3 = (
-        distinct(split, n, distinct_ngrams) for n in range(1, _LONGEST_DISTINCT + 1)
-    )
+    distinct_1, distinct_2, distinct_3 = (distinct(split, n, distinct_ngrams) for n in range(1, _LONGEST_DISTINCT + 1))
     return StoryReport(
         stories=len(stories),
         words=sum(lengths),
@@ -209,10 +207,10 @@ def distinct(stories: Sequence[Sequence[str]], n: int, n_ngrams: int | None = No
     chosen = total if n_ngrams is None else min(n_ngrams, total)
     if not chosen:
         return None
-    # missed[c - 1]: C(total - c, chosen) / C(total, chosen) as a product of c factors; at most `total - chosen`
-    # n-grams can be missed, and the factor that follows is exactly 0.
+    # missed[c - 1]: C(total - c, chosen) / C(total, chosen) as a product of c factors. At most total - chosen
+    # n-grams can be missed: the factor after those is exactly 0, and so is every longer product.
     step = np.arange(counts[-1])
-    missed = np.cumprod(np.maximum(total - chosen - step, 0) / (total - step))
+    missed = np.cumprod((total - chosen - step) / (total - step))
     return min(1.0, float(n_kinds @ (1 - missed[counts - 1])) / chosen)
 
 

@@ -6,7 +6,7 @@ vocab_size. This is the cached form of `model.Transformer.forward`; a test holds
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tinystory.decoding import Session
 from tinystory.errors import UsageError
 from tinystory.model import Attention, FeedForward, Transformer, activation, rope_tables
+from tinystory.numpy_step import NumpyLayer, NumpyStep, pays
 
 __all__ = ["NativeSession", "check_prompts", "common_prefix"]
 
@@ -67,6 +68,9 @@ class NativeSession:
         self._caches: list[tuple[Tensor, Tensor]] = []  # per layer: keys and values, (B, K, S, D)
         self._rope: tuple[Tensor, Tensor] | None = None  # cos, and sin with its first half negated; (S, D)
         self._hidden: Tensor | None = None
+        on_cpu = self._weight.device.type == "cpu" and self._weight.dtype in (torch.float32, torch.float64)
+        self._uses_numpy = on_cpu and pays(self.config)
+        self._step: NumpyStep | None = None  # over these very caches; None when they have been replaced
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -107,6 +111,8 @@ class NativeSession:
         new = token_ids.view(len(self._rows), -1)
         if max(map(len, self._rows)) + new.shape[1] > self.max_seq_len:
             raise UsageError(f"the context is full: this model sees {self.max_seq_len} tokens")
+        if self._uses_numpy and new.numel() == 1:
+            return self._decode_one(int(new)).view(*token_ids.shape, -1)
         hidden = self._forward(new.to(self._weight.device))
         self._hidden = hidden[:, -1]
         for row, ids in zip(self._rows, new.tolist(), strict=True):
@@ -121,6 +127,7 @@ class NativeSession:
             return
         rows = rows.to(self._weight.device)
         self._caches = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self._caches]
+        self._step = None
         self._rows = [list(self._rows[index]) for index in order]
         if self._hidden is not None:
             self._hidden = self._hidden[rows]
@@ -174,6 +181,7 @@ class NativeSession:
             (self._weight.new_zeros(n_rows, c.n_kv_head, capacity, c.d_head),) * 2 for _ in range(c.n_layer)
         ]
         self._caches = [(k, torch.zeros_like(v)) for k, v in self._caches]
+        self._step = None
         self._extend_rope(capacity)
 
     def _reserve(self, n_positions: int) -> None:
@@ -184,6 +192,7 @@ class NativeSession:
         capacity = min(self.max_seq_len, max(2 * capacity, n_positions))
         extra = capacity - self._caches[0][0].shape[2]
         self._caches = [(F.pad(k, (0, 0, 0, extra)), F.pad(v, (0, 0, 0, extra))) for k, v in self._caches]
+        self._step = None
         self._extend_rope(capacity)
 
     def _extend_rope(self, capacity: int) -> None:
@@ -193,6 +202,35 @@ class NativeSession:
         cos, sin = rope_tables(self.config, positions, self._weight.dtype)
         sin[:, : self.config.d_head // 2].neg_()  # so that rotating is x * cos + swapped_halves(x) * sin
         self._rope = cos, sin
+
+    def _decode_one(self, token_id: int) -> Tensor:
+        """`decode` for a single row and token without torch; (V,) float32."""
+        self._reserve(len(self._rows[0]) + 1)
+        if self._step is None:
+            self._step = self._numpy_step()
+        hidden, logits = self._step(token_id, len(self._rows[0]))
+        self._hidden = torch.from_numpy(hidden)[None]
+        self._rows[0].append(token_id)
+        return torch.from_numpy(logits).float()
+
+    def _numpy_step(self) -> NumpyStep:
+        """The model and the caches of the first row, as views."""
+
+        def array(tensor: Any) -> Any:
+            return tensor.detach().numpy()
+
+        layers = [
+            NumpyLayer(
+                *map(array, (layer.attn_norm.weight, layer.qkv, layer.o.weight)),
+                *map(array, (layer.ff_norm.weight, layer.up, layer.down.weight, keys[0], values[0])),
+            )
+            for layer, (keys, values) in zip(self._layers, self._caches, strict=True)
+        ]
+        assert self._rope is not None
+        embed, norm, head, cos, sin = map(
+            array, (self._weight, self.model.norm.weight, self.model.head.weight, *self._rope)
+        )
+        return NumpyStep(embed, layers, norm, head, cos, sin, self.config.norm_eps)
 
     def _forward(self, token_ids: Tensor) -> Tensor:
         """Feed (B, T) ids after what the rows hold, writing the cache; normed hidden states (B, T, C)."""

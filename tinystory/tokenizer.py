@@ -123,15 +123,20 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Text as tokens arrive: the pieces, `finish` included, concatenate to `Tokenizer.detokenize` of all ids."""
+    """Text as tokens arrive: the pieces, `finish` included, concatenate to `Tokenizer.detokenize` of all ids.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    With `before`, ids that stand before the first one, they are the rest of that text after the text of those.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._token_bytes = tokenizer._token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stream = DecodeStream(skip_special_tokens=True)
         self._token_ids: list[int] = []
         self._n_emitted = 0
+        for token_id in before:
+            self.add(token_id)
 
     def add(self, token_id: int) -> str:
         """The text that has become certain with this token; empty inside a multi-byte character."""

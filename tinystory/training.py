@@ -1,35 +1,28 @@
-"""Training: the schedule, the optimizers, the loss, and a run's state that can be saved and resumed.
+"""Training: the schedule, the optimizers, the loss, the step; pure functions over tensors.
 
-Knows tensors and steps; `scripts/train.py` owns the loop's printing and the command line.
+`runs.py` keeps a run's state and folder, `scripts/train.py` owns the loop and the command line.
 """
 
-import json
 import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from tinystory.checkpoint import load_model, read_header
-from tinystory.checkpoint_save import save_checkpoint
-from tinystory.data import IGNORE, Batch, Piece, batches, collate
-from tinystory.errors import CheckpointError, UsageError
+from tinystory.data import IGNORE, Batch
+from tinystory.distributed import Ranks
+from tinystory.errors import TinystoryError, UsageError
 from tinystory.model import Transformer
-from tinystory.tokenizer import Tokenizer
 
 __all__ = [
-    "TrainConfig", "TrainState", "evaluate_loss", "learning_rate_scale", "loss_sum", "make_optimizers", "save_run",
-    "train_step",
+    "Losses", "TrainConfig", "autocast", "averaged", "backward", "evaluate_loss", "learning_rate_scale", "loss_sum",
+    "make_optimizers", "optimizer_step", "update_average",
 ]  # fmt: skip
 
-_TENSORS, _COUNTERS_FILE = "training_state.safetensors", "training_state.json"
+SCHEDULES = ("wsd", "cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -37,33 +30,40 @@ class TrainConfig:
     """How a run is optimised; stored with it.
 
     Attributes:
-        steps: optimizer steps in all.
-        row_len: positions of a row.
-        rows: rows of a step; `rows` × `row_len` positions, a few of them padding.
-        micro_rows: rows of one forward pass; gradients of a step add up over them.
-        lr: peak learning rate of AdamW (embeddings, norms, biases).
+        epochs: passes over the data, where `steps` is 0.
+        steps: optimizer steps in all; 0 follows from `epochs`.
+        max_minutes: end after so much time, the schedule with it; 0 is no limit.
+        rows: rows of a step, over all ranks and micro-batches.
+        micro_rows: rows of one forward pass on one rank; gradients add up over them.
+        lr: peak learning rate of AdamW (embeddings, norms, biases; everything where muon_lr is 0).
         muon_lr: peak learning rate of Muon (hidden matrices); 0 gives them to AdamW.
         weight_decay: decoupled, on matrices.
-        warmup: share of the steps with a rising rate.
-        decay: share of the steps, at the end, in which the rate falls linearly to zero.
+        schedule: after the warmup, "wsd" holds and then falls linearly to zero, "cosine" falls to a tenth,
+            "constant" stays.
+        warmup: share of the run with a rising rate.
+        decay: share of the run, at its end, in which "wsd" falls.
         clip: largest gradient norm; 0 is off.
         dropout: of residual writes and embeddings.
+        ema: decay of an average of the weights, which is then what is validated and saved; 0 is off.
         seed: of weights, shuffling and dropout.
         bf16: bfloat16 autocast.
         compile: `torch.compile` the model.
     """
 
-    steps: int = 8000
-    row_len: int = 512
+    epochs: int = 5
+    steps: int = 0
+    max_minutes: float = 0.0
     rows: int = 4
     micro_rows: int = 4
     lr: float = 3e-3
     muon_lr: float = 3e-3
     weight_decay: float = 0.1
+    schedule: str = "wsd"
     warmup: float = 0.02
     decay: float = 0.7
     clip: float = 1.0
     dropout: float = 0.0
+    ema: float = 0.0
     seed: int = 0
     bf16: bool = False
     compile: bool = False
@@ -72,47 +72,65 @@ class TrainConfig:
         """Check ranges.
 
         Raises:
-            UsageError: a value is out of range.
+            UsageError: a value is out of range; the message names the range.
         """
-        for name in ("steps", "row_len", "rows", "micro_rows"):
+        for name in ("epochs", "rows", "micro_rows"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("warmup", "decay", "dropout"):
+        for name in ("warmup", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        for name in ("lr", "muon_lr", "weight_decay", "clip"):
+        for name in ("dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be from 0 to below 1")
+        for name in ("steps", "max_minutes", "lr", "muon_lr", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be a number from 0")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(
+                f"schedule is {self.schedule!r}; it must be {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}"
+            )
 
 
-def learning_rate_scale(step: int, config: TrainConfig) -> float:
-    """Warm up, hold, decay linearly to zero: the factor on the peak rate at a step (from 0), in (0, 1]."""
-    n_warmup = config.warmup * config.steps
-    n_decay = config.decay * config.steps
-    rising = (step + 1) / n_warmup if n_warmup > 0 else 1.0
-    falling = (config.steps - step) / n_decay if n_decay > 0 else 1.0
-    return min(1.0, rising, falling)
+def learning_rate_scale(progress: float, config: TrainConfig) -> float:
+    """The factor on the peak learning rates.
+
+    Args:
+        progress: how much of the run is done, from 0 to 1.
+        config: its schedule.
+
+    Returns:
+        A factor above 0 and at most 1 while progress is below 1.
+    """
+    rising = (progress + 1e-3) / config.warmup if config.warmup > 0 else 1.0
+    if config.schedule == "constant":
+        falling = 1.0
+    elif config.schedule == "cosine":
+        since = max(0.0, (progress - config.warmup) / max(1 - config.warmup, 1e-9))
+        falling = 0.1 + 0.9 * (1 + math.cos(math.pi * min(since, 1.0))) / 2
+    else:
+        falling = (1 - progress) / config.decay if config.decay > 0 else 1.0
+    return max(0.0, min(1.0, rising, falling))
 
 
 def make_optimizers(model: Transformer, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for the rest, by name."""
+    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for the rest; by name.
+
+    Weight decay is on matrices only: norms and biases have none.
+    """
     named = dict(model.named_parameters())
     hidden = [p for name, p in named.items() if name.startswith("blocks.") and p.ndim == 2]
     if not config.muon_lr:
         hidden = []
     muon = {id(p) for p in hidden}
     rest = [p for p in named.values() if id(p) not in muon]
-    decayed = [p for p in rest if p.ndim == 2]
-    plain = [p for p in rest if p.ndim != 2]
+    groups = [
+        {"params": [p for p in rest if p.ndim == 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim != 2], "weight_decay": 0.0},
+    ]
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "adamw": torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=config.lr,
-            betas=(0.9, 0.95),
-        )
+        "adamw": torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=fused)
     }
     if hidden:
         optimizers["muon"] = torch.optim.Muon(
@@ -129,177 +147,118 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     return torch.autocast(device.type, dtype=torch.bfloat16) if config.bf16 else nullcontext()
 
 
-def loss_sum(model: Callable[..., Tensor], batch: Batch) -> Tensor:
+def loss_sum(forward: Callable[..., Tensor], batch: Batch) -> Tensor:
     """Sum of the negative log-likelihoods of a batch's labels, in nats; a scalar, float32."""
-    logits = model(batch.token_ids, batch.positions, batch.mask())
+    logits = forward(batch.token_ids, batch.positions, batch.mask())
     return F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-@torch.inference_mode()
-def evaluate_loss(model: nn.Module, pieces: list[Piece], config: TrainConfig, device: torch.device) -> float:
-    """Mean nats per token over all pieces, dropout off."""
-    was_training = model.training
-    model.eval()
-    total, n_tokens = 0.0, 0
-    with autocast(config, device):
-        for rows in batches(pieces, config.row_len, config.micro_rows):
-            batch = collate(pieces, rows, config.row_len).to(device)
-            total += loss_sum(model, batch).item()
-            n_tokens += batch.n_tokens
-    model.train(was_training)
-    return total / max(n_tokens, 1)
+def backward(
+    forward: nn.Module, micro_batches: Sequence[Batch], n_tokens: int, config: TrainConfig, ranks: Ranks
+) -> Tensor:
+    """Accumulate the gradient of the mean loss over a global batch.
 
-
-@dataclass
-class TrainState:
-    """One run: everything that has to survive a restart for the next step to be the same.
-
-    The position in the data is `epoch` and `batch`: batches of an epoch follow from the seed alone.
-    """
-
-    model: Transformer
-    optimizers: dict[str, torch.optim.Optimizer]
-    step: int = 0
-    n_tokens: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best_loss: float = math.inf
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    _COUNTERS = ("step", "n_tokens", "epoch", "batch", "best_loss", "seconds", "history")
-
-    def files(self) -> dict[str, bytes]:
-        """Optimizer moments, random state and counters as files, to lie beside the weights."""
-        tensors = {"rng.cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        for kind, optimizer in self.optimizers.items():
-            for index, entries in optimizer.state_dict()["state"].items():
-                tensors |= {f"{kind}.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
-        counters = {name: getattr(self, name) for name in self._COUNTERS}
-        if not math.isfinite(self.best_loss):
-            counters["best_loss"] = None
-        return {
-            _TENSORS: save_tensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}),
-            _COUNTERS_FILE: (json.dumps(counters) + "\n").encode(),
-        }
-
-    def load(self, directory: Path) -> None:
-        """Read a checkpoint with the files of `files` beside it into this run's model and optimizers.
-
-        Raises:
-            CheckpointError: the checkpoint is missing, damaged, or of another model.
-        """
-        device = next(self.model.parameters()).device
-        saved = load_model(read_header(directory), device=str(device))
-        if saved.config != self.model.config:
-            raise CheckpointError(f"{directory} holds another model than this run trains")
-        self.model.load_state_dict(saved.state_dict())
-        try:
-            tensors = load_tensors(directory / _TENSORS)
-            counters = json.loads((directory / _COUNTERS_FILE).read_text(encoding="utf-8"))
-            for kind, optimizer in self.optimizers.items():
-                state = optimizer.state_dict()
-                state["state"] = _moments(tensors, kind)
-                optimizer.load_state_dict(state)
-            torch.set_rng_state(tensors["rng.cpu"])
-            if torch.cuda.is_available() and "rng.cuda" in tensors:
-                torch.cuda.set_rng_state(tensors["rng.cuda"])
-            if counters["best_loss"] is None:
-                counters["best_loss"] = math.inf
-            for name in self._COUNTERS:
-                setattr(self, name, counters[name])
-        except Exception as error:  # safetensors, json and torch each raise their own
-            raise CheckpointError(f"{directory} has weights, but no training state to go on from: {error}") from error
-
-    def batches_ahead(self, pieces: list[Piece], config: TrainConfig) -> Iterator[list[list[int]]]:
-        """Yield the remaining batches without end, epoch after epoch, and keep the position up to date."""
-        while True:
-            order = batches(pieces, config.row_len, config.rows, seed=config.seed * 1_000_003 + self.epoch)
-            while self.batch < len(order):
-                rows = order[self.batch]
-                self.batch += 1
-                yield rows
-            self.epoch, self.batch = self.epoch + 1, 0
-
-
-def _moments(tensors: dict[str, Tensor], kind: str) -> dict[int, dict[str, Tensor]]:
-    """Rebuild an optimizer's per-parameter state from flat names `kind.index.key`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(f"{kind}."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    return state
-
-
-def train_step(
-    state: TrainState, forward: Callable[..., Tensor], pieces: list[Piece], rows: list[list[int]], config: TrainConfig
-) -> tuple[float, float]:
-    """One optimizer step over a batch: token-weighted loss, accumulated over micro-batches.
+    Every token weighs the same, whichever rank and micro-batch it is in: each sum is divided by the global count,
+    and multiplied by the number of ranks because DistributedDataParallel averages over them.
 
     Args:
-        state: the run; its weights, moments and counters change.
-        forward: the model, or its compiled form.
-        pieces: the training pieces.
-        rows: the step's rows, of piece indices.
-        config: the run's config.
+        forward: the model, compiled or wrapped as may be.
+        micro_batches: this rank's; at least one, which may be all padding.
+        n_tokens: scored tokens of the global batch, over all ranks.
+        config: the run's.
+        ranks: all of them call this together.
 
     Returns:
-        Mean nats per token before the step, and the gradient norm before clipping.
+        This rank's share of the mean loss, in nats per token; the shares add up to it.
+    """
+    total = torch.zeros((), device=ranks.device)
+    for index, batch in enumerate(micro_batches):
+        last = index == len(micro_batches) - 1
+        no_sync = getattr(forward, "no_sync", nullcontext)
+        with nullcontext() if last else no_sync(), autocast(config, ranks.device):
+            loss = loss_sum(forward, batch.to(ranks.device)) / n_tokens
+            (loss * ranks.size).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
+
+
+def optimizer_step(
+    model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], scale: float, config: TrainConfig
+) -> float:
+    """Clip, step at `scale` times the peak learning rates, clear the gradients.
+
+    Returns:
+        The gradient's norm before clipping.
 
     Raises:
-        CheckpointError: the loss is not finite.
+        TinystoryError: the norm is not finite; nothing was changed.
     """
-    device = next(state.model.parameters()).device
-    micro = [rows[start : start + config.micro_rows] for start in range(0, len(rows), config.micro_rows)]
-    loaded = [collate(pieces, part, config.row_len).to(device) for part in micro]
-    n_tokens = sum(batch.n_tokens for batch in loaded)
-    total = 0.0
-    for batch in loaded:
-        with autocast(config, device):
-            loss = loss_sum(forward, batch) / n_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    if not math.isfinite(total):
-        raise CheckpointError(f"the loss is {total} at step {state.step} (epoch {state.epoch}, batch {state.batch})")
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.clip or math.inf).item()
-    scale = learning_rate_scale(state.step, config)
-    for optimizer in state.optimizers.values():
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
+    if not math.isfinite(norm):
+        raise TinystoryError(f"the gradient is {norm}")
+    for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    state.n_tokens += n_tokens
-    return total, norm
+    return norm
 
 
-def save_run(
-    run: Path, state: TrainState, tokenizer: Tokenizer, provenance: Mapping[str, object], keep: int = 2
-) -> Path:
-    """Write the checkpoint `run/step-NNNNNN`, point the link `run/latest` at it, and keep the last few.
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
+    """Move an exponential average of the weights on by a step, in place; early steps forget faster."""
+    decay = min(decay, (step + 1) / (step + 10))
+    for name, parameter in model.named_parameters():
+        average[name].lerp_(parameter, 1 - decay)
 
-    A crash at any moment leaves `latest` at a whole checkpoint.
 
-    Returns:
-        The checkpoint's folder.
-    """
-    directory = run / f"step-{state.step:06d}"
-    save_checkpoint(
-        directory,
-        state.model,
-        tokenizer.to_json(),
-        bos_id=tokenizer.bos_id,
-        eos_ids=tokenizer.eos_ids,
-        provenance=provenance,
-        extra_files=state.files(),
-    )
-    link = run / ".latest"
-    link.unlink(missing_ok=True)
-    link.symlink_to(directory.name)
-    link.replace(run / "latest")
-    for old in sorted(run.glob("step-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return directory
+@contextmanager
+def averaged(model: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the model has the averaged weights; an empty average changes nothing."""
+    if not average:
+        yield
+        return
+    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(average[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(own[name])
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a validation found: nats per token and next-token accuracy (0 to 1), over so many tokens."""
+
+    loss: float
+    accuracy: float
+    n_tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of the loss; infinite where that is beyond a float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@torch.no_grad()
+def evaluate_loss(model: nn.Module, loaded: Iterable[Batch], config: TrainConfig, ranks: Ranks) -> Losses:
+    """Loss and accuracy over batches, dropout off; every rank brings its own batches and gets the same result."""
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    with autocast(config, ranks.device):
+        for batch in loaded:
+            batch = batch.to(ranks.device)
+            logits = model(batch.token_ids, batch.positions, batch.mask()).float()
+            scored = batch.labels != IGNORE
+            loss = F.cross_entropy(logits[scored], batch.labels[scored], reduction="sum")
+            correct = (logits[scored].argmax(-1) == batch.labels[scored]).sum()
+            sums += torch.stack((loss.double(), correct.double(), scored.sum().double()))
+    model.train(was_training)
+    loss_total, correct_total, n_tokens = ranks.sum(sums).tolist()
+    n = max(n_tokens, 1)
+    return Losses(loss_total / n, correct_total / n, int(n_tokens))

@@ -10,14 +10,14 @@ _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
 def visible(text: str) -> str:
-    """The same text with control and invisible formatting characters shown as what they are.
+    r"""The same text with control and invisible formatting characters shown as what they are.
 
     C0 controls become their Unicode pictures (ESC is ␛), anything else that moves the cursor, turns the writing
     direction or hides becomes its code point. Newline, tab and the joiners that scripts and emoji need stay.
 
-    >>> visible("a\\x1b[2Jb")
+    >>> visible("a\x1b[2Jb")
     'a␛[2Jb'
-    >>> visible("\\u202egnp.exe")
+    >>> visible("\u202egnp.exe")
     '<U+202E>gnp.exe'
     """
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():

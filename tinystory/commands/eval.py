@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from tinystory.evaluation import Evaluation
     from tinystory.generate import Story
-    from tinystory.report import StoryReport
 
 __all__ = ["run"]
 
@@ -112,22 +112,23 @@ def _story_report(
     if n_cut:
         _note(args, f"{n_cut:,} of {len(written):,} stories were cut off after {args.max_tokens:,} tokens (-n)")
     texts = [story.text for story in written]
-    reference = others if training is None else training
-    runs = known_runs([*texts, *real], reference) if training or others else None
-    shared = {"distinct_ngrams": min(ngram_count(texts), ngram_count(real)), "runs_in_training": training is not None}
+    runs = known_runs([*texts, *real], others if training is None else training) if training or others else None
+    alike = partial(
+        describe,
+        runs_in_training=training is not None,
+        distinct_ngrams=min(ngram_count(texts), ngram_count(real)),
+    )
     sides = {
-        "model": describe(
+        "model": alike(
             texts,
             n_tokens=[len(story.tokens) for story in written],
             finished=[story.finish_reason == "eos" for story in written],
             runs=runs and runs[: len(texts)],
-            **shared,
         ),
-        "real": describe(
+        "real": alike(
             real,
             n_tokens=[len(ids) for ids in model.tokenizer.encode_batch(real)],
             runs=runs and runs[len(texts) :],
-            **shared,
         ),
     }
     return {side: dataclasses.asdict(found) for side, found in sides.items()} | {
@@ -218,16 +219,21 @@ def _print_report(args: argparse.Namespace, report: dict[str, Any]) -> None:
     where = f"in {report['train']}" if report["train"] else f"in {report['reference_stories']:,} other real stories"
     notes = [
         f"Written with {report['spec']}, seed {report['seed']}, at most {report['max_tokens']:,} tokens a story.",
-        f"Distinct-n falls as a text grows: on either side it is over {model['distinct_ngrams']:,} n-grams.",
-        f"Unknown words are not {where}." if model["unknown_words"] is not None else "",
     ]
-    console.print("\n" + visible("\n".join(filter(None, notes))))
+    if n_grams := model["distinct_ngrams"]:
+        notes.append(f"Distinct-n falls as a text grows: on either side it is over {n_grams:,} n-grams.")
+    if real["unknown_words"] is not None:
+        notes.append(f"Unknown words are not {where}.")
+    console.print("\n" + visible("\n".join(notes)), soft_wrap=True)
 
 
 def _shown(value: float | None, unit: str, sign: str = "") -> str:
+    """A figure, or with a sign a difference; shares differ by percentage points."""
     if value is None:
         return "–"
-    return f"{value:{sign}.2%}" if unit == "share" else f"{value:{sign},.{0 if unit == 'count' else 1}f}"
+    if unit == "share":
+        return f"{100 * value:+.2f} pp" if sign else f"{value:.2%}"
+    return f"{value:{sign},.{0 if unit == 'count' else 1}f}"
 
 
 def _console(args: argparse.Namespace) -> "Console":

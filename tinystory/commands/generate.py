@@ -88,8 +88,8 @@ def _interrupts() -> Iterator[list[int]]:
                 previous(number, frame)
         received.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        old[number] = signal.signal(number, note)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        old[kind] = signal.signal(kind, note)
     try:
         yield received
     finally:
