@@ -198,12 +198,12 @@ def load_stories(run: Run, config: RunConfig, tokenizer: Tokenizer, ranks: Ranks
         split = 0.0 if data.valid else data.test_split
         chosen = Selection(data.fraction, split, "train", config.training.seed)
         held_out = Selection() if data.valid else dataclasses.replace(chosen, part="test")
-        for sources, folder, selection, name in (
-            (data.data, folders[0], chosen, "train"),
-            (data.valid or data.data, folders[1], held_out, "validation" if data.valid else "train"),
+        for purpose, sources, folder, selection, name in (
+            ("learn from", data.data, folders[0], chosen, "train"),
+            ("validate with", data.valid or data.data, folders[1], held_out, "validation" if data.valid else "train"),
         ):
             shards = prepare(sources, tokenizer, folder, split=name, streaming=data.streaming, selection=selection)
-            print(f"{folder.name}: {shards.report}", file=sys.stderr)
+            print(f"stories to {purpose}: {shards.report}", file=sys.stderr)
     ranks.wait()
     valid = TokenShards(folders[1])
     return TokenShards(folders[0]), valid.first(data.valid_stories or len(valid))

@@ -1,6 +1,8 @@
 """Batches in which every token is predicted once and no story sees another, in any order that can be had again."""
 
+import json
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -198,6 +200,12 @@ def test_orders_stay_what_they_are():
     assert list(packed.epoch(0)) == [[[4], [0, 6, 3]], [[7, 5], [2, 1]]]
     padded = BatchPlan(numbered(lengths), 10, 4, batching="padded", seed=1)
     assert list(padded.epoch(2)) == [[[5], [2], [7], [6]], [[0], [3], [1], [4]]]
+    many = numbered([2 + n % 11 for n in range(300)])
+    checksums = {}
+    for batching in MODES:
+        plan = BatchPlan(many, 12, 4, batching=batching, seed=1)
+        checksums[batching] = [zlib.crc32(json.dumps(list(plan.epoch(n))).encode()) for n in range(2)]
+    assert checksums == {"packed": [702914341, 3301014849], "padded": [2510045263, 2452644444]}
 
 
 def test_an_epoch_is_a_sequence(stories, tokenizer):

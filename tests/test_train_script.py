@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,12 @@ def data(story_file, tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.json"
     path.write_text(tokenizer.to_json())
     return ["--data", story_file, "--test-split", "0.2", "--tokenizer", path]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def metrics(run, key="train_loss"):
@@ -199,7 +206,8 @@ def test_two_ranks_with_muon_stay_close(trainer, data, tmp_path):
 def test_a_rank_that_fails_ends_the_run(data, tmp_path):
     """Under the real torchrun: one of two ranks is killed, and the whole ends with an error within a minute."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
+        f"--master-port={free_port()}",
         str(SCRIPT), *map(str, data), *SHAPE, "--epochs", "100000", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
