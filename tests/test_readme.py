@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", README, flags=re.DOTALL)
-LINES = [line.removeprefix("$ ").split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
+LINES = [line.removeprefix("$ ").strip() for block in BLOCKS for line in block.splitlines()]
 
 
 def test_the_two_commands_are_there_and_ci_runs_them():
@@ -31,7 +31,7 @@ def test_every_tinystory_command_in_the_readme_parses():
     commands = [line for line in LINES if re.match(r"(echo .*\| )?tinystory( |$)", line)]
     assert len(commands) >= 5
     for line in commands:
-        words = shlex.split(line)
+        words = shlex.split(line, comments=True)
         words = words[words.index("tinystory") + 1 :]
         build_parser().parse_args(words or ["chat"])
     for name in COMMANDS:
