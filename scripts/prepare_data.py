@@ -15,10 +15,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from tinystory.errors import TinystoryError, UsageError
+from tinystory.presets import load_tokenizer
 from tinystory.selection import Selection
 from tinystory.shards import TokenShards, prepare
 from tinystory.sources import SourceReport
-from tinystory.tokenizer import Tokenizer
 
 console = Console(stderr=True)
 
@@ -49,7 +49,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="training stories: .txt, .jsonl or .parquet files, a glob of such, a saved datasets folder, or the name "
         "of a hub dataset (roneneldan/TinyStories downloads 2 GB)",
     )
-    add("--tokenizer", type=Path, required=True, metavar="FILE", help="a tokenizer.json, or GPT-2's folder")
+    add(
+        "--tokenizer", required=True, metavar="NAME", help="a tokenizer.json, a folder with one, default, or a hub name"
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="where the prepared stories go")
     add("--valid", nargs="+", metavar="SOURCE", help="validation stories; all of them are used")
     add("--fraction", type=float, default=1.0, metavar="F", help="share of the training stories to use (default 1)")
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     """Prepare one or both parts."""
     if args.valid and args.test_split:
         raise UsageError("give either --valid or --test-split")
-    tokenizer = (Tokenizer.from_bpe_files if args.tokenizer.is_dir() else Tokenizer.from_file)(args.tokenizer)
+    tokenizer = load_tokenizer(args.tokenizer)
     chosen = {"fraction": args.fraction, "test_split": args.test_split, "seed": args.seed}
     parts = {"train": (args.data, args.split, Selection(**chosen))}
     if args.valid:

@@ -34,7 +34,7 @@ from tinystory.presets import PRESETS, RunConfig, fields_of, load_tokenizer, res
 from tinystory.runs import Run, TrainState, batches_left
 from tinystory.sampling import sample_stories
 from tinystory.selection import Selection
-from tinystory.shards import TokenShards, prepare
+from tinystory.shards import TokenShards, fingerprint, prepare
 from tinystory.tokenizer import Tokenizer
 from tinystory.training import (
     averaged,
@@ -191,22 +191,33 @@ def open_run(args: argparse.Namespace, ranks: Ranks) -> tuple[Run, RunConfig, To
 
 
 def load_stories(run: Run, config: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> tuple[TokenShards, TokenShards]:
-    """Training and validation stories, tokenised once into the run's folder by the first rank."""
+    """Training and validation stories: prepared ones, or tokenised now into the run's folder by the first rank."""
+    folder = Path(config.data.data[0])
+    prepared = len(config.data.data) == 1 and (folder / "train" / "manifest.json").is_file()
+    if not prepared:
+        folder = run.folder / "data"
+        if ranks.first:
+            prepare_stories(folder, config, tokenizer)
+        ranks.wait()
+    learn, valid = TokenShards(folder / "train"), TokenShards(folder / "valid")
+    if learn.recipe["tokenizer"] != valid.recipe["tokenizer"] or learn.recipe["tokenizer"] != fingerprint(tokenizer):
+        raise UsageError(
+            f"{folder} was prepared with another vocabulary; give the same --tokenizer, or prepare it again"
+        )
+    return learn, valid.first(config.data.valid_stories or len(valid))
+
+
+def prepare_stories(folder: Path, config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Tokenise both parts, unless they are there already."""
     data = config.data
-    folders = run.folder / "data" / "train", run.folder / "data" / "valid"
-    if ranks.first:
-        split = 0.0 if data.valid else data.test_split
-        chosen = Selection(data.fraction, split, "train", config.training.seed)
-        held_out = Selection() if data.valid else dataclasses.replace(chosen, part="test")
-        for purpose, sources, folder, selection, name in (
-            ("learn from", data.data, folders[0], chosen, "train"),
-            ("validate with", data.valid or data.data, folders[1], held_out, "validation" if data.valid else "train"),
-        ):
-            shards = prepare(sources, tokenizer, folder, split=name, streaming=data.streaming, selection=selection)
-            print(f"stories to {purpose}: {shards.report}", file=sys.stderr)
-    ranks.wait()
-    valid = TokenShards(folders[1])
-    return TokenShards(folders[0]), valid.first(data.valid_stories or len(valid))
+    chosen = Selection(data.fraction, 0.0 if data.valid else data.test_split, "train", config.training.seed)
+    held_out = Selection() if data.valid else dataclasses.replace(chosen, part="test")
+    for part, sources, selection, split in (
+        ("train", data.data, chosen, "train"),
+        ("valid", data.valid or data.data, held_out, "validation" if data.valid else "train"),
+    ):
+        shards = prepare(sources, tokenizer, folder / part, split=split, streaming=data.streaming, selection=selection)
+        print(f"{part} stories: {shards.report}", file=sys.stderr)
 
 
 def progress(state: TrainState, n_steps: int, config: RunConfig, ranks: Ranks) -> float:

@@ -19,7 +19,7 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.selection import Selection
 from tinystory.shards import TokenShards, prepare, tokenize
 from tinystory.sources import SourceReport
-from tinystory.tokenizer import Tokenizer
+from tinystory.tokenizer import END_OF_TEXT, Tokenizer
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_story_becomes_bos_tokens_eos(tokenizer):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    stories=st.lists(st.text(min_size=1, max_size=40).map(lambda s: f"x{s}x"), min_size=1, max_size=12),
+    stories=st.lists(st.text(max_size=40).map(lambda s: f"x{s.replace(END_OF_TEXT, '')}x"), min_size=1, max_size=12),
     shard_bytes=st.integers(1, 400),
     at_once=st.integers(1, 5),
 )
@@ -123,6 +123,8 @@ def test_the_same_is_reused_without_reading_a_story(prepared, story_file, tokeni
     found = prepare(story_file, again, tmp_path / "p", progress=lambda _: pytest.fail("worked"))
     assert found.reused
     assert found.build == prepared.build
+    seeded = prepare(story_file, again, tmp_path / "p", selection=Selection(seed=1))  # with nothing to draw
+    assert seeded.reused
     assert found.report == prepared.report == SourceReport(stories=60, bytes=prepared.n_bytes)
 
 
@@ -138,7 +140,7 @@ def test_whatever_differs_is_built_anew_and_the_old_build_goes(stories, tokenize
     if change == "tokenizer":
         tokenizer = word_tokenizer(2)
     elif change == "selection":
-        options["selection"] = Selection(seed=1)
+        options["selection"] = Selection(0.5)
     elif change == "column":
         options["column"] = "text"
     elif change == "touched":
@@ -240,6 +242,19 @@ def test_a_manifest_from_a_stranger_is_one_line(prepared, tmp_path, field, value
     with pytest.raises(UsageError) as caught:
         TokenShards(tmp_path / "p")
     assert str(caught.value).isprintable()
+
+
+def test_a_manifest_never_leads_out_of_its_folder(prepared, story_file, tokenizer, tmp_path):
+    """Neither to read what lies elsewhere, nor to delete it as an older build."""
+    directory, elsewhere = tmp_path / "p", tmp_path / "elsewhere"
+    (directory / prepared.build).rename(elsewhere)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"build": "../elsewhere"}))
+    before = files_of(elsewhere)
+    with pytest.raises(UsageError, match=r"manifest\.json is damaged"):
+        TokenShards(directory)
+    prepare(story_file, tokenizer, directory)
+    assert files_of(elsewhere) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"{" * 10_000])
@@ -373,7 +388,7 @@ def test_the_script_prepares_both_parts_reports_and_reuses(script, story_file, t
     ("options", "code", "fragment"),
     [
         (["--data", "gone.txt"], 2, "prepare_data: gone.txt: no such file"),
-        (["--tokenizer", "gone.json"], 3, "gone.json"),
+        (["--tokenizer", "vocab.txt"], 3, "vocab.txt is not a tokenizer"),
         (["--fraction", "2"], 2, "fraction is 2.0"),
         (["--test-split", "0.1", "--valid", "x"], 2, "either --valid or --test-split"),
     ],
@@ -383,6 +398,7 @@ def test_the_script_turns_mistakes_into_a_line(
 ):
     monkeypatch.chdir(tmp_path)
     Path("tokenizer.json").write_text(tokenizer.to_json())
+    Path("vocab.txt").write_text("a b c")
     command = ["--data", str(story_file), "--tokenizer", "tokenizer.json", "--out", "o"]
     assert script.main([*command, *options]) == code
     captured = capsys.readouterr()

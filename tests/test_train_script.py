@@ -173,6 +173,28 @@ def test_a_mistake_is_a_line_or_two_and_leaves_nothing(trainer, story_file, tmp_
     assert not (tmp_path / "run" / "run.json").exists() or "nowhere.txt" in argv
 
 
+def test_prepared_stories_serve_many_runs(trainer, data, story_file, tmp_path):
+    vocabulary = data[-1]
+    prepared = tmp_path / "prepared"
+    command = [
+        sys.executable,
+        TESTS.parent / "scripts" / "prepare_data.py",
+        "--data",
+        story_file,
+        "--test-split",
+        "0.2",
+    ]
+    subprocess.run([*command, "--tokenizer", vocabulary, "--out", prepared], check=True, capture_output=True)
+    for run in ("one", "two"):
+        common = ["--data", prepared, "--tokenizer", vocabulary, *SHAPE, "--steps", 2, "--out", tmp_path / run]
+        codes, errors = trainer(*common)
+        assert codes == [0], errors
+        assert not (tmp_path / run / "data").exists()
+    codes, errors = trainer("--data", prepared, *SHAPE, "--steps", 2, "--out", tmp_path / "three")
+    assert codes == [2]
+    assert "another vocabulary" in errors
+
+
 def test_two_ranks_are_one_process(trainer, data, tmp_path):
     """The same global batch gives the same result; 5 rows on 2 ranks leave an uneven tail."""
     common = [*data, *SHAPE, *ADAMW, "--rows", 5, "--micro-rows", 2]

@@ -45,9 +45,14 @@ class Selection:
         if self.part == "test" and not self.test_split:
             raise UsageError("test_split is 0, so there is no test part")
 
+    @property
+    def is_everything(self) -> bool:
+        """Whether all stories are chosen, whatever the seed."""
+        return self.fraction == 1 and not self.test_split
+
     def keeps(self, story: str) -> bool:
         """Whether a story is chosen."""
-        if self.fraction == 1 and not self.test_split:
+        if self.is_everything:
             return True
         digest = hashlib.blake2b(story.encode(), digest_size=16, key=self._key).digest()
         used, side = ((int.from_bytes(half, "little") >> 11) / 2**53 for half in (digest[:8], digest[8:]))

@@ -33,7 +33,7 @@ from tinystory.sources import SourceReport, find_sources, read_stories
 from tinystory.tokenizer import Tokenizer
 from tinystory.untrusted import read_json_object
 
-__all__ = ["TokenShards", "prepare", "tokenize"]
+__all__ = ["TokenShards", "fingerprint", "prepare", "tokenize"]
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -53,6 +53,11 @@ def tokenize(stories: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
     """
     bos, eos, dtype = _bos_eos_dtype(tokenizer)
     return [np.array([bos, *ids, eos], dtype) for ids in tokenizer.encode_batch(stories)]
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """SHA-256 of a vocabulary, in hex: what `recipe["tokenizer"]` is for stories prepared with it."""
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
 
 
 def prepare(
@@ -96,12 +101,12 @@ def prepare(
     selection = selection or Selection()
     bos, eos, dtype = _bos_eos_dtype(tokenizer)
     recipe: dict[str, Any] = {
-        "tokenizer": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
+        "tokenizer": fingerprint(tokenizer),
         "bos_id": bos,
         "eos_id": eos,
         "sources": [source.fingerprint(split) for source in find_sources(sources)],
         "column": column,
-        "selection": dataclasses.asdict(selection),
+        "selection": None if selection.is_everything else dataclasses.asdict(selection),
     }
     old = _opened(directory)
     if old is not None and old.recipe == recipe and not rebuild:
