@@ -1,12 +1,13 @@
-"""How fast tinystory is beside transformers' `generate` on the same weights.
+"""How fast tinystory is beside transformers: its `generate` and its `Trainer`, on the same weights.
 
 Every figure comes from interleaved pairs (ours, theirs, then theirs, ours), so that a machine busy with other things
 slows both alike; ratios are taken within a pair, and above 1 tinystory is ahead. CPU time counts the work done, wall
-time what a person waits. Three parts:
+time what a person waits. Four parts:
 
     decode   tokens per second at batch 1, end of story disabled, so that both write the same number of tokens
     start    a whole process, from its start to the first byte of the story
     memory   the peak of that process
+    train    scored tokens per second of training, the model of -m and AdamW on both sides
 """
 
 import argparse
@@ -18,16 +19,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from bench_pairs import Measurement, Run, run_pairs, timed
+from bench_train import measure_training
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from tinystory.errors import TinystoryError, UsageError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tinystory.decoding import Session
     from tinystory.loading import LoadedModel
 
-PARTS = ("decode", "start", "memory")
+PARTS = ("decode", "start", "memory", "train")
 PROMPT = "Once upon a time"
 SEED = 7
 SPECS: dict[str, dict[str, Any]] = {
@@ -60,56 +60,6 @@ inputs = tokenizer(sys.argv[2], return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=1, do_sample=False)
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 """
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one side wrote, and what it took.
-
-    Attributes:
-        output: text of a process, or token ids.
-        cpu: seconds of user and system time, all threads.
-        wall: seconds; of a process, until the first byte after the prompt.
-        peak: largest resident size of a process, in MB.
-    """
-
-    output: str | list[int]
-    cpu: float
-    wall: float
-    peak: float = 0.0
-
-
-@dataclass
-class Measurement:
-    """One figure of both sides, a value from each in every pair."""
-
-    part: str
-    what: str
-    unit: str
-    value: Callable[[Run], float]
-    more_is_better: bool = False
-    peer: str = "transformers"
-    ours: list[float] = field(default_factory=list)
-    theirs: list[float] = field(default_factory=list)
-
-    @property
-    def ratios(self) -> list[float]:
-        """How far ours is ahead, pair by pair."""
-        pairs = zip(self.ours, self.theirs, strict=True)
-        return [a / b if self.more_is_better else b / a for a, b in pairs]
-
-    def as_json(self) -> dict[str, Any]:
-        """Summaries and all values."""
-        about = {"part": self.part, "what": self.what, "unit": self.unit, "peer": self.peer, "pairs": len(self.ours)}
-        values = {"ours": self.ours, "theirs": self.theirs, "ratio": self.ratios}
-        return about | {k: {"median": median(v), "min": min(v), "max": max(v), "values": v} for k, v in values.items()}
-
-    def row(self) -> list[str]:
-        """The measurement as table cells."""
-        digits = 0 if median(self.ours) >= 50 else 2
-        sides = [f"{median(values):,.{digits}f}" for values in (self.ours, self.theirs)]
-        r = self.ratios
-        return [f"{self.what}, {self.unit}", *sides, f"{median(r):.2f} ×", f"{min(r):.2f} – {max(r):.2f}", str(len(r))]
 
 
 COLUMNS = ("", "tinystory", "transformers", "ratio", "range", "pairs")
@@ -137,6 +87,9 @@ def parse_args() -> argparse.Namespace:
     add("--pairs", type=int, default=7, metavar="N", help="pairs of each measurement (default 7)")
     add("--tokens", type=int, default=200, metavar="N", help="tokens of a decoded story (default 200)")
     add("--threads", type=int, default=1, metavar="N", help="threads of both sides (default 1)")
+    add("--data", nargs="+", metavar="SOURCE", help="stories to train on (default: random tokens, as long as stories)")
+    add("--rows", type=int, default=4, metavar="N", help="rows of a training step (default 4)")
+    add("--steps", type=int, default=8, metavar="N", help="training steps that are timed (default 8)")
     add("--only", default=",".join(PARTS), metavar="PARTS", help=f"some of {','.join(PARTS)} (default all)")
     add("--json", type=Path, metavar="FILE", help="write all values there")
     add("--markdown", action="store_true", help="print the table as Markdown")
@@ -153,7 +106,7 @@ def bench(args: argparse.Namespace) -> int:
     parts = args.only.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"{unknown[0]!r} is no part of the benchmark; there are {', '.join(PARTS)}")
-    for name in ("pairs", "tokens", "threads"):
+    for name in ("pairs", "tokens", "threads", "rows", "steps"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} is {getattr(args, name)}; it must be at least 1")
     _, header = find_model(args.model)
@@ -166,37 +119,19 @@ def bench(args: argparse.Namespace) -> int:
         found += measure_processes(header.directory, args)
     if "decode" in parts:
         found += measure_decode(header.directory, args, checks)
+    if "train" in parts:
+        found += measure_training(header.directory, header.config, args, checks)
     found = [measurement for part in PARTS for measurement in found if measurement.part == part in parts]
     about = {
         "model": args.model or "default", "parameters": header.config.n_parameters, "prompt": PROMPT,
-        "tokens": args.tokens, "threads": args.threads, "pairs": args.pairs, "processor": processor(),
-        "cores": os.cpu_count(), "system": platform.system(), "versions": versions(), "checks": checks,
+        "tokens": args.tokens, "rows": args.rows, "steps": args.steps, "threads": args.threads, "pairs": args.pairs,
+        "processor": processor(), "cores": os.cpu_count(), "system": platform.system(), "versions": versions(), "checks": checks,
     }  # fmt: skip
     if args.json:
         report = about | {"measurements": [measurement.as_json() for measurement in found]}
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     show(found, about, args.markdown)
     return 0
-
-
-def run_pairs(
-    what: str, n_pairs: int, measurements: list[Measurement], ours: Callable[[], Run], theirs: Callable[[], Run]
-) -> None:
-    """Run both sides in turn, the first of a pair being last in the next, and note every measurement's value."""
-    # No refreshing in the background: its work would be counted.
-    with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
-        task = progress.add_task(what, total=n_pairs)
-        for pair in range(n_pairs):
-            progress.update(task, completed=pair, refresh=True)
-            if pair % 2:
-                b = theirs()
-                a = ours()
-            else:
-                a = ours()
-                b = theirs()
-            for measurement in measurements:
-                measurement.ours.append(measurement.value(a))
-                measurement.theirs.append(measurement.value(b))
 
 
 # --- whole processes ---
@@ -284,13 +219,6 @@ def measure_decode(directory: Path, args: argparse.Namespace, checks: dict[str, 
     return found
 
 
-def timed(write: Callable[[], list[int]]) -> Run:
-    """Run once, with both clocks."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    token_ids = write()
-    return Run(token_ids, time.process_time() - cpu, time.perf_counter() - wall)
-
-
 def our_generate(loaded: "LoadedModel", spec: str, n_tokens: int) -> Callable[[], list[int]]:
     """A function that writes one story from an empty cache."""
     from tinystory.generate import Ended, StoryRequest, write
@@ -370,13 +298,18 @@ def show(found: Sequence[Measurement], about: dict[str, Any], markdown: bool) ->
     """Print the table and what it was measured on."""
     lines = [
         f"{about['model']}, {about['parameters'] / 1e6:.1f}M parameters, float32, threads: {about['threads']}; "
-        f"{about['tokens']} tokens a story; medians of {about['pairs']} interleaved pairs",
+        f"{about['tokens']} tokens a story, {about['rows']} rows a training step; "
+        f"medians of {about['pairs']} interleaved pairs",
         f"{about['processor']}, {about['cores']} cores, {about['system']}; "
         + ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
     ]
-    if checks := about["checks"]:
+    checks = about["checks"]
+    if "greedy_ids_equal" in checks:
         same = "the same" if checks["greedy_ids_equal"] else "not the same"
         lines.append(f"greedy token ids of both sides: {same}, numerical ties: {checks['numerical_ties']}")
+    if "training_loss_difference" in checks:
+        apart = checks["training_loss_difference"]
+        lines.append(f"mean training losses of both sides on the same rows: {apart:.1e} nats per token apart")
     if markdown:
         cells = [[cell.replace("|", r"\|") for cell in measurement.row()] for measurement in found]
         rows = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *cells]

@@ -31,7 +31,7 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.model import Transformer
 from tinystory.plotting import plot_metrics, read_metrics
 from tinystory.presets import PRESETS, RunConfig, fields_of, load_tokenizer, resolve
-from tinystory.runs import Run, TrainState, batches_left
+from tinystory.runs import Run, TrainState
 from tinystory.sampling import sample_stories
 from tinystory.selection import Selection
 from tinystory.shards import TokenShards, fingerprint, prepare
@@ -124,7 +124,8 @@ def train(args: argparse.Namespace, ranks: Ranks) -> int:
         if not importlib.util.find_spec("matplotlib"):
             display.line("matplotlib is not installed, so no plots: pip install 'tinystory[train]'")
         meter, clock = Meter(), time.monotonic()
-        for rows, ends_epoch in batches_left(plan, state):
+        for epoch, batch, rows in plan.ahead(state.epoch, state.batch):
+            state.epoch, state.batch = epoch, batch
             own = share(rows, ranks.rank, ranks.size)
             parts = [own[i : i + hyper.micro_rows] for i in range(0, len(own), hyper.micro_rows)]
             # A rank that the tail of an epoch leaves without rows takes part with one position of padding.
@@ -153,7 +154,7 @@ def train(args: argparse.Namespace, ranks: Ranks) -> int:
                 meter = Meter()
             stop = ranks.largest(signals[0] if signals else 0)
             done = progress(state, n_steps, config, ranks) >= 1
-            if done or stop or ends_epoch or (args.every and state.step % args.every == 0):
+            if done or stop or batch == 0 or (args.every and state.step % args.every == 0):
                 found = validate(state, valid_plan, valid, config, ranks)
                 if ranks.first:
                     display.line(keep(args, run, config, tokenizer, state, found))

@@ -229,6 +229,8 @@ def test_eval_gives_the_contract_keys(tiny, story_file):
     assert {"bits_per_byte", "nats_per_token", "perplexity", "accuracy", "tokens", "bytes", "stories"} <= set(found)
     assert found["stories"] == 3
     assert "bits per byte" in tiny("eval", story_file, "--limit", 3)[1]
+    cut = json.loads(tiny("eval", story_file, "--limit", 3, "--json", "--cut")[1])
+    assert cut["tokens"] == 3 * 64 < found["tokens"]
 
 
 def test_an_unexpected_error_is_one_line_and_v_shows_the_rest(tiny, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import json
 import time
 import zlib
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -160,21 +161,22 @@ def test_going_on_in_mid_epoch_equals_going_straight_through(lengths, n_rows, se
     """A position is (epoch, number of the batch): another process, where everything is made anew, goes on from it."""
     stories = numbered([*lengths, 5])
 
-    def from_position(epoch, batch):
+    def from_position(epoch, batch, n):
         plan = BatchPlan(stories, ROW_LEN, n_rows, batching=batching, seed=seed)
-        rows = [*plan.epoch(epoch)[batch:], *plan.epoch(epoch + 1)]
-        return [plan.collate(part).token_ids.tolist() for part in rows]
+        found = list(islice(plan.ahead(epoch, batch), n))
+        return [(e, b, plan.collate(rows).token_ids.tolist()) for e, b, rows in found]
 
-    straight = from_position(0, 0)
     n_batches = len(BatchPlan(stories, ROW_LEN, n_rows, batching=batching, seed=seed).epoch(0))
+    straight = from_position(0, 0, n_batches + 3)
+    assert straight[n_batches - 1][:2] == (1, 0)
     at = int(where * n_batches)
-    assert from_position(0, at) == straight[at:]
-    assert from_position(1, 0)[: len(straight) - n_batches] == straight[n_batches:]
+    assert from_position(0, at, n_batches + 3 - at) == straight[at:]
 
 
 def test_no_stories_are_no_batches():
     for batching in MODES:
         plan = BatchPlan([], ROW_LEN, 4, batching=batching, seed=1)
+        assert list(plan.ahead()) == []
         assert len(plan.epoch(0)) == plan.n_tokens == 0
 
 

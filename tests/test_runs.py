@@ -12,7 +12,7 @@ from tinystory.distributed import Ranks
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.model import Transformer
 from tinystory.presets import RunConfig
-from tinystory.runs import Run, TrainState, batches_left
+from tinystory.runs import Run, TrainState
 from tinystory.sampling import SPECS, sample_stories
 from tinystory.shards import tokenize
 from tinystory.training import TrainConfig, backward, make_optimizers, optimizer_step, update_average
@@ -36,7 +36,8 @@ def fresh(n_layer=2):
 
 def steps(state, plan, n):
     losses = []
-    for rows, _ in batches_left(plan, state):
+    for epoch, batch, rows in plan.ahead(state.epoch, state.batch):
+        state.epoch, state.batch = epoch, batch
         losses.append(float(backward(state.model, [plan.collate(rows)], plan.count(rows), CONFIG, ALONE)))
         optimizer_step(state.model, state.optimizers, 0.5, CONFIG)
         state.step += 1

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
 
 from tinystory.errors import CheckpointError
 from tinystory.tokenizer import END_OF_TEXT, Detokenizer, Tokenizer
@@ -40,6 +41,15 @@ def test_a_typed_end_of_text_is_text(tokenizer):
     ids = tokenizer.encode(f"a{END_OF_TEXT}b", bos=False)
     assert 0 not in ids
     assert tokenizer.detokenize(ids) == f"a{END_OF_TEXT}b"
+
+
+def test_a_file_that_truncates_and_pads_shortens_nothing(tokenizer, tmp_path):
+    limited = FastTokenizer.from_str(tokenizer.to_json())
+    limited.enable_truncation(4)
+    limited.enable_padding(length=50)
+    limited.save(str(tmp_path / "tokenizer.json"))
+    text = "Once upon a time, there was Tim."
+    assert Tokenizer.from_file(tmp_path / "tokenizer.json").encode(text) == tokenizer.encode(text)
 
 
 def test_a_part_of_a_character_is_shown_by_its_bytes(tokenizer):

@@ -173,6 +173,14 @@ def test_a_mistake_is_a_line_or_two_and_leaves_nothing(trainer, story_file, tmp_
     assert not (tmp_path / "run" / "run.json").exists() or "nowhere.txt" in argv
 
 
+def test_a_loss_that_is_not_a_number_ends_the_run_and_names_the_batch(trainer, data, tmp_path):
+    run = tmp_path / "run"
+    codes, errors = trainer(*data, *SHAPE, "--muon-lr", 0, "--lr", 1e30, "--clip", 0, "--every", 1, "--out", run)
+    assert codes == [1]
+    [line] = [line for line in errors.splitlines() if line.startswith("train: ")]
+    assert "nan" in line or "inf" in line or "not finite" in line
+
+
 def test_prepared_stories_serve_many_runs(trainer, data, story_file, tmp_path):
     vocabulary = data[-1]
     prepared = tmp_path / "prepared"

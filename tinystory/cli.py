@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = sub["eval"].add_argument
     add("data", metavar="DATA", help="stories: a text file with <|endoftext|> between, a saved dataset, a hub name")
     add("--limit", type=int, metavar="N", help="take the first N stories")
+    add("--cut", action="store_true", help="score of a long story only what fits the context, as some figures do")
     add("--stories", type=int, metavar="N", help="write N stories too, and compare what they are like with real ones")
     add("--train", metavar="FILE", help="the training text: look up there what those N share with it")
     add("--json", action="store_true", help="print one JSON object")

@@ -5,7 +5,7 @@ pieces, the same in both modes; a piece never looks at another, and its position
 follow from seed and epoch alone, so (epoch, number of the batch) is all there is to remember of a place in the data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol, overload, runtime_checkable
@@ -17,8 +17,8 @@ from torch import Tensor
 from tinystory.noise import Noise
 
 __all__ = [
-    "IGNORE", "Batch", "BatchPlan", "Batching", "Epoch", "Piece", "Pieces", "Rows", "Stories", "batches", "collate", "cut",
-    "pack", "share",
+    "IGNORE", "Batch", "BatchPlan", "Batching", "Epoch", "Piece", "Pieces", "Rows", "Stories", "batches", "collate",
+    "cut", "pack", "share",
 ]  # fmt: skip
 
 IGNORE = -100
@@ -267,6 +267,19 @@ class BatchPlan:
     def epoch(self, number: int = 0) -> Epoch:
         """The batches of an epoch."""
         return batches(self.pieces, self._row_len, self._n_rows, self._seed, epoch=number, batching=self._batching)
+
+    def ahead(self, epoch: int = 0, batch: int = 0) -> Iterator[tuple[int, int, Rows]]:
+        """Yield rows from a position on, epoch after epoch without end; nothing if there are no stories.
+
+        Each comes as (epoch, batch, rows) with the position behind it, which is where a later run goes on: batch 0
+        means that these rows ended an epoch.
+        """
+        while len(self.pieces):
+            order = self.epoch(epoch)
+            for number in range(batch, len(order)):
+                behind = (epoch, number + 1) if number + 1 < len(order) else (epoch + 1, 0)
+                yield *behind, order[number]
+            epoch, batch = epoch + 1, 0
 
     def collate(self, rows: Rows) -> Batch:
         """The tensors of rows: packed ones all as long as a row, padded ones as long as the longest of them."""

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from tinystory.checkpoint import load_model, read_header
 from tinystory.checkpoint_save import save_checkpoint
-from tinystory.data import BatchPlan, Rows
 from tinystory.distributed import Ranks
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.model import Transformer
@@ -31,7 +30,7 @@ from tinystory.presets import RunConfig
 from tinystory.tokenizer import Tokenizer
 from tinystory.training import averaged
 
-__all__ = ["Run", "TrainState", "batches_left"]
+__all__ = ["Run", "TrainState"]
 
 _TENSORS, _COUNTERS = "training_state.safetensors", "training_state.json"
 
@@ -126,21 +125,6 @@ class TrainState:
                 torch.manual_seed(hash((seed, ranks.rank, self.step)) % 2**63)
         except Exception as error:  # safetensors, json and torch each raise their own
             raise CheckpointError(f"{directory} has weights, but no training state to go on from: {error}") from error
-
-
-def batches_left(plan: BatchPlan, state: TrainState) -> Iterator[tuple[Rows, bool]]:
-    """Yield what is left of a run, epoch after epoch without end, as (rows, whether they end an epoch).
-
-    Before it yields, the state's position moves on to behind these rows.
-    """
-    while True:
-        order = plan.epoch(state.epoch)
-        for number in range(state.batch, len(order)):
-            last = number + 1 == len(order)
-            state.epoch, state.batch = (state.epoch + 1, 0) if last else (state.epoch, number + 1)
-            yield order[number], last
-        if not len(order):
-            return
 
 
 def _moments(tensors: Mapping[str, Tensor], kind: str) -> dict[int, dict[str, Tensor]]:

@@ -24,6 +24,8 @@ class Tokenizer:
 
     def __init__(self, fast: FastTokenizer, bos_id: int | None, eos_ids: frozenset[int]) -> None:
         fast.encode_special_tokens = True  # "<|endoftext|>" typed into a prompt is text, not the end of a story
+        fast.no_truncation()  # a limit for another program's batches would silently shorten stories
+        fast.no_padding()
         self.fast = fast
         self.bos_id = bos_id
         self.eos_ids = eos_ids

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from tinystory.evaluation import evaluate
 
     with _progress(args, "scoring", len(stories)) as progress:
-        result = evaluate(model.session, model.tokenizer, stories, progress=progress)
+        result = evaluate(model.session, model.tokenizer, stories, cut=args.cut, progress=progress)
     report = _story_report(args, model, decoder, stories, training) if decoder else None
     (_print_json if args.json else _print_text)(args, model, result, report)
     return 0
