@@ -5,11 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinystory.checkpoint import load_model, read_header
 from tinystory.config import ModelConfig
+from tinystory.decoding import Commit, Request
 from tinystory.errors import UsageError
 from tinystory.hf_session import HFSession
+from tinystory.loop import run
 from tinystory.model import Transformer
+from tinystory.plugins import discover
 from tinystory.session import NativeSession
+from tinystory.spec import parse_spec
 
 CONFIGS = {
     "llama": ModelConfig.llama(61, 2, 4, 32, 24, 40, n_kv_head=2),
@@ -193,3 +198,34 @@ def test_a_recurrent_model_says_it_cannot_rewind():
     assert not session.can_rewind
     with pytest.raises(UsageError, match="cannot be rewound"):
         session.rewind([0])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ["gpt2", "llama grouped tied", "llama untied"])
+def test_greedy_ids_equal_transformers_over_200_tokens(case, tmp_path):
+    """Through checkpoint, session, loop and the greedy decoder; float64 would hide nothing, float32 is what runs."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(4)
+    shared = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": None, "initializer_range": 0.4}
+    if case == "gpt2":
+        config = transformers.GPT2Config(**shared, n_positions=256, n_embd=32, n_layer=2, n_head=2)
+        theirs = transformers.GPT2LMHeadModel(config)
+    else:
+        config = transformers.LlamaConfig(
+            **shared, max_position_embeddings=256, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2 if "grouped" in case else 4, intermediate_size=48,
+            tie_word_embeddings="untied" not in case,
+        )  # fmt: skip
+        theirs = transformers.LlamaForCausalLM(config)
+    theirs.eval().save_pretrained(tmp_path)
+    prompt = [0, 5, 9, 17]
+    expected = theirs.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, 4), max_new_tokens=200, do_sample=False, pad_token_id=1
+    )[0, 4:].tolist()
+    decoder = parse_spec("greedy", discover(user_folder=None))
+    for session in (NativeSession(load_model(read_header(tmp_path))), HFSession(theirs)):
+        jobs = [(decoder, Request(tuple(prompt), 200, 0)), (decoder, Request((3, 1), 200, 0))]
+        commits = [event for job, event in run(session, jobs) if job == 0 and isinstance(event, Commit)]
+        ids = [token.id for commit in commits for token in commit.tokens]
+        assert len(set(expected)) > 3
+        assert ids == expected

@@ -57,6 +57,7 @@ def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
             if points:
                 style: dict[str, Any] = {"marker": "o", "markersize": 3} if key.startswith("valid") else {}
                 axes.plot(*zip(*points, strict=True), linewidth=1.2, label=key.split("_")[0], **style)
+        axes.set_xlim(0, max((record["tokens"] / 1e6 for record in records), default=1) * 1.02)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("million tokens", fontsize=8)
         axes.grid(alpha=0.3)
