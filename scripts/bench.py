@@ -125,7 +125,8 @@ def bench(args: argparse.Namespace) -> int:
     about = {
         "model": args.model or "default", "parameters": header.config.n_parameters, "prompt": PROMPT,
         "tokens": args.tokens, "rows": args.rows, "steps": args.steps, "threads": args.threads, "pairs": args.pairs,
-        "processor": processor(), "cores": os.cpu_count(), "system": platform.system(), "versions": versions(), "checks": checks,
+        "processor": processor(), "cores": os.cpu_count(), "system": platform.system(),
+        "versions": versions(), "checks": checks,
     }  # fmt: skip
     if args.json:
         report = about | {"measurements": [measurement.as_json() for measurement in found]}

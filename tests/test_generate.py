@@ -89,8 +89,10 @@ def _tail(story, start, request):
     return replace(story, request=request, prompt_ids=request.prompt_ids, tokens=story.tokens[start:])
 
 
-def test_two_decoders_with_one_seed_part_only_where_they_must(model, spec):
+@pytest.mark.parametrize("which", ["tiny", "shipped"])
+def test_two_decoders_with_one_seed_part_only_where_they_must(which, checkpoint, spec):
     """top-k and plain sampling agree for as long as the plain draw lies within the k likeliest."""
+    model = load(str(checkpoint) if which == "tiny" else None)
     parted = 0
     for seed in range(12):
         [plain] = end_of(model, StoryRequest("Tim", spec("sample"), seed, 25))
