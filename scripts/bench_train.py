@@ -199,7 +199,9 @@ def their_training(
 
     def collate(rows: list["Tensor"]) -> dict[str, "Tensor"]:
         padded = partial(torch.nn.utils.rnn.pad_sequence, rows, batch_first=True)
-        return {"input_ids": padded(), "labels": padded(padding_value=IGNORE)}
+        labels = padded(padding_value=IGNORE)
+        labels[:, 0] = IGNORE  # never predicted, but for some models the Trainer would count it in its mean
+        return {"input_ids": padded(), "labels": labels}
 
     class Timer(TrainerCallback):
         """Starts a clock after the warm-up and reads it after the last step."""

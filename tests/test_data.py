@@ -16,6 +16,7 @@ from tinystory.config import ModelConfig
 from tinystory.data import IGNORE, BatchPlan, Pieces, batches, collate, cut, pack, share
 from tinystory.model import Transformer
 from tinystory.shards import prepare, tokenize
+from tinystory.training import loss_sum
 
 ROW_LEN = 12
 MODES = ("packed", "padded")
@@ -321,3 +322,30 @@ def test_packed_and_padded_have_the_same_loss(lengths, seed):
 
 def packed_tokens(stories):
     return sum(len(story) - 1 for story in stories)
+
+
+@pytest.mark.parametrize("batching", MODES)
+@pytest.mark.parametrize(
+    "config", [ModelConfig.llama(60, 2, 2, 16, ROW_LEN, 24), ModelConfig.gpt2(60, 2, 2, 16, ROW_LEN)]
+)
+def test_joining_the_stories_changes_neither_loss_nor_gradients(batching, config):
+    """What a CPU computes: one row without padding, attention story by story."""
+    torch.manual_seed(0)
+    model = Transformer(config).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    plan = BatchPlan(numbered([5, 3, ROW_LEN + 4, 2, 7]), ROW_LEN, 3, batching=batching)
+    for rows in plan.epoch():
+        whole = plan.collate(rows)
+        joined = whole.joined()
+        assert joined.token_ids.shape == (1, joined.n_tokens)
+        assert joined.n_tokens == whole.n_tokens == sum(joined.mask())
+        found = []
+        for batch in (whole, joined):
+            model.zero_grad()
+            loss = loss_sum(model, batch)
+            loss.backward()
+            found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    padding = collate(plan.pieces, [[]], 3)
+    assert padding.joined() is padding

@@ -58,6 +58,7 @@ class Batch:
         positions: (R, L) int64, restarting at 0 with each story.
         story: (R, L) int32, the number of the story within its row; -1 on padding.
         alone: no row holds two stories.
+        lengths: of the stories, where `joined` has left nothing else.
     """
 
     token_ids: Tensor
@@ -65,6 +66,7 @@ class Batch:
     positions: Tensor
     story: Tensor
     alone: bool = False
+    lengths: list[int] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -76,12 +78,31 @@ class Batch:
         token_ids, labels = self.token_ids.to(device), self.labels.to(device)
         return Batch(token_ids, labels, self.positions.to(device), self.story.to(device), self.alone)
 
-    def mask(self) -> Tensor | None:
+    def joined(self) -> "Batch":
+        """The same stories as one row, without the padding, for a device to which changing shapes cost nothing.
+
+        A batch of nothing but padding stays as it is.
+        """
+        real = self.story >= 0
+        if not real.any():
+            return self
+        numbers = self.story + torch.arange(len(self.story), device=self.story.device)[:, None] * self.story.shape[1]
+        lengths = [length for length in numbers[real].bincount().tolist() if length]
+        token_ids, labels, positions, story = (
+            values[real][None] for values in (self.token_ids, self.labels, self.positions, numbers)
+        )
+        return Batch(token_ids, labels, positions, story, lengths=lengths)
+
+    def mask(self) -> Tensor | list[int] | None:
         """(R, 1, L, L) bool: a query sees earlier positions of its own story, padding sees padding.
+
+        Of `joined` stories their lengths, which say the same.
 
         None, which means plain causal attention, where no row holds two stories: padding stands on the right, so
         no query that is scored can see it.
         """
+        if self.lengths is not None:
+            return self.lengths
         if self.alone:
             return None
         n = self.token_ids.shape[1]

@@ -6,6 +6,7 @@ whole-sequence form, for training and as the reference; `session.py` holds the c
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 from tinystory.config import ModelConfig, RopeScaling
 
 __all__ = ["Attention", "FeedForward", "Transformer", "attend", "attend_explicitly", "rope_tables", "rotate"]
+
+
+Mask = Tensor | list[int] | None
+"""Who sees whom. Bool, broadcastable to (B, 1, T, T): True where a query may look. A list: the lengths of stories that
+lie one after the other, T positions together, each causal and blind to the others. None: causal."""
 
 
 def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -37,8 +43,11 @@ def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
     return scores.masked_fill(~mask, -math.inf).softmax(dim=-1) @ v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`attend_explicitly` through PyTorch's fused kernel: same arguments, same result."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
+    """`attend_explicitly` through PyTorch's fused kernel: same result, and lengths of stories may be the mask."""
+    if isinstance(mask, list):  # short causal squares instead of one large masked one: a CPU computes far less
+        stories = zip(*(x.split_with_sizes(mask, dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([attend(*story) for story in stories], dim=2)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -111,8 +120,8 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = attend,
+        mask: Mask,
+        attend: Callable[[Tensor, Tensor, Tensor, Any], Tensor] = attend,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C); `rope` as from `rope_tables`, shaped (B or 1, 1, T, D)."""
         n_rows, n_positions, _ = x.shape
@@ -156,7 +165,7 @@ class Block(nn.Module):
         self.ff_norm = _norm(config)
         self.ff = FeedForward(config, dropout)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Mask) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.attn_norm(x), rope, mask)
         x = x + self.ff(self.ff_norm(x))
@@ -178,13 +187,13 @@ class Transformer(nn.Module):
         if config.tied_head:
             self.head.weight = self.embed.weight
 
-    def hidden(self, token_ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def hidden(self, token_ids: Tensor, positions: Tensor | None = None, mask: Mask = None) -> Tensor:
         """The normed last hidden states.
 
         Args:
             token_ids: (B, T), integers below vocab_size.
             positions: (B, T) or (1, T); 0..T-1 when None. Packed stories restart at 0.
-            mask: bool, broadcastable to (B, 1, T, T), True where a query may look; causal when None.
+            mask: as `Mask` says; causal when None.
 
         Returns:
             (B, T, C).
@@ -203,7 +212,7 @@ class Transformer(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def forward(self, token_ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, token_ids: Tensor, positions: Tensor | None = None, mask: Mask = None) -> Tensor:
         """Logits (B, T, V) for the token after each position; arguments as for `hidden`."""
         out: Tensor = self.head(self.hidden(token_ids, positions, mask))
         return out

@@ -147,6 +147,12 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     return torch.autocast(device.type, dtype=torch.bfloat16) if config.bf16 else nullcontext()
 
 
+def placed(batch: Batch, config: TrainConfig, device: torch.device) -> Batch:
+    """The batch on its device; without padding on a CPU, while a GPU and a compiled model want shapes that stay."""
+    batch = batch.to(device)
+    return batch.joined() if device.type == "cpu" and not config.compile else batch
+
+
 def loss_sum(forward: Callable[..., Tensor], batch: Batch) -> Tensor:
     """Sum of the negative log-likelihoods of a batch's labels, in nats; a scalar, float32."""
     logits = forward(batch.token_ids, batch.positions, batch.mask())
@@ -176,7 +182,7 @@ def backward(
         last = index == len(micro_batches) - 1
         no_sync = getattr(forward, "no_sync", nullcontext)
         with nullcontext() if last else no_sync(), autocast(config, ranks.device):
-            loss = loss_sum(forward, batch.to(ranks.device)) / n_tokens
+            loss = loss_sum(forward, placed(batch, config, ranks.device)) / n_tokens
             (loss * ranks.size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total
@@ -252,7 +258,7 @@ def evaluate_loss(model: nn.Module, loaded: Iterable[Batch], config: TrainConfig
     sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
     with autocast(config, ranks.device):
         for batch in loaded:
-            batch = batch.to(ranks.device)
+            batch = placed(batch, config, ranks.device)
             logits = model(batch.token_ids, batch.positions, batch.mask()).float()
             scored = batch.labels != IGNORE
             loss = F.cross_entropy(logits[scored], batch.labels[scored], reduction="sum")
