@@ -59,6 +59,8 @@ def main() -> int:
     except TinystoryError as error:
         print(f"train: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # before the first step, which catches signals itself
+        return 130
 
 
 def parse_args() -> argparse.Namespace:
@@ -123,6 +125,9 @@ def train(args: argparse.Namespace, ranks: Ranks) -> int:
         )
         if not importlib.util.find_spec("matplotlib"):
             display.line("matplotlib is not installed, so no plots: pip install 'tinystory[train]'")
+        if progress(state, n_steps, config, ranks) >= 1:
+            display.line("this run is complete: more --steps, --epochs or --max-minutes let it go on")
+            return 0
         meter, clock = Meter(), time.monotonic()
         for epoch, batch, rows in plan.ahead(state.epoch, state.batch):
             state.epoch, state.batch = epoch, batch
@@ -173,6 +178,8 @@ def open_run(args: argparse.Namespace, ranks: Ranks) -> tuple[Run, RunConfig, To
         config, tokenizer = run.configuration()
         if fixed := [name for name in flags if fields_of()[name][0] != "training"]:
             raise UsageError(f"{', '.join(fixed)} cannot change in a run that goes on; start another with --out")
+        if {"rows", "seed"} & flags.keys():
+            raise UsageError("rows and seed cannot change in a run that goes on: its place in the data would be lost")
         training = dataclasses.replace(config.training, **flags)
         if ranks.first:
             run.forget_after(TrainState.step_of(run.latest))
@@ -280,17 +287,24 @@ def keep(
 
 def provenance(config: RunConfig, state: TrainState, found: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint's `tinystory.json` says about the run."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     stored = config.to_json()
     stored["data"] |= {name: [Path(source).name for source in stored["data"][name]] for name in ("data", "valid")}
     return found | {
         "seconds": round(state.seconds),
         "run": stored,
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": git_commit(),
         "versions": {"tinystory": tinystory.__version__, "torch": torch.__version__},
     }
+
+
+def git_commit() -> str | None:
+    """The commit of this script's checkout, where there is one and git is installed."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
 
 
 def catch_signals() -> list[int]:

@@ -105,6 +105,8 @@ def test_a_run_is_begun_once_and_remembers_its_configuration(tokenizer, tmp_path
     again, vocabulary = run.configuration()
     assert again == config
     assert vocabulary.vocab_size == 300
+    run.begin(config, tokenizer)  # nothing was learned yet: a start that failed may be made again
+    (run.folder / "latest").symlink_to(tmp_path)
     with pytest.raises(UsageError, match="--resume"):
         run.begin(config, tokenizer)
     (run.folder / "run.json").write_text("[]")
@@ -140,3 +142,19 @@ def test_samples_leave_the_model_and_its_optimizer_alone(plan, tokenizer):
         assert p is before[name][0]
         assert p.equal(before[name][1])
     assert state.model.training
+
+
+def test_another_optimizer_takes_over_what_it_can(plan, tokenizer, tmp_path):
+    """Moments once went by number: without Muon, AdamW took those of other parameters and the loss became NaN."""
+    state = fresh()
+    steps(state, plan, 3)
+    Run(tmp_path).save(state, tokenizer, {}, best=False, keep=1)
+    other = fresh()
+    other.optimizers = make_optimizers(other.model, TrainConfig(muon_lr=0))
+    other.load(tmp_path / "latest", ALONE, 0)
+    adamw = other.optimizers["adamw"]
+    embed, hidden = other.model.embed.weight, other.model.blocks[0].attn.q.weight
+    assert adamw.state[embed]["exp_avg"].equal(state.optimizers["adamw"].state[state.model.embed.weight]["exp_avg"])
+    assert hidden not in adamw.state or not adamw.state[hidden]
+    losses = steps(other, plan, 4)
+    assert losses[-1] < 6

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tinystory.checkpoint import load_model, read_header
 from tinystory.config import ModelConfig
 from tinystory.decoding import Commit, Request
-from tinystory.errors import UsageError
+from tinystory.errors import CheckpointError, UsageError
 from tinystory.hf_session import HFSession
 from tinystory.loop import run
 from tinystory.model import Transformer
@@ -191,13 +191,54 @@ def test_any_transformers_model_runs_behind_the_same_verbs(hf_model):
 
 
 @pytest.mark.parity
-def test_a_recurrent_model_says_it_cannot_rewind():
+@pytest.mark.parametrize("kind", ["Mamba", "OpenAIGPT"])
+def test_a_model_without_an_ordinary_cache_runs_whole_rows(kind):
+    """These once ended in an AttributeError: their output has no past_key_values."""
     transformers = pytest.importorskip("transformers")
-    config = transformers.MambaConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1, state_size=4)
-    session = HFSession(transformers.MambaForCausalLM(config))
+    torch.manual_seed(0)
+    if kind == "Mamba":
+        config = transformers.MambaConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1, state_size=4)
+        model = transformers.MambaForCausalLM(config).eval()
+    else:
+        config = transformers.OpenAIGPTConfig(vocab_size=31, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+        model = transformers.OpenAIGPTLMHeadModel(config).eval()
+    session = HFSession(model)
+    assert session.max_seq_len == (2048 if kind == "Mamba" else 16)
+
+    def expect(logits, row):
+        with torch.no_grad():
+            torch.testing.assert_close(logits[0], model(torch.tensor([row])).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+    expect(session.prefill([[1, 2, 3]]), [1, 2, 3])
+    expect(session.decode(torch.tensor([4])), [1, 2, 3, 4])
+    session.rewind([2])
+    expect(session.decode(torch.tensor([5])), [1, 2, 5])
+    expect(session.prefill([[1, 2, 5, 6]]), [1, 2, 5, 6])
+
+
+@pytest.mark.parity
+def test_a_sliding_window_says_it_cannot_rewind():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MistralConfig(
+        vocab_size=31, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=4,
+    )  # fmt: skip
+    session = HFSession(transformers.MistralForCausalLM(config).eval())
     assert not session.can_rewind
     with pytest.raises(UsageError, match="cannot be rewound"):
         session.rewind([0])
+
+
+@pytest.mark.parity
+def test_an_encoder_is_refused(tmp_path):
+    """BERT once wrote nonsense: transformers runs it as a causal model with a mere warning."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=31, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot write"):
+        HFSession.from_directory(tmp_path, "float32", "cpu", None, frozenset())
 
 
 @pytest.mark.parity

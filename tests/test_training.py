@@ -153,7 +153,7 @@ def test_the_average_moves_towards_the_weights_and_stands_in_for_them():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("rows", 0), ("epochs", 0), ("dropout", 1.0), ("lr", -1.0), ("lr", math.nan), ("ema", 1.0), ("warmup", 2.0),
-     ("schedule", "square"), ("steps", -1)],
+     ("schedule", "square"), ("steps", -1), ("seed", -1), ("seed", 2**64)],
 )  # fmt: skip
 def test_a_config_out_of_range_names_the_field(field, value):
     with pytest.raises(UsageError, match=field):

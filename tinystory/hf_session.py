@@ -21,12 +21,16 @@ __all__ = ["HFSession"]
 _UNKNOWN_MAX_SEQ_LEN = 2048
 """The context taken for an architecture whose config names none."""
 
+_BIDIRECTIONAL = frozenset({"bert", "roberta", "electra", "camembert", "xlm-roberta", "roformer", "megatron-bert"})
+"""Encoders that transformers runs as causal models with a mere warning, unless their config says `is_decoder`."""
+
 
 class HFSession:
     """A `decoding.Session` over a transformers causal LM.
 
-    A model whose cache cannot be cut (a recurrent or sliding-window one) has `can_rewind` False; its prefill
-    then starts from nothing each time.
+    A model whose cache cannot be cut (a sliding-window one) has `can_rewind` False; its prefill then starts from
+    nothing each time. One without an ordinary cache (a recurrent one, or one as old as GPT-1) gets the whole row
+    anew for every token.
     """
 
     can_reorder = True
@@ -41,7 +45,8 @@ class HFSession:
         self.model = model.eval()
         config = model.config.get_text_config()
         self.vocab_size = int(config.vocab_size)
-        self.max_seq_len = int(getattr(config, "max_position_embeddings", None) or _UNKNOWN_MAX_SEQ_LEN)
+        lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+        self.max_seq_len = next((n for n in lengths if isinstance(n, int) and n > 0), _UNKNOWN_MAX_SEQ_LEN)
         self.bos_id = bos_id
         self.eos_ids = eos_ids
         self._opener = opener
@@ -50,7 +55,7 @@ class HFSession:
         self._hidden: list[Tensor | None] = []
         self._head_input: Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._keep_head_input)
-        self.can_rewind = self._probe_rewind()
+        self._caches_tokens, self.can_rewind = self._probe_cache()
 
     @classmethod
     def from_directory(
@@ -68,7 +73,10 @@ class HFSession:
             CheckpointError: transformers cannot load it.
         """
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
@@ -77,11 +85,13 @@ class HFSession:
                 trust_remote_code=False,
                 use_safetensors=True,
             )
+            if model.config.get_text_config().model_type in _BIDIRECTIONAL and not model.config.is_decoder:
+                raise ValueError(f"a {model.config.model_type} sees the words to come; it cannot write")
             model.to(device)
+            return cls(model, bos_id, eos_ids, opener)
         except Exception as error:  # transformers raises many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{directory}: transformers cannot load this model: {reason}") from error
-        return cls(model, bos_id, eos_ids, opener)
+            raise CheckpointError(f"{directory}: transformers cannot run this model: {reason}") from error
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -148,14 +158,17 @@ class HFSession:
 
     def _feed(self, row: int, ids: list[int]) -> Tensor:
         """Append ids to one row; (T, V) float32."""
-        output = self.model(
-            input_ids=torch.tensor([ids], device=self.model.device), past_key_values=self._caches[row], use_cache=True
-        )
-        self._caches[row] = output.past_key_values
+        if self._caches_tokens:
+            new = torch.tensor([ids], device=self.model.device)
+            output = self.model(input_ids=new, past_key_values=self._caches[row], use_cache=True)
+            self._caches[row] = output.past_key_values
+        else:
+            whole = torch.tensor([self._rows[row] + ids], device=self.model.device)
+            output = self.model(input_ids=whole)
         self._rows[row].extend(ids)
         assert self._head_input is not None
         self._hidden[row] = self._head_input[0, -1]
-        logits: Tensor = output.logits[0].float()
+        logits: Tensor = output.logits[0, -len(ids) :].float()
         return logits
 
     def _reusable(self, prompt: list[int], old: list[tuple[list[int], Any]]) -> tuple[Any, int]:
@@ -172,16 +185,26 @@ class HFSession:
         self._head_input = arguments[0]
 
     @torch.inference_mode()
-    def _probe_rewind(self) -> bool:
-        """Feed two tokens and look whether every layer of the cache is one that can be cut."""
+    def _probe_cache(self) -> tuple[bool, bool]:
+        """Feed a few tokens with and without the cache: whether it works at all, and whether it can be cut."""
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
-        output = self.model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.model.device), use_cache=True)
-        cache = getattr(output, "past_key_values", None)
-        return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+        ids = torch.zeros((1, 3), dtype=torch.long, device=self.model.device)
+        whole = self.model(input_ids=ids)
+        try:
+            cache = self.model(input_ids=ids[:, :2], use_cache=True).past_key_values
+            if cache is None:
+                return False, True  # nothing is kept, so anything can be forgotten
+            last = self.model(input_ids=ids[:, 2:], past_key_values=cache, use_cache=True).logits[0, -1]
+        except Exception:  # whatever an architecture without an ordinary cache makes of it
+            return False, True
+        scale = whole.logits[0, -1].abs().max() + 1
+        works = bool((last - whole.logits[0, -1]).abs().max() < 0.05 * scale)
+        cuttable = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+        return works, cuttable or not works
 
 
 def _cut(cache: Any, n_tokens: int) -> None:
-    """Keep the first n_tokens of a cache."""
-    for layer in cache.layers:
+    """Keep the first n_tokens of a cache; of none there is nothing to cut."""
+    for layer in cache.layers if cache is not None else ():
         layer.keys, layer.values = layer.keys[:, :, :n_tokens], layer.values[:, :, :n_tokens]

@@ -155,7 +155,7 @@ def resolve(preset: str | None, file: Path | None, flags: Mapping[str, Any]) -> 
     from_file = _read_toml(file) if file else {}
     preset = preset or from_file.pop("preset", None)
     from_file.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
         raise UsageError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
     return _build({**PRESETS.get(preset or "", {}), **from_file, **flags}, str(file or "the command line"))
 
@@ -224,7 +224,8 @@ def load_tokenizer(name: str) -> Tokenizer:
 
     try:
         theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return Tokenizer(theirs.backend_tokenizer, theirs.bos_token_id, frozenset({theirs.eos_token_id}))
+        eos_ids = frozenset(i for i in (theirs.eos_token_id,) if i is not None)
+        return Tokenizer(theirs.backend_tokenizer, theirs.bos_token_id, eos_ids)
     except Exception as error:  # the hub client, transformers and a slow tokenizer each fail in their own way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"{name} is no tokenizer file or folder, and the hub gave none: {reason}") from error

@@ -77,8 +77,9 @@ class TrainState:
         if torch.cuda.is_available():
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
         for kind, optimizer in self.optimizers.items():
-            for index, entries in optimizer.state_dict()["state"].items():
-                tensors |= {f"{kind}.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
+            for name, parameter in self._parameters(optimizer):
+                entries = optimizer.state.get(parameter, {})
+                tensors |= {f"{kind}:{key}:{name}": torch.as_tensor(value) for key, value in entries.items()}
         if self.average:  # the checkpoint itself then has the averaged weights
             tensors |= {f"weights.{name}": p.detach() for name, p in self.model.named_parameters()}
         numbers = {name: getattr(self, name) for name in self._NUMBERS}
@@ -88,6 +89,11 @@ class TrainState:
             _TENSORS: save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}),
             _COUNTERS: (json.dumps(numbers) + "\n").encode(),
         }
+
+    def _parameters(self, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+        """An optimizer's parameters with their names, in its own order."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
 
     def load(self, directory: Path, ranks: Ranks, seed: int) -> None:
         """Take over a checkpoint and the files of `files` beside it.
@@ -111,7 +117,11 @@ class TrainState:
                     tensor.copy_(weights[name])
             for kind, optimizer in self.optimizers.items():
                 state = optimizer.state_dict()
-                state["state"] = _moments(tensors, kind)
+                state["state"] = {
+                    index: moments
+                    for index, (name, parameter) in enumerate(self._parameters(optimizer))
+                    if (moments := _moments(tensors, kind, name, parameter))
+                }
                 optimizer.load_state_dict(state)
             if numbers["best_loss"] is None:
                 numbers["best_loss"] = math.inf
@@ -127,14 +137,16 @@ class TrainState:
             raise CheckpointError(f"{directory} has weights, but no training state to go on from: {error}") from error
 
 
-def _moments(tensors: Mapping[str, Tensor], kind: str) -> dict[int, dict[str, Tensor]]:
-    """An optimizer's per-parameter state from flat names `kind.index.key`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(f"{kind}."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    return state
+def _moments(tensors: Mapping[str, Tensor], kind: str, name: str, parameter: Tensor) -> dict[str, Tensor]:
+    """What an optimizer of this kind has remembered of a parameter; nothing where another one had it."""
+    found = {}
+    for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
+        tensor = tensors.get(f"{kind}:{key}:{name}")
+        if tensor is not None:
+            if key != "step" and tensor.shape != parameter.shape:
+                raise ValueError(f"{key} of {name} has the shape {tuple(tensor.shape)}")
+            found[key] = tensor
+    return found
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,7 @@ class Run:
         Raises:
             UsageError: the folder holds a run already, or cannot be written.
         """
-        if (self.folder / "run.json").exists():
+        if (self.folder / "latest").exists():
             raise UsageError(f"{self.folder} holds a run already: go on with --resume, or choose another --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +219,8 @@ class Run:
         for link in ("latest", "best") if best else ("latest",):
             _point(self.folder / link, directory.name)
         kept = {directory.name, _target(self.folder / "best")}
-        for old in sorted(self.folder.glob("step-*"))[:-keep]:
+        by_step = sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        for old in by_step[:-keep]:
             if old.name not in kept:
                 shutil.rmtree(old, ignore_errors=True)
         return directory
@@ -225,7 +238,10 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            _write(path, "".join(f"{line}\n" for line in kept))
+            try:
+                _write(path, "".join(f"{line}\n" for line in kept))
+            except OSError as error:
+                raise TinystoryError(f"cannot write {path}: {error.strerror}") from error
 
     def _append(self, name: str, text: str) -> None:
         try:

@@ -86,6 +86,8 @@ class TrainConfig:
         for name in ("steps", "max_minutes", "lr", "muon_lr", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be a number from 0")
+        if not 0 <= self.seed < 2**63 - 2**20:  # a rank adds its number
+            raise UsageError(f"seed is {self.seed}; it must be from 0 to below 2**63 - 2**20")
         if self.schedule not in SCHEDULES:
             raise UsageError(
                 f"schedule is {self.schedule!r}; it must be {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}"
