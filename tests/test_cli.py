@@ -145,6 +145,7 @@ def test_text_cannot_steer_the_terminal(tiny):
         (["generate", "--num", "0"], 2, ["from 1 to"]),
         (["generate", "--stop", ""], 2, ["stop text is empty"]),
         (["generate", "--device", "quantum"], 2, ["not available", "cpu"]),
+        (["generate", "--device", "meta"], 2, ["not available", "cpu"]),
         (["generate", "--decoder-file", "nowhere.py"], 2, ["nowhere.py"]),
         (["eval", "nowhere.txt"], 2, ["nowhere.txt"]),
         (["decoders", "gredy"], 2, ["greedy"]),
@@ -242,6 +243,30 @@ def test_an_unexpected_error_is_one_line_and_v_shows_the_rest(tiny, monkeypatch,
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["info", "-v"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_info_takes_the_model_as_a_flag_too(tiny, checkpoint):
+    plain = json.loads(tiny("info", checkpoint, "--json", model=False)[1])
+    assert json.loads(tiny("info", "--json")[1]) == plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("info >&-", 0, ""),
+        ("info -m ./nowhere 2>&-", 3, ""),
+        ("info > /dev/full", 1, "No space left"),
+        ("decoders | true", 0, ""),
+    ],
+)
+def test_closed_and_full_outputs_are_no_crash(arguments, code, words, tmp_path):
+    """Once: "unexpected error", or the error's text on standard output."""
+    script = f"set -o pipefail; {sys.executable} -m tinystory {arguments}"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert words in result.stderr
+    assert "unexpected" not in result.stderr
+    assert "nowhere" not in result.stdout
 
 
 def test_every_command_has_help(capsys):

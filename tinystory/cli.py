@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 model missing or invalid, 130 interrupt
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -41,8 +42,8 @@ class _Parser(argparse.ArgumentParser):
             message = f"{words[1]!r} is not a command; {hint}"
         elif message.startswith("unrecognized arguments: -"):
             flag = message.split()[2]
-            near = get_close_matches(flag, _flags(self), n=1)
-            message = f"{flag} is not a flag; " + (f"did you mean {near[0]}?" if near else "see --help")
+            near = [one for one in get_close_matches(flag, _flags(self), n=2) if one != flag]
+            message = f"{flag} is not a flag here; " + (f"did you mean {near[0]}?" if near else "see --help")
         print(f"{self.prog}: {message}", file=sys.stderr)
         raise SystemExit(2)
 
@@ -109,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = sub["info"].add_argument
     add("model", nargs="?", metavar="MODEL", help="a folder or hub id; the shipped model when left out")
+    add("-m", "--model", dest="model_flag", metavar="MODEL", help="the same as a flag")
     add("--json", action="store_true", help="print one JSON object")
 
     add = sub["import"].add_argument
@@ -167,6 +169,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "chat")
     args = build_parser().parse_args(argv)
+    if getattr(args, "model_flag", None):
+        args.model = args.model or args.model_flag
     for name, value in defaults().items():
         if getattr(args, name, "") is None:
             setattr(args, name, value)
@@ -187,6 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Nothing escapes as a traceback unless `-v` asks for it."""
     args: argparse.Namespace | None = None
     signal.signal(signal.SIGTERM, _terminate)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller; print would then take the other one
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         args = parse_args(sys.argv[1:] if argv is None else argv)
         for stream in (sys.stdout, sys.stderr):
@@ -200,16 +207,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated:
         return 143
     except BrokenPipeError:
-        # Whoever read us has left; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()  # whoever read us has left
         return 0
     except TinystoryError as error:
         return _report(str(error), error.exit_code, error, args)
+    except OSError as error:
+        _give_up_output()
+        return _report(f"cannot read or write: {error.strerror or error}", 1, error, args)
     except MemoryError as error:
         return _report("out of memory: a smaller model or fewer stories at once may fit", 1, error, args)
     except Exception as error:
         summary = f"{type(error).__name__}: {error}".splitlines()[0]
         return _report(f"unexpected error ({summary}); -v shows where, please report it", 1, error, args)
+
+
+def _give_up_output() -> None:
+    """Let what is still to be written vanish: Python would complain once more when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(message: str, code: int, error: BaseException, args: argparse.Namespace | None) -> int:

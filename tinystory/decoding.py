@@ -295,13 +295,15 @@ class Chain:
             received.append(logits)
             with named(stage):
                 logits = stage(logits, step.for_stage(own))
+                if type(logits) is not type(received[-1]):
+                    raise TypeError(f"gave a {type(logits).__name__}, not a tensor")
                 if logits.shape != received[-1].shape:
                     raise ValueError(f"gave logits of shape {tuple(logits.shape)}, not {tuple(received[-1].shape)}")
         received.append(logits)
-        if not logits.numpy(force=True).max() > -np.inf:
+        if not -np.inf < logits.numpy(force=True).max() < np.inf:
             names = " | ".join(stage.name for stage in self.processors) or "the model"
             raise TinystoryError(
-                f"no token is left: {names} removed them all, or gave NaN, at position {step.position}"
+                f"no token is left: {names} removed them all, or gave NaN or +inf, at position {step.position}"
             )
         return logits, received
 

@@ -128,6 +128,6 @@ def _check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except Exception as error:  # torch raises several kinds for a device it does not know or have
         raise UsageError(f"device {device!r} is not available here; cpu always is") from error

@@ -27,8 +27,9 @@ def run(args: argparse.Namespace) -> int:
         described = [describe(cls, source) for cls, source in found]
         sys.stdout.write(json.dumps(described[0] if args.name else described) + "\n")
         return 0
-    from rich.console import Console
     from rich.table import Table
+
+    from tinystory.commands.console import PipeConsole
 
     table = Table(box=None, pad_edge=False)
     for heading in ("name", "kind", "what it does", "options"):
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         options = "\n".join(_option_line(o) for o in options_of(cls))
         table.add_row(cls.name, cls.kind, visible(_summary(cls)), visible(options))
     # Without a terminal there is no width to fit: rows stay whole for grep.
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    console = PipeConsole(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
     console.print(table)
     if args.name:
         console.print(f"\n{visible(_doc(found[0][0]))}\n\nfrom {visible(found[0][1])}")

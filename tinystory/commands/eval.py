@@ -237,9 +237,9 @@ def _shown(value: float | None, unit: str, sign: str = "") -> str:
 
 
 def _console(args: argparse.Namespace) -> "Console":
-    from rich.console import Console
+    from tinystory.commands.console import PipeConsole
 
-    return Console(
+    return PipeConsole(
         # Without a terminal there is no width to fit: rows stay whole for grep.
         width=None if sys.stdout.isatty() else 200,
         force_terminal=True if args.color == "always" else None,

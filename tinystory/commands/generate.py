@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import tinystory
 from tinystory.decoding import Decoder
-from tinystory.errors import UsageError
+from tinystory.errors import TinystoryError, UsageError
 from tinystory.loading import LoadedModel, find_model, load_header
 from tinystory.plugins import discover
 from tinystory.spec import format_spec, parse_spec
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Write to standard output; notices go to standard error."""
     if not 1 <= args.num <= MAX_STORIES:
         raise UsageError(f"--num is {args.num}; it must be from 1 to {MAX_STORIES:,}")
+    if not all(args.stop):
+        raise UsageError("a stop text is empty; it would end the story before its first word")
     # All that can be wrong is found before torch is imported.
     registry = discover(args.decoder_file)
     _warn(args, registry.warnings)
@@ -45,8 +47,12 @@ def run(args: argparse.Namespace) -> int:
         model = load_header(name, header, args.dtype, args.device)
         requests = _requests(args, decoder, prompt, seed, lambda: bool(interrupted))
         printer = (_JsonLines if args.jsonl else _Json if args.json else _Plain)(args, model, requests[0])
-        for event in _write(model, requests):
-            printer.show(event)
+        try:
+            for event in _write(model, requests):
+                printer.show(event)
+        except TinystoryError:
+            printer.broken()
+            raise
         printer.end()
     return 128 + interrupted[0] if interrupted else 0
 
@@ -117,6 +123,9 @@ class _Printer:
     def end(self) -> None:
         """All stories have ended."""
 
+    def broken(self) -> None:
+        """An error follows on standard error."""
+
     def common(self) -> dict[str, Any]:
         """What holds for every story of the call."""
         import torch
@@ -175,6 +184,9 @@ class _Plain(_Printer):
                 story = self.waiting.pop(self.current)
                 self._print("\n" + story.text)
                 self._finish(story)
+
+    def broken(self) -> None:
+        self._print("\n")
 
     def _print(self, text: str) -> None:
         sys.stdout.write(visible(text))
