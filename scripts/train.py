@@ -59,6 +59,9 @@ def main() -> int:
     except TinystoryError as error:
         print(f"train: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a log, a link or a plot that cannot be written; a checkpoint says so itself
+        print(f"train: cannot write {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # before the first step, which catches signals itself
         return 130
 

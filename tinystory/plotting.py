@@ -41,7 +41,7 @@ def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         path: .png or .svg, replaced atomically.
 
     Raises:
-        TinystoryError: matplotlib is not installed.
+        TinystoryError: matplotlib is not installed, or the file cannot be written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -65,5 +65,9 @@ def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format=path.suffix[1:], dpi=110)
-    temporary.replace(path)
+    try:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TinystoryError(f"cannot write {path}: {error.strerror or error}") from error

@@ -216,8 +216,11 @@ class Run:
                 provenance=provenance,
                 extra_files=beside,
             )
-        for link in ("latest", "best") if best else ("latest",):
-            _point(self.folder / link, directory.name)
+        try:
+            for link in ("latest", "best") if best else ("latest",):
+                _point(self.folder / link, directory.name)
+        except OSError as error:
+            raise TinystoryError(f"cannot write {self.folder}: {error.strerror}") from error
         kept = {directory.name, _target(self.folder / "best")}
         by_step = sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
         for old in by_step[:-keep]:
