@@ -25,9 +25,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.nn.parallel import DistributedDataParallel
 
 import tinystory
+from tinystory.checkpoint import load_model
 from tinystory.data import BatchPlan, collate, share
 from tinystory.distributed import Ranks, joined
 from tinystory.errors import TinystoryError, UsageError
+from tinystory.loading import find_model
 from tinystory.model import Transformer
 from tinystory.plotting import plot_metrics, read_metrics
 from tinystory.presets import PRESETS, RunConfig, fields_of, load_tokenizer, resolve
@@ -89,9 +91,8 @@ def parse_args() -> argparse.Namespace:
         elif kind in (int, float, str):
             fields.add_argument(flag, type=kind, default=unset, metavar="X", help=f"default {field.default}")
         else:
-            fields.add_argument(
-                flag, nargs="+", default=unset, metavar="SOURCE", help="files, globs, folders, or a hub dataset"
-            )
+            taken = "checkpoints" if name == "teachers" else "files, globs, folders, or a hub dataset"
+            fields.add_argument(flag, nargs="+", default=unset, metavar="SOURCE", help=taken)
     args = parser.parse_args()
     if (args.out is None) == (args.resume is None):
         parser.error("give either --out RUN for a new run or --resume RUN")
@@ -108,7 +109,10 @@ def train(args: argparse.Namespace, ranks: Ranks) -> int:
     torch.manual_seed(hyper.seed + ranks.rank)  # of dropout; the weights are drawn from the seed alone
     model = Transformer(config.model.model_config(tokenizer.vocab_size), dropout=hyper.dropout)
     model.init_weights(hyper.seed)
+    if config.model.init and not args.resume:
+        model.load_state_dict(load_model(find_model(config.model.init)[1]).state_dict())
     model.to(ranks.device)
+    teachers = [load_teacher(name, config, tokenizer, ranks) for name in hyper.teachers]
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if hyper.ema else {}
     state = TrainState(model, make_optimizers(model, hyper), average)
     if args.resume:
@@ -139,7 +143,7 @@ def train(args: argparse.Namespace, ranks: Ranks) -> int:
             # A rank that the tail of an epoch leaves without rows takes part with one position of padding.
             micro_batches = [plan.collate(part) for part in parts] or [collate(plan.pieces, [[]], 1)]
             n_tokens = plan.count(rows)
-            loss = float(ranks.sum(backward(forward, micro_batches, n_tokens, hyper, ranks)))
+            loss = float(ranks.sum(backward(forward, micro_batches, n_tokens, hyper, ranks, teachers)))
             if not math.isfinite(loss):
                 raise TinystoryError(
                     f"the loss is {loss} in step {state.step + 1}; its batch ends at batch {state.batch} of epoch "
@@ -194,11 +198,28 @@ def open_run(args: argparse.Namespace, ranks: Ranks) -> tuple[Run, RunConfig, To
             f"a folder saved by datasets, or {HUB_DATASET} (2 GB from the Hugging Face hub)"
         )
     run, tokenizer = Run(args.out), load_tokenizer(config.data.tokenizer)
-    config.model.model_config(tokenizer.vocab_size)  # an impossible shape is refused before anything is written
+    shape = config.model.model_config(tokenizer.vocab_size)  # an impossible one is refused before anything is written
+    if config.model.init and (theirs := find_model(config.model.init)[1].config) and theirs != shape:
+        raise UsageError(
+            f"{config.model.init} has a vocabulary of {theirs.vocab_size:,} tokens, {config.data.tokenizer} one of "
+            f"{tokenizer.vocab_size:,}"
+        )
     ranks.wait()
     if ranks.first:
         run.begin(config, tokenizer)
     return run, config, tokenizer
+
+
+def load_teacher(name: str, config: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> Transformer:
+    """A model to learn from, frozen; it must share the run's vocabulary and see as far."""
+    name, header = find_model(name)
+    if header.config is None:
+        raise UsageError(f"{name} is neither a Llama nor a GPT-2 model, so it cannot teach")
+    if fingerprint(load_tokenizer(str(header.directory))) != fingerprint(tokenizer):
+        raise UsageError(f"{name} has another vocabulary than this run, so it cannot teach")
+    if header.config.max_seq_len < config.model.max_seq_len:
+        raise UsageError(f"{name} sees {header.config.max_seq_len} tokens, a row has {config.model.max_seq_len}")
+    return load_model(header, device=str(ranks.device)).eval().requires_grad_(False)
 
 
 def load_stories(run: Run, config: RunConfig, tokenizer: Tokenizer, ranks: Ranks) -> tuple[TokenShards, TokenShards]:

@@ -63,12 +63,17 @@ def word_tokenizer_json():
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load_script(name):
-    """A module from scripts/, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="session")
+def load_script():
+    """What gives a module from scripts/, which is no package."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +97,7 @@ def story_file(stories, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tokenizer(stories):
+def tokenizer(stories, load_script):
     """A byte-level BPE of 300 tokens trained on the stories by the script that trains ours."""
     from tinystory.tokenizer import Tokenizer
 

@@ -1,9 +1,12 @@
 """Where the fields of a run come from, and the picture of its metrics."""
 
+import json
+import shutil
 import struct
 
 import pytest
 
+from tinystory.checkpoint import read_header
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.plotting import plot_metrics, read_metrics
 from tinystory.presets import PRESETS, RunConfig, load_tokenizer, resolve
@@ -118,3 +121,28 @@ def test_metrics_become_a_picture(tmp_path):
     assert struct.unpack(">II", header[16:]) == (1320, 715)
     assert b"<svg" in (tmp_path / "metrics.svg").read_bytes()
     plot_metrics([], tmp_path / "metrics.png")
+
+
+def test_a_run_that_starts_from_a_checkpoint_has_its_shape_and_vocabulary(checkpoint):
+    config = resolve("small", None, {"init": str(checkpoint), "n_layer": 2})
+    header = read_header(checkpoint)
+    assert config.model.model_config(300) == header.config
+    assert config.data.tokenizer == str(header.directory)
+    assert (config.model.init, config.training.lr) == (str(checkpoint), 2e-3)
+    assert RunConfig.from_json(config.to_json()) == config
+    assert resolve(None, None, {"init": "default"}).data.tokenizer == "default"
+
+
+def test_what_contradicts_the_checkpoint_to_start_from_is_an_error(checkpoint, tmp_path):
+    with pytest.raises(UsageError, match=r"d_model is 64, but .* has 32; leave it out"):
+        resolve(None, None, {"init": str(checkpoint), "d_model": 64})
+    with pytest.raises(CheckpointError):
+        resolve(None, None, {"init": str(tmp_path)})
+
+
+def test_a_checkpoint_that_the_trainer_cannot_make_again_is_no_start(checkpoint, tmp_path):
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    content = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(content | {"rms_norm_eps": 1e-6}))
+    with pytest.raises(UsageError, match=r"differs from what the trainer makes in norm_eps"):
+        resolve(None, None, {"init": str(other)})

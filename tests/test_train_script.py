@@ -205,6 +205,49 @@ def test_prepared_stories_serve_many_runs(trainer, data, story_file, tmp_path):
     assert "another vocabulary" in errors
 
 
+def test_a_run_starts_from_a_checkpoint_and_goes_on_as_itself(trainer, data, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert trainer(*data, *SHAPE, *ADAMW, "--steps", 10, "--out", first)[0] == [0]
+    stay = [
+        "--lr",
+        "1e-9",
+        "--warmup",
+        "0",
+        "--rows",
+        "4",
+        "--valid-stories",
+        "3",
+        "--log-every",
+        "1",
+        "--muon-lr",
+        "0",
+    ]
+    start = [*data[:4], "--init", first / "latest", *stay]
+    assert trainer(*start, "--steps", 1, "--out", second)[0] == [0]
+    assert_same_weights(first / "latest", second / "latest", 1e-6)
+    codes, errors = trainer("--resume", second, "--steps", 2, "--lr", "1e-2")
+    assert codes == [0], errors
+    assert step_of(second) == 2
+    codes, errors = trainer(*data[:4], "--init", first / "latest", "--tokenizer", "default", "--out", tmp_path / "no")
+    assert codes == [2]
+    assert "vocabulary of 300 tokens, default one of 2,048" in errors
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_student_learns_from_a_teacher_of_the_same_vocabulary(trainer, data, tmp_path):
+    teacher = tmp_path / "teacher"
+    assert trainer(*data, *SHAPE, *ADAMW, "--steps", 10, "--out", teacher)[0] == [0]
+    student = [*data, *SHAPE, *ADAMW, "--steps", 3, "--distill", "1"]
+    codes, errors = trainer(*student, "--teachers", teacher / "latest", teacher / "best", "--out", tmp_path / "student")
+    assert codes == [0], errors
+    assert trainer(*student, "--out", tmp_path / "alone")[0] == [0]
+    taught, alone = (list(metrics(tmp_path / run).values())[1] for run in ("student", "alone"))
+    assert taught != alone
+    codes, errors = trainer(*student, "--teachers", "default", "--out", tmp_path / "other")
+    assert codes == [2]
+    assert "another vocabulary" in errors
+
+
 def test_two_ranks_are_one_process(trainer, data, tmp_path):
     """The same global batch gives the same result; 5 rows on 2 ranks leave an uneven tail."""
     common = [*data, *SHAPE, *ADAMW, "--rows", 5, "--micro-rows", 2]

@@ -204,3 +204,22 @@ def test_the_padded_loss_of_the_student_projects_family_equals_gpt2s(ids):
     shifted = labels[:, 1:64]
     mine = F.cross_entropy(logits[:, :63].flatten(0, 1), shifted.flatten(), ignore_index=-100).item()
     assert mine == pytest.approx(reference, abs=1e-4)
+
+
+def test_teachers_pull_the_model_towards_the_mean_of_their_probabilities(ids):
+    plan = BatchPlan(ids, 64, 4)
+    batch = plan.collate(next(plan.ahead())[2])
+    (student, _), *others = [fresh(seed=seed) for seed in (0, 1, 2)]
+    teachers = [teacher for teacher, _ in others]
+    scored = batch.labels != -100
+    inputs = batch.token_ids, batch.positions, batch.mask()
+    log_p = student(*inputs)[scored].log_softmax(-1)
+    mean = sum(teacher(*inputs)[scored].softmax(-1) for teacher in teachers) / 2
+    hard = -log_p.gather(1, batch.labels[scored][:, None]).sum()
+    soft = -(mean * log_p).sum()
+    for share in (0.0, 0.3, 1.0):
+        found = loss_sum(student, batch, teachers, share)
+        torch.testing.assert_close(found, share * soft + (1 - share) * hard)
+    found.backward()
+    assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
+    assert all(p.grad is not None for p in student.parameters())

@@ -8,7 +8,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from tinystory.config import ModelConfig
 from tinystory.data import Batching
 from tinystory.errors import UsageError
-from tinystory.loading import DEFAULT_MODEL
+from tinystory.loading import DEFAULT_MODEL, find_model
 from tinystory.tokenizer import Tokenizer
 from tinystory.training import TrainConfig
 
@@ -71,6 +71,8 @@ class ShapeConfig:
         d_ff: inner width of the feed-forward.
         max_seq_len: context, in tokens; also the length of a row.
         tied_head: whether the output head is the embedding.
+        init: a checkpoint whose weights the run starts from, and with them its shape and vocabulary; "" draws
+            fresh ones.
     """
 
     family: str = "llama"
@@ -81,6 +83,7 @@ class ShapeConfig:
     d_ff: int = 512
     max_seq_len: int = 512
     tied_head: bool = True
+    init: str = ""
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The config of a model with this vocabulary; raises CheckpointError where the shape is impossible."""
@@ -150,14 +153,37 @@ def resolve(preset: str | None, file: Path | None, flags: Mapping[str, Any]) -> 
         flags: fields given on the command line.
 
     Raises:
-        UsageError: an unknown preset or field (the nearest is named), or a value of the wrong type or range.
+        UsageError: an unknown preset or field (the nearest is named), a value of the wrong type or range, or a
+            shape other than that of the checkpoint to start from.
+        CheckpointError: the checkpoint to start from is missing or damaged.
     """
     from_file = _read_toml(file) if file else {}
     preset = preset or from_file.pop("preset", None)
     from_file.pop("preset", None)
     if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
         raise UsageError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
-    return _build({**PRESETS.get(preset or "", {}), **from_file, **flags}, str(file or "the command line"))
+    given, origin = {**from_file, **flags}, str(file or "the command line")
+    config = _build({**PRESETS.get(preset or "", {}), **given}, origin)
+    return _started_from(config, given) if config.model.init else config
+
+
+def _started_from(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """The run with the shape and vocabulary of its `init`; what was `given` must not contradict it."""
+    init, header = find_model(config.model.init)
+    if header.config is None:
+        raise UsageError(f"{init} is neither a Llama nor a GPT-2 model, so no run can start from it")
+    shape = {f.name: getattr(header.config, f.name) for f in fields(ShapeConfig) if f.name != "init"}
+    for name, value in shape.items():
+        if given.get(name, value) != value:
+            raise UsageError(f"{name} is {given[name]}, but {init} has {value}; leave it out")
+    model = ShapeConfig(**shape, init=init)
+    trained = model.model_config(header.config.vocab_size)
+    if trained != header.config:
+        other = [f.name for f in fields(trained) if getattr(trained, f.name) != getattr(header.config, f.name)]
+        raise UsageError(f"{init} differs from what the trainer makes in {', '.join(other)}")
+    vocabulary = "default" if init == "default" else str(header.directory)
+    data = dataclasses.replace(config.data, tokenizer=given.get("tokenizer", vocabulary))
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -48,6 +48,9 @@ class TrainConfig:
         seed: of weights, shuffling and dropout.
         bf16: bfloat16 autocast.
         compile: `torch.compile` the model.
+        teachers: checkpoints with the same vocabulary, whose mean probabilities are learned beside the data
+            (distillation, Hinton et al. 2015).
+        distill: weight of the teachers in the loss, from 0 (the data alone) to 1 (the teachers alone).
     """
 
     epochs: int = 5
@@ -67,6 +70,8 @@ class TrainConfig:
     seed: int = 0
     bf16: bool = False
     compile: bool = False
+    teachers: tuple[str, ...] = ()
+    distill: float = 0.5
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -77,7 +82,7 @@ class TrainConfig:
         for name in ("epochs", "rows", "micro_rows"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("warmup", "decay"):
+        for name in ("warmup", "decay", "distill"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
         for name in ("dropout", "ema"):
@@ -155,14 +160,35 @@ def placed(batch: Batch, config: TrainConfig, device: torch.device) -> Batch:
     return batch.joined() if device.type == "cpu" and not config.compile else batch
 
 
-def loss_sum(forward: Callable[..., Tensor], batch: Batch) -> Tensor:
-    """Sum of the negative log-likelihoods of a batch's labels, in nats; a scalar, float32."""
-    logits = forward(batch.token_ids, batch.positions, batch.mask())
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE, reduction="sum")
+def loss_sum(
+    forward: Callable[..., Tensor], batch: Batch, teachers: Sequence[nn.Module] = (), distill: float = 0.0
+) -> Tensor:
+    """Sum over a batch's labels of their negative log-likelihoods, in nats; a scalar, float32.
+
+    With teachers it is the cross-entropy with a mixture: `distill` of the mean of their probabilities, the rest of
+    the label.
+    """
+    inputs = batch.token_ids, batch.positions, batch.mask()
+    logits, labels = forward(*inputs).flatten(0, 1).float(), batch.labels.flatten()
+    if not teachers:
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    scored = labels != IGNORE
+    with torch.no_grad():
+        target = logits.new_zeros(int(scored.sum()), logits.shape[-1])
+        for teacher in teachers:
+            target += teacher(*inputs).flatten(0, 1)[scored].float().softmax(-1)
+        target *= distill / len(teachers)
+        target[torch.arange(len(target), device=target.device), labels[scored]] += 1 - distill
+    return F.cross_entropy(logits[scored], target, reduction="sum")
 
 
 def backward(
-    forward: nn.Module, micro_batches: Sequence[Batch], n_tokens: int, config: TrainConfig, ranks: Ranks
+    forward: nn.Module,
+    micro_batches: Sequence[Batch],
+    n_tokens: int,
+    config: TrainConfig,
+    ranks: Ranks,
+    teachers: Sequence[nn.Module] = (),
 ) -> Tensor:
     """Accumulate the gradient of the mean loss over a global batch.
 
@@ -175,6 +201,7 @@ def backward(
         n_tokens: scored tokens of the global batch, over all ranks.
         config: the run's.
         ranks: all of them call this together.
+        teachers: models to learn from beside the labels.
 
     Returns:
         This rank's share of the mean loss, in nats per token; the shares add up to it.
@@ -184,7 +211,7 @@ def backward(
         last = index == len(micro_batches) - 1
         no_sync = getattr(forward, "no_sync", nullcontext)
         with nullcontext() if last else no_sync(), autocast(config, ranks.device):
-            loss = loss_sum(forward, placed(batch, config, ranks.device)) / n_tokens
+            loss = loss_sum(forward, placed(batch, config, ranks.device), teachers, config.distill) / n_tokens
             (loss * ranks.size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total
