@@ -1,5 +1,6 @@
 """Greedy decoding: no luck at all."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,3 +19,7 @@ class Greedy(Sampler):
     def __call__(self, logits: "Tensor", step: Step) -> int:
         """(V,) logits -> the id of the largest; the lowest id where several are equal."""
         return int(logits.argmax())
+
+    def log_probs(self, logits: "Tensor", step: Step) -> "Tensor":
+        """(V,) logits -> 0 at the token it takes, −inf elsewhere."""
+        return logits.new_full(logits.shape, -math.inf).index_fill(0, logits.argmax(), 0)

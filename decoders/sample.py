@@ -22,5 +22,13 @@ class Sample(Sampler):
 
     def __call__(self, logits: "Tensor", step: Step) -> int:
         """(V,) logits -> a draw from softmax(logits / temperature)."""
+        return draw(logits, step.noise(), self._divisor)
+
+    def log_probs(self, logits: "Tensor", step: Step) -> "Tensor":
+        """(V,) logits -> the log-softmax of logits / temperature."""
+        return (logits / self._divisor).log_softmax(dim=-1)
+
+    @property
+    def _divisor(self) -> float:
         # Any temperature so small is greedy already; the bound keeps the quotient finite.
-        return draw(logits, step.noise(), max(self.temperature, 1e-30))
+        return max(self.temperature, 1e-30)

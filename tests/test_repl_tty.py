@@ -27,12 +27,16 @@ from tinystory.spec import parse_spec
 class Words:
     "Writes numbered words until it is stopped."
     name, max_seq_len, loading = "words", 512, False
+    dtype, vocabulary, heals = "float32", "words", False
     def facts(self): return [("model", self.name)]
     def start(self): pass
     def wait(self, cancel): return True
     def encode(self, text, *, bos): return [0] * bos + [ord(c) for c in text]
     def detokenize(self, ids): return "".join(chr(i) if i < 1000 else f" w{i - 1000}" for i in ids if i)
-    def write(self, request):
+    def token_text(self, i): return self.detokenize([i])
+    def model_hash(self): return "0" * 64
+    def write(self, requests):
+        request, = requests
         tokens, text, reason = [], "", "length"
         while len(tokens) < request.max_new_tokens:
             token = Token(1000 + len(request.prompt_ids) + len(tokens), -1.0)
@@ -93,6 +97,7 @@ class Terminal:
             "OMP_NUM_THREADS": "1",
             "XDG_STATE_HOME": str(folder),
             "XDG_CONFIG_HOME": str(folder),
+            "XDG_DATA_HOME": str(folder),
         }
         self.log = ""
         self.child = pexpect.spawn(

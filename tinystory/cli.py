@@ -9,7 +9,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
@@ -17,17 +17,21 @@ from typing import Any, NoReturn
 
 from tinystory import __version__
 from tinystory.errors import TinystoryError
-from tinystory.settings import BUILT_IN, COLORS, defaults, parse
+from tinystory.settings import BUILT_IN, Setting, allowed, parse, resolve
 
 __all__ = ["main"]
 
 COMMANDS = {
     "chat": "write with a model in the terminal (the default)",
     "generate": "write one story, or several, and leave",
+    "compare": "write one story with several decoders, side by side",
+    "replay": "check that the stories of a session come about as they are written down",
     "eval": "measure a model on stories: perplexity, bits per byte, accuracy, and what its own are like",
     "decoders": "list the decoders, or show one",
     "info": "show what a checkpoint is",
     "import": "make a checkpoint from a llama2.c model",
+    "config": "show the settings, and where each comes from",
+    "completion": "print what makes a shell complete tinystory's commands, flags and decoders",
 }
 
 
@@ -36,7 +40,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         words = message.split("'")
-        if "invalid choice" in message and len(words) > 1:
+        if message.startswith("argument COMMAND: invalid choice"):
             near = get_close_matches(words[1], COMMANDS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
             message = f"{words[1]!r} is not a command; {hint}"
@@ -58,13 +62,25 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
     return flags
 
 
-def _setting(name: str) -> Any:
+class _SettingFlag(argparse.Action):
+    """Stores a value, and among the namespace's `settings` that it was given here."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if values is None and not self.option_strings:
+            return  # an argument left out
+        setattr(namespace, self.dest, values)
+        origin = f"flag {self.option_strings[-1]}" if self.option_strings else f"argument {self.metavar}"
+        namespace.settings = (*getattr(namespace, "settings", ()), Setting(self.dest, values, origin))
+
+
+def _checked(name: str) -> Callable[[str], Any]:
     """An argparse type that checks a flag as the configuration file's value would be."""
 
     def convert(text: str) -> Any:
         try:
-            value = parse(name, text)
-            return text if value is None else value  # "random" stays a word until every flag has been read
+            return parse(name, text)
         except TinystoryError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -76,49 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="tinystory", description="Write stories with small language models, and watch them choose.")
     parser.add_argument("--version", action="version", version=f"tinystory {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser, required=True)
-    sub = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-
-    for name in ("chat", "generate"):
-        sub[name].add_argument("prompt", nargs="?", metavar="PROMPT", help="text to begin with")
-        _add_model_flags(sub[name])
-        _add_story_flags(sub[name])
-    add = sub["generate"].add_argument
-    add("--num", type=int, default=1, metavar="N", help="write N stories from the same prompt (default 1)")
-    form = sub["generate"].add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument("--jsonl", action="store_true", help="print one JSON event a line, as they come")
-
-    add = sub["eval"].add_argument
-    add("data", metavar="DATA", help="stories: a text file with <|endoftext|> between, a saved dataset, a hub name")
-    add("--limit", type=int, metavar="N", help="take the first N stories")
-    add("--cut", action="store_true", help="score of a long story only what fits the context, as some figures do")
-    add("--stories", type=int, metavar="N", help="write N stories too, and compare what they are like with real ones")
-    add("--train", metavar="FILE", help="the training text: look up there what those N share with it")
-    add("--json", action="store_true", help="print one JSON object")
-    _add_model_flags(sub["eval"])
-    _add_decoding_flags(sub["eval"])
-    # A measure of whole stories: the length that suits writing would cut off a quarter of the real ones.
-    add(
-        "-n", "--max-tokens", type=_setting("max_tokens"), default=1024, metavar="N",
-        help="at most N tokens a story (default 1024, whatever the settings say)",
-    )  # fmt: skip
-
-    add = sub["decoders"].add_argument
-    add("name", nargs="?", metavar="NAME", help="show this one, with its options")
-    add("--json", action="store_true", help="print JSON")
-    _add_decoder_file_flag(sub["decoders"])
-
-    add = sub["info"].add_argument
-    add("model", nargs="?", metavar="MODEL", help="a folder or hub id; the shipped model when left out")
-    add("-m", "--model", dest="model_flag", metavar="MODEL", help="the same as a flag")
-    add("--json", action="store_true", help="print one JSON object")
-
-    add = sub["import"].add_argument
-    add("file", type=Path, metavar="FILE", help="weights in llama2.c's version-0 format (.bin)")
-    add("--tokenizer", type=Path, required=True, metavar="FILE", help="its tokenizer in llama2.c's format")
-    add("-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write")
-
-    for name, one in sub.items():
+    for name, text in COMMANDS.items():
+        one = commands.add_parser(name, help=text, description=text)
+        _FLAGS[name](one)
         quiet = one.add_mutually_exclusive_group()
         quiet.add_argument("-q", "--quiet", action="store_true", help="no notices, only results and errors")
         quiet.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
@@ -126,28 +102,141 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("-m", "--model", type=_setting("model"), metavar="MODEL", help="a folder or hub id (default: the shipped one)")
-    add("--device", type=_setting("device"), metavar="D", help=f"default {BUILT_IN['device']}")
-    add("--dtype", type=_setting("dtype"), metavar="T", help="float32 (default), bfloat16 or float16")
-    add("--color", type=_setting("color"), metavar="WHEN", help=f"{', '.join(COLORS)} (default auto)")
+def _chat(parser: argparse.ArgumentParser) -> None:
+    _add_writing_flags(parser)
+    described = "go on with a session that was kept; the latest when NAME is left out"
+    parser.add_argument("--resume", nargs="?", const="", metavar="NAME", help=described)
+    _add_setting(parser, "--theme", metavar="THEME", help=f"the terminal's background: {_choices('theme')}")
+    _add_setting(parser, "--keys", metavar="KEYS", help=f"the keys that edit a line: {_choices('keys')}")
 
 
-def _add_story_flags(parser: argparse.ArgumentParser) -> None:
+def _generate(parser: argparse.ArgumentParser) -> None:
+    _add_writing_flags(parser)
+    parser.add_argument("--num", type=int, default=1, metavar="N", help="write N stories from one prompt (default 1)")
+    _add_json_flags(parser)
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    _add_writing_flags(parser, several=True)
+    _add_json_flags(parser)
+
+
+def _replay(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="a session, or a story exported as .json")
+    # Not the setting of that name: what counts is the model that the file names.
+    add("-m", "--model", dest="with_model", metavar="MODEL", help="a folder or hub id (default: the one in the file)")
+    add("--device", metavar="D", default=BUILT_IN["device"], help=f"default {BUILT_IN['device']}")
+    add("--json", action="store_true", help="print one JSON object")
+    _add_decoder_file_flag(parser)
+
+
+def _eval(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", metavar="DATA", help="stories: a text file with <|endoftext|> between, a saved dataset, a hub name")
+    add("--limit", type=int, metavar="N", help="take the first N stories")
+    add("--cut", action="store_true", help="score of a long story only what fits the context, as some figures do")
+    add("--stories", type=int, metavar="N", help="write N stories too, and compare what they are like with real ones")
+    add("--train", metavar="FILE", help="the training text: look up there what those N share with it")
+    add("--json", action="store_true", help="print one JSON object")
+    _add_model_flags(parser)
     _add_decoding_flags(parser)
-    add(
-        "-n", "--max-tokens", type=_setting("max_tokens"), metavar="N",
-        help=f"at most N new tokens (default {BUILT_IN['max_tokens']})",
+    # A measure of whole stories: the length that suits writing would cut off a quarter of the real ones.
+    length = Setting("max_tokens", 1024)
+    _add_setting(
+        parser, "-n", "--max-tokens", metavar="N",
+        help=f"at most N tokens a story (default {length.value}, whatever the settings say)",
     )  # fmt: skip
-    add("--stop", action="append", default=[], metavar="TEXT", help="end the story before this text; may be repeated")
+    parser.set_defaults(settings=(length,))
 
 
-def _add_decoding_flags(parser: argparse.ArgumentParser) -> None:
+def _decoders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this one, with its options")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_decoder_file_flag(parser)
+
+
+def _info(parser: argparse.ArgumentParser) -> None:
+    described = "a folder or hub id; the shipped model when left out"
+    _add_setting(parser, "model", nargs="?", metavar="MODEL", help=described)
+    _add_setting(parser, "-m", "--model", metavar="MODEL", help="the same as a flag")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-d", "--decoder", metavar="SPEC", help=f"how tokens are picked (default: {BUILT_IN['decoder']})")
-    add("-s", "--seed", type=_setting("seed"), metavar="N", help="the same seed gives the same story (default: random)")
+    add("file", type=Path, metavar="FILE", help="weights in llama2.c's version-0 format (.bin)")
+    add("--tokenizer", type=Path, required=True, metavar="FILE", help="its tokenizer in llama2.c's format")
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
+
+
+_FLAGS: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
+    "chat": _chat,
+    "generate": _generate,
+    "compare": _compare,
+    "replay": _replay,
+    "eval": _eval,
+    "decoders": _decoders,
+    "info": _info,
+    "import": _import,
+    "config": _config,
+    "completion": _completion,
+}
+"""What a command takes, besides -q and -v."""
+
+
+def _add_setting(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
+    """A flag for the setting its last name spells, checked as the setting is."""
+    name = names[-1].lstrip("-").replace("-", "_")
+    parser.add_argument(*names, action=_SettingFlag, type=_checked(name), **options)
+
+
+def _choices(name: str) -> str:
+    return f"{allowed(name)} (default {BUILT_IN[name]})"
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    _add_setting(parser, "-m", "--model", metavar="MODEL", help="a folder or hub id (default: the shipped one)")
+    _add_setting(parser, "--device", metavar="D", help=f"default {BUILT_IN['device']}")
+    _add_setting(parser, "--dtype", metavar="T", help=_choices("dtype"))
+    _add_setting(parser, "--color", metavar="WHEN", help=_choices("color"))
+
+
+def _add_json_flags(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--jsonl", action="store_true", help="print one JSON event a line, as they come")
+
+
+def _add_writing_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to begin with")
+    _add_model_flags(parser)
+    _add_decoding_flags(parser, several=several)
+    described = f"at most N new tokens (default {BUILT_IN['max_tokens']})"
+    _add_setting(parser, "-n", "--max-tokens", metavar="N", help=described)
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the story before this text; may be repeated"
+    )
+
+
+def _add_decoding_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    if several:
+        described = "how tokens are picked; once for each decoder, 2 to 8 of them"
+        parser.add_argument(
+            "-d", "--decoder", dest="decoders", action="append", default=[], metavar="SPEC", help=described
+        )
+    else:
+        described = f"how tokens are picked (default: {BUILT_IN['decoder']})"
+        _add_setting(parser, "-d", "--decoder", metavar="SPEC", help=described)
+    _add_setting(parser, "-s", "--seed", metavar="N", help="the same seed gives the same story (default: random)")
     _add_decoder_file_flag(parser)
 
 
@@ -161,6 +250,9 @@ def _add_decoder_file_flag(parser: argparse.ArgumentParser) -> None:
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse, and fill what no flag gave from the environment, the configuration file and the built-in defaults.
 
+    Returns:
+        What the command takes, and as `settings` every `Setting` with where it comes from.
+
     Raises:
         UsageError: a default outside the command line is wrong.
         SystemExit: for --help, --version and a wrong command line.
@@ -169,13 +261,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "chat")
     args = build_parser().parse_args(argv)
-    if getattr(args, "model_flag", None):
-        args.model = args.model or args.model_flag
-    for name, value in defaults().items():
-        if getattr(args, name, "") is None:
-            setattr(args, name, value)
-    if getattr(args, "seed", None) == "random":
-        args.seed = None
+    args.settings = resolve(getattr(args, "settings", ()))
+    for setting in args.settings:
+        if getattr(args, setting.name, "") is None:
+            setattr(args, setting.name, setting.value)
     return args
 
 
@@ -195,6 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by the caller; print would then take the other one
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
+        if "_ARGCOMPLETE" in os.environ:  # set by the shell's script, which asks how a line may go on
+            importlib.import_module("tinystory.commands.completion").answer(build_parser())
         args = parse_args(sys.argv[1:] if argv is None else argv)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):

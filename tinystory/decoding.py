@@ -7,6 +7,7 @@ so a beam copies it by assignment and an undone token goes back to the older val
 Nothing here imports torch when it is loaded, and nothing here knows text.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Chain", "Commit", "Decoder", "Draft", "Event", "Finish", "FinishReason", "LogitsProcessor", "Request",
-    "Sampler", "Search", "Session", "Stage", "Step", "Token", "draw", "option",
+    "Sampler", "Search", "Session", "Stage", "Step", "Token", "Window", "draw", "option",
 ]  # fmt: skip
 
 FinishReason = Literal["eos", "length", "stop", "cancelled"]
+
+Window = Callable[[Sequence[int], int], Sequence[int]]
+"""What stays in sight of a story that has outgrown the model: its ids and max_seq_len -> the context to go on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +39,28 @@ class Token:
     Attributes:
         id: the token id.
         logprob: its natural-log probability under the model's own softmax, before any processor; in nats.
+        rank: its place under that distribution: 0 is the likeliest, equals share a place; -1 is unknown.
+        entropy: of that distribution, in bits, 0 to log2(V); NaN is unknown.
     """
 
     id: int
     logprob: float
+    rank: int = -1
+    entropy: float = math.nan
+
+    @classmethod
+    def of(cls, logits: "Tensor", token_id: int) -> "Token":
+        """A token with what the model's own (V,) float32 logits tell of it; NumPy is the quicker for one row."""
+        scores = logits.numpy(force=True)
+        with np.errstate(invalid="ignore"):
+            above = scores - scores.max()
+            exps = np.exp(above)
+            total, weighted = float(exps.sum()), float(exps.dot(above))
+            if math.isnan(weighted):  # 0 · −inf; a removed token adds nothing
+                weighted = float(exps.dot(np.maximum(above, -200)))
+            log_total = math.log(total)
+            rank = int(np.count_nonzero(scores > scores[token_id]))
+            return cls(token_id, float(above[token_id]) - log_total, rank, (log_total - weighted / total) / math.log(2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +130,11 @@ def _never() -> bool:
     return False
 
 
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many leading items two sequences share."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def latest_half(token_ids: Sequence[int], max_seq_len: int) -> Sequence[int]:
     """The context kept when it is full: the first token (BOS) and the latest half."""
     return [*token_ids[:1], *token_ids[len(token_ids) - max(1, max_seq_len // 2) :]]
@@ -136,7 +163,7 @@ class Request:
     story: int = 0
     stop: Callable[[], bool] = _never
     cancel: Callable[[], bool] = _never
-    window: Callable[[Sequence[int], int], Sequence[int]] = latest_half
+    window: Window = latest_half
 
     def __post_init__(self) -> None:
         """Check the request.
@@ -230,6 +257,10 @@ class Sampler(Stage):
         """(V,) logits, at least one finite -> a token id."""
         raise TypeError(f"{type(self).__name__} defines no __call__")
 
+    def log_probs(self, logits: "Tensor", step: Step) -> "Tensor | None":
+        """With which probability each token would be picked: (V,) natural logs; None where that is unknown."""
+        return None
+
 
 class Search(Stage):
     """Owns the loop."""
@@ -290,22 +321,27 @@ class Chain:
         Raises:
             TinystoryError: a processor failed, or removed every token.
         """
-        received = []
-        for stage, own in zip(self.processors, state, strict=False):
-            received.append(logits)
-            with named(stage):
-                logits = stage(logits, step.for_stage(own))
-                if type(logits) is not type(received[-1]):
-                    raise TypeError(f"gave a {type(logits).__name__}, not a tensor")
-                if logits.shape != received[-1].shape:
-                    raise ValueError(f"gave logits of shape {tuple(logits.shape)}, not {tuple(received[-1].shape)}")
-        received.append(logits)
+        received = self.receive(logits, step, state)
+        logits = received[-1]
         if not -np.inf < logits.numpy(force=True).max() < np.inf:
             names = " | ".join(stage.name for stage in self.processors) or "the model"
             raise TinystoryError(
                 f"no token is left: {names} removed them all, or gave NaN or +inf, at position {step.position}"
             )
         return logits, received
+
+    def receive(self, logits: "Tensor", step: Step, state: ChainState) -> "list[Tensor]":
+        """What each processor receives, and what comes out of the last one: maybe no token at all."""
+        received = [logits]
+        for stage, own in zip(self.processors, state, strict=False):
+            with named(stage):
+                logits = stage(logits, step.for_stage(own))
+                if type(logits) is not type(received[-1]):
+                    raise TypeError(f"gave a {type(logits).__name__}, not a tensor")
+                if logits.shape != received[-1].shape:
+                    raise ValueError(f"gave logits of shape {tuple(logits.shape)}, not {tuple(received[-1].shape)}")
+            received.append(logits)
+        return received
 
     def pick(self, logits: "Tensor", step: Step, state: ChainState) -> tuple[int, ChainState]:
         """Process, sample, and move the state on: the token id and the next state."""

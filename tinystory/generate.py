@@ -6,10 +6,11 @@ The commands and the REPL call `write`; it knows sessions and tokenizers, but no
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tinystory.decoding import Commit, Decoder, Draft, Finish, FinishReason, Request, Session, Token
 from tinystory.errors import UsageError
+from tinystory.healing import Healing
 from tinystory.loop import run
 from tinystory.tokenizer import Detokenizer, Tokenizer
 
@@ -34,6 +35,8 @@ class StoryRequest:
         cancel: polled after every token; True ends the story with what it has.
         prompt_ids: the exact tokens of `prompt`, where the caller has them (a story that goes on).
         n_prompt: how many of them are the writer's; None: all.
+        heal: text that the story has to begin with: the end of what was typed, taken back from the prompt. Kept only
+            where the vocabulary is one of bytes.
     """
 
     prompt: str
@@ -45,6 +48,7 @@ class StoryRequest:
     cancel: Callable[[], bool] = _never
     prompt_ids: tuple[int, ...] | None = None
     n_prompt: int | None = None
+    heal: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def write(session: Session, tokenizer: Tokenizer, requests: Sequence[StoryReques
         TinystoryError: a decoder failed.
     """
     writers = [_Writer(index, session, tokenizer, request) for index, request in enumerate(requests)]
-    for index, event in run(session, [(w.request.decoder, w.job) for w in writers]):
+    for index, event in run(session, [(w.decoder, w.job) for w in writers]):
         writer = writers[index]
         if writer.dropped and not writer.told:
             writer.told = True
@@ -176,6 +180,10 @@ class _Writer:
             cancel=r.cancel,
             window=self.window,
         )
+        self.decoder = r.decoder
+        if r.heal and self.tokenizer.token_bytes:
+            healing = Healing(r.heal, self.tokenizer.token_bytes)
+            self.decoder = replace(r.decoder, processors=(healing, *r.decoder.processors))
         # What a token looks like can depend on the one before it: a space, the other half of a character.
         self.detokenizer = Detokenizer(self.tokenizer, self.job.prompt_ids)
 
@@ -205,7 +213,7 @@ class _Writer:
             "seconds": seconds,
             "first_token_seconds": (self.first_token or now) - self.started,
             "tokens_per_second": len(self.tokens) / seconds if seconds > 0 else 0.0,
-            "bits_per_token": _bits_per_token(self.tokens),
+            "bits_per_token": bits_per_token(self.tokens),
             **finish.statistics,
         }
         return Story(
@@ -213,7 +221,7 @@ class _Writer:
         )
 
 
-def _bits_per_token(tokens: Sequence[Token]) -> float:
+def bits_per_token(tokens: Sequence[Token]) -> float:
     """Mean surprise under the model's own distribution; 0 for no token."""
     return -sum(token.logprob for token in tokens) / math.log(2) / len(tokens) if tokens else 0.0
 

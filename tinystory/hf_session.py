@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinystory.decoding import Session
+from tinystory.decoding import Session, common_prefix
 from tinystory.errors import CheckpointError, UsageError
-from tinystory.session import check_prompts, common_prefix
+from tinystory.session import check_prompts
 
 __all__ = ["HFSession"]
 

@@ -13,9 +13,15 @@ from tinystory.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     from tinystory.tokenizer import Tokenizer
 
-__all__ = ["DEFAULT_MODEL", "DTYPES", "LoadedModel", "find_model", "load"]
+__all__ = ["DEFAULT_MODEL", "DTYPES", "SHIPPED_MODELS", "LoadedModel", "find_model", "load"]
 
-DEFAULT_MODEL = Path(__file__).parent / "models" / "default"
+_MODELS = Path(__file__).parent / "models"
+DEFAULT_MODEL = _MODELS / "default"
+SHIPPED_MODELS = {"default": DEFAULT_MODEL} | {
+    folder.name: folder for folder in sorted(_MODELS.iterdir()) if (folder / "config.json").is_file()
+}
+"""The models inside the package, by the names they have everywhere."""
+
 _ONE_THREAD_PARAMETERS = 30_000_000
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -47,14 +53,13 @@ class LoadedModel:
 
 
 def find_model(name: str | None) -> tuple[str, CheckpointHeader]:
-    """Locate and check a checkpoint without importing torch; None is the shipped model.
+    """Locate and check a checkpoint without importing torch: shipped, by its name, or a folder or hub id.
 
     Raises:
         CheckpointError: it is missing or invalid.
     """
-    if name is None or name == "default":
-        return "default", read_header(DEFAULT_MODEL)
-    return name, read_header(locate(name))
+    name = name or "default"
+    return name, read_header(SHIPPED_MODELS.get(name) or locate(name))
 
 
 def load(name: str | None = None, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
@@ -74,7 +79,7 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     _check_device(device)
     _choose_threads(header, device)
-    tokenizer = _load_tokenizer(header)
+    tokenizer = load_tokenizer(header)
     session: Session
     if header.config is not None:
         from tinystory.session import NativeSession
@@ -101,7 +106,12 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
     return LoadedModel(name, header, tokenizer, session, dtype, device)
 
 
-def _load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
+def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
+    """A checkpoint's vocabulary; torch is not needed.
+
+    Raises:
+        CheckpointError: it has none, or a damaged one.
+    """
     from tinystory.tokenizer import Tokenizer
 
     directory = header.directory

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tinystory.decoding import (
     Chain,
     ChainState,
@@ -19,6 +17,7 @@ from tinystory.decoding import (
     Session,
     Step,
     Token,
+    Window,
     named,
 )
 from tinystory.errors import UsageError
@@ -26,7 +25,7 @@ from tinystory.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["run"]
+__all__ = ["run", "shrunk"]
 
 
 @dataclass(slots=True)
@@ -42,8 +41,7 @@ class _Row:
 
     def shrink(self, max_seq_len: int) -> None:
         """Drop old text, so that the rest fits into the model's context."""
-        kept = list(self.request.window(self.token_ids, max_seq_len)) or self.token_ids[-1:]
-        self.context = kept[-max_seq_len:]
+        self.context = shrunk(self.token_ids, self.request.window, max_seq_len)
 
     @property
     def n_new(self) -> int:
@@ -73,6 +71,11 @@ def run(session: Session, jobs: Sequence[tuple[Decoder, Request]]) -> Iterator[t
     for index, (decoder, request) in enumerate(jobs):
         if decoder.search is not None:
             yield from ((index, event) for event in _run_search(session, decoder, decoder.search, request))
+
+
+def shrunk(token_ids: Sequence[int], window: Window, max_seq_len: int) -> list[int]:
+    """The context that a story goes on with when it has outgrown the model: 1 to max_seq_len ids, the latest last."""
+    return (list(window(token_ids, max_seq_len)) or list(token_ids[-1:]))[-max_seq_len:]
 
 
 def _run_search(session: Session, decoder: Decoder, search: Search, request: Request) -> Iterator[Event]:
@@ -133,12 +136,4 @@ def _pick(row: _Row, logits: "Tensor", eos_ids: frozenset[int]) -> tuple[Token |
         return None, "eos"
     row.token_ids.append(token_id)
     row.context.append(token_id)
-    return Token(token_id, _logprob(logits, token_id)), None
-
-
-def _logprob(logits: "Tensor", token_id: int) -> float:
-    """One entry of the log-softmax of (V,) logits; for a single row NumPy is several times quicker than torch."""
-    scores = logits.numpy(force=True)
-    with np.errstate(invalid="ignore"):
-        above = scores - scores.max()
-        return float(above[token_id] - np.log(np.exp(above).sum()))
+    return Token.of(logits, token_id), None

@@ -16,7 +16,7 @@ from typing import Any
 from tinystory.config import ModelConfig
 from tinystory.data import Batching
 from tinystory.errors import UsageError
-from tinystory.loading import DEFAULT_MODEL, find_model
+from tinystory.loading import SHIPPED_MODELS, find_model
 from tinystory.tokenizer import Tokenizer
 from tinystory.training import TrainConfig
 
@@ -181,7 +181,7 @@ def _started_from(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     if trained != header.config:
         other = [f.name for f in fields(trained) if getattr(trained, f.name) != getattr(header.config, f.name)]
         raise UsageError(f"{init} differs from what the trainer makes in {', '.join(other)}")
-    vocabulary = "default" if init == "default" else str(header.directory)
+    vocabulary = init if init in SHIPPED_MODELS else str(header.directory)
     data = dataclasses.replace(config.data, tokenizer=given.get("tokenizer", vocabulary))
     return dataclasses.replace(config, data=data, model=model)
 
@@ -232,14 +232,14 @@ def load_tokenizer(name: str) -> Tokenizer:
     """A run's vocabulary.
 
     Args:
-        name: "default" for the shipped model's, a tokenizer.json, a folder with one or with vocab.json and
+        name: the name of a shipped model, a tokenizer.json, a folder with one or with vocab.json and
             merges.txt, or a hub name such as "gpt2".
 
     Raises:
         CheckpointError: it is damaged.
         UsageError: nothing is there, and the hub has none of that name or is out of reach.
     """
-    path = DEFAULT_MODEL if name == "default" else Path(name)
+    path = SHIPPED_MODELS.get(name) or Path(name)
     if path.is_file():
         return Tokenizer.from_file(path)
     if (path / "tokenizer.json").exists():

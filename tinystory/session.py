@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinystory.decoding import Session
+from tinystory.decoding import Session, common_prefix
 from tinystory.errors import UsageError
 from tinystory.model import Attention, FeedForward, Transformer, activation, rope_tables
 from tinystory.numpy_step import NumpyLayer, NumpyStep, pays
 
-__all__ = ["NativeSession", "check_prompts", "common_prefix"]
+__all__ = ["NativeSession", "check_prompts"]
 
 _FULL_CACHE_BYTES = 64 * 2**20
 """A cache row up to this size is taken whole; a larger one grows by doubling."""
@@ -353,11 +353,6 @@ def _join(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
         parameter.detach() for linear in linears for name, parameter in linear.named_parameters() if name == "bias"
     ]
     return joined, torch.cat(biases) if biases else None
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading ids two sequences share."""
-    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], max_seq_len: int, vocab_size: int) -> None:

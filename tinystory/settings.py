@@ -1,8 +1,12 @@
-"""Defaults of the flags: environment over configuration file over built-in. Imports nothing heavy."""
+"""The settings, each with where it comes from: flag over environment over configuration file over built-in.
+
+Imports nothing heavy.
+"""
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,7 @@ import platformdirs
 
 from tinystory.errors import UsageError
 
-__all__ = ["BUILT_IN", "config_file", "defaults", "parse"]
+__all__ = ["BUILT_IN", "CHOICES", "Setting", "allowed", "config_file", "parse", "resolve", "variable"]
 
 BUILT_IN: Mapping[str, Any] = {
     "model": "default",
@@ -21,11 +25,40 @@ BUILT_IN: Mapping[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
     "color": "auto",
+    "theme": "auto",
+    "keys": "emacs",
 }
 """What holds where nothing else is said; a seed of None is drawn and printed."""
 
-COLORS = ("auto", "always", "never")
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "dtype": ("float32", "bfloat16", "float16"),
+    "color": ("auto", "always", "never"),
+    "theme": ("auto", "dark", "light"),
+    "keys": ("emacs", "vi"),
+}
+"""Every value of the settings that have only a few."""
+
 MAX_TOKENS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as it holds now.
+
+    Attributes:
+        name: its key in `BUILT_IN`.
+        value: checked; None is a seed still to be drawn.
+        origin: `built-in`, the configuration file's path, the environment variable's name, or `flag --name`.
+    """
+
+    name: str
+    value: Any
+    origin: str = "built-in"
+
+    @property
+    def shown(self) -> str:
+        """The value as a user would write it."""
+        return "random" if self.value is None else str(self.value)
 
 
 def config_file() -> Path:
@@ -33,25 +66,21 @@ def config_file() -> Path:
     return platformdirs.user_config_path("tinystory") / "config.toml"
 
 
-def defaults(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """The value of every setting, before flags.
+def variable(name: str) -> str:
+    """The environment variable that gives a setting."""
+    return f"TINYSTORY_{name.upper()}"
+
+
+def resolve(given: Iterable[Setting] = (), environment: Mapping[str, str] = os.environ) -> tuple[Setting, ...]:
+    """Every setting, in the order of `BUILT_IN`; what is given, by flags, wins, and of two the last.
 
     Raises:
         UsageError: the file or a variable holds something that is no setting or out of range.
     """
-    values = dict(BUILT_IN)
-    path = config_file()
-    for name, value in _read(path).items():
-        if name not in BUILT_IN:
-            near = get_close_matches(str(name), BUILT_IN, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BUILT_IN)}"
-            raise UsageError(f"{path}: {name!r} is not a setting; {hint}")
-        values[name] = parse(name, value, str(path))
-    for name in BUILT_IN:
-        variable = f"TINYSTORY_{name.upper()}"
-        if environment.get(variable):
-            values[name] = parse(name, environment[variable], variable)
-    return values
+    found = {name: Setting(name, value) for name, value in BUILT_IN.items()}
+    for setting in (*_from_file(config_file()), *_from_environment(environment), *given):
+        found[setting.name] = setting
+    return tuple(found.values())
 
 
 def parse(name: str, value: object, origin: str = "") -> Any:
@@ -65,6 +94,27 @@ def parse(name: str, value: object, origin: str = "") -> Any:
         return kind(value)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{origin and f'{origin}: '}{name} must be {described}, not {value!r}") from error
+
+
+def allowed(name: str) -> str:
+    """What a setting may be, in words."""
+    return _KINDS[name][1]
+
+
+def _from_file(path: Path) -> Iterator[Setting]:
+    for name, value in _read(path).items():
+        if name not in BUILT_IN:
+            near = get_close_matches(str(name), BUILT_IN, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BUILT_IN)}"
+            raise UsageError(f"{path}: {name!r} is not a setting; {hint}")
+        yield Setting(name, parse(name, value, str(path)), str(path))
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterator[Setting]:
+    for name in BUILT_IN:
+        text = environment.get(variable(name))
+        if text:
+            yield Setting(name, parse(name, text, variable(name)), variable(name))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -82,13 +132,16 @@ def _text(value: object) -> str:
     return value
 
 
-def _one_of(*choices: str) -> Callable[[object], str]:
+def _choice(name: str) -> tuple[Callable[[object], str], str]:
+    """The check of a setting with few values, and those in words."""
+    choices = CHOICES[name]
+
     def check(value: object) -> str:
         if value not in choices:
             raise ValueError
         return str(value)
 
-    return check
+    return check, f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def _whole(value: object) -> int:
@@ -114,6 +167,4 @@ _KINDS: Mapping[str, tuple[Callable[[object], Any], str]] = {
     "seed": (_seed, "a whole number or random"),
     "max_tokens": (_token_count, f"a whole number from 1 to {MAX_TOKENS:,}"),
     "device": (_text, "a device, like cpu or cuda"),
-    "dtype": (_one_of("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
-    "color": (_one_of(*COLORS), "auto, always or never"),
-}
+} | {name: _choice(name) for name in CHOICES}

@@ -25,7 +25,7 @@ from tinystory.options import Option, options_of
 from tinystory.plugins import Registry, nearest
 from tinystory.untrusted import shown
 
-__all__ = ["format_spec", "parse_spec"]
+__all__ = ["change_stage", "format_spec", "format_stage", "parse_spec"]
 
 _TOKEN = re.compile(r'(?P<space>\s+)|(?P<sign>[|=,])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s|;,="\\]+)', re.DOTALL)
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -68,10 +68,28 @@ def format_spec(decoder: Decoder) -> str:
 
     Equal decoders give equal text, and `parse_spec` reads it back as an equal decoder.
     """
-    stages = [_format_stage(stage) for stage in decoder.stages]
+    stages = [format_stage(stage) for stage in decoder.stages]
     if _implies_sample(decoder):
         stages.insert(len(decoder.processors), "sample")
     return " | ".join(stages)
+
+
+def change_stage(stage: Stage, text: str) -> Stage:
+    """A stage with some of its options set anew; pairs are added to those that it has.
+
+    Args:
+        stage: as it is.
+        text: what would stand after its name in a spec.
+
+    Raises:
+        UsageError: the text is wrong, as for `parse_spec`.
+    """
+    cls = type(stage)
+    given = _given(cls, list(_tokens(text)))
+    for declared in options_of(cls):
+        if _has_pairs(declared) and given.get(declared.field):
+            given[declared.field] = {**getattr(stage, declared.field), **given[declared.field]}
+    return _made(cls, {declared.field: getattr(stage, declared.field) for declared in options_of(cls)} | given)
 
 
 def _implies_sample(decoder: Decoder) -> bool:
@@ -125,9 +143,18 @@ def _parse_stage(tokens: Sequence[_Token], registry: Registry) -> Stage:
     cls = registry.get(tokens[0].text)
     if len(tokens) > 1 and tokens[1].kind == "=":
         raise UsageError(f"{cls.name} is a stage, not an option: leave the `=` out, as in `{_example(cls)}`")
+    given = _given(cls, tokens[1:])
+    for declared in options_of(cls):
+        if declared.required and declared.field not in given:
+            raise UsageError(f"{cls.name} needs {declared.name}, {declared.range}; e.g. `{_example(cls)}`")
+    return _made(cls, given)
+
+
+def _given(cls: type[Stage], tokens: Sequence[_Token]) -> dict[str, Any]:
+    """The values that are written after a stage's name, by field."""
     options = options_of(cls)
     given: dict[str, Any] = {}
-    for key, items in _settings(cls, deque(tokens[1:])):
+    for key, items in _settings(cls, deque(tokens)):
         declared = _option_meant(cls, options, key)
         if _has_pairs(declared) and items != ():
             _add_pair(cls, declared, given.setdefault(declared.field, {}), key, items)
@@ -136,11 +163,12 @@ def _parse_stage(tokens: Sequence[_Token], registry: Registry) -> Stage:
             raise UsageError(f"{cls.name}: {declared.name} is given twice{hint}")
         else:
             given[declared.field] = {} if _has_pairs(declared) else _read_value(cls, declared, items)
-    for declared in options:
-        if declared.required and declared.field not in given:
-            raise UsageError(f"{cls.name} needs {declared.name}, {declared.range}; e.g. `{_example(cls)}`")
+    return given
+
+
+def _made(cls: type[Stage], fields: Mapping[str, Any]) -> Stage:
     try:
-        return cls(**given)
+        return cls(**fields)
     except UsageError:
         raise
     except Exception as error:  # a check of the stage's own, in its __post_init__
@@ -260,7 +288,8 @@ def _assemble(stages: Sequence[Stage]) -> Decoder:
     return Decoder(tuple(processors), sampler, search)
 
 
-def _format_stage(stage: Stage) -> str:
+def format_stage(stage: Stage) -> str:
+    """Write one stage as it stands in a canonical spec."""
     parts = [stage.name]
     options = options_of(type(stage))
     for declared in options:

@@ -91,15 +91,15 @@ class Tokenizer:
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of a sequence; special tokens vanish, broken UTF-8 becomes U+FFFD."""
-        if self._token_bytes is None:
+        if self.token_bytes is None:
             return str(self.fast.decode(list(token_ids), skip_special_tokens=True))
-        return b"".join(self._token_bytes.get(i, b"") for i in token_ids).decode("utf-8", errors="replace")
+        return b"".join(self.token_bytes.get(i, b"") for i in token_ids).decode("utf-8", errors="replace")
 
     def token_text(self, token_id: int) -> str:
         """One token for the eye: its own text, `<0xE2>`-like for a part of a character, or its special name."""
-        if self._token_bytes is None or token_id in self._special_ids:
+        if self.token_bytes is None or token_id in self._special_ids:
             return self.fast.id_to_token(token_id) or f"<{token_id}>"
-        raw = self._token_bytes.get(token_id, b"")
+        raw = self.token_bytes.get(token_id, b"")
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -110,7 +110,7 @@ class Tokenizer:
         return frozenset(i for i, token in self.fast.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
-    def _token_bytes(self) -> dict[int, bytes] | None:
+    def token_bytes(self) -> dict[int, bytes] | None:
         """Bytes of each ordinary token in a byte-level vocabulary; None for any other kind."""
         if not isinstance(self.fast.decoder, ByteLevel):
             return None
@@ -132,7 +132,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._token_bytes = tokenizer._token_bytes
+        self.token_bytes = tokenizer.token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stream = DecodeStream(skip_special_tokens=True)
         self._token_ids: list[int] = []
@@ -142,8 +142,8 @@ class Detokenizer:
 
     def add(self, token_id: int) -> str:
         """The text that has become certain with this token; empty inside a multi-byte character."""
-        if self._token_bytes is not None:
-            return self._utf8.decode(self._token_bytes.get(token_id, b""))
+        if self.token_bytes is not None:
+            return self._utf8.decode(self.token_bytes.get(token_id, b""))
         self._token_ids.append(token_id)
         piece = self._stream.step(self._tokenizer.fast, token_id) or ""
         self._n_emitted += len(piece)
@@ -151,7 +151,7 @@ class Detokenizer:
 
     def finish(self) -> str:
         """What is left: an unfinished character as U+FFFD."""
-        if self._token_bytes is not None:
+        if self.token_bytes is not None:
             return self._utf8.decode(b"", final=True)
         return self._tokenizer.detokenize(self._token_ids)[self._n_emitted :]
 

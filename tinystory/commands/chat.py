@@ -4,6 +4,8 @@ import argparse
 import os
 import sys
 
+from tinystory.errors import UsageError
+
 __all__ = ["run"]
 
 
@@ -12,6 +14,8 @@ def run(args: argparse.Namespace) -> int:
     if sys.stdin is None or not sys.stdin.isatty() or not sys.stdout.isatty():
         from tinystory.commands import generate
 
+        if args.resume is not None:
+            raise UsageError("--resume opens a session at a terminal; here standard input or output is none")
         args.num, args.json, args.jsonl = 1, False, False
         return generate.run(args)
     from tinystory.repl.app import ChatSettings, chat
@@ -31,5 +35,9 @@ def run(args: argparse.Namespace) -> int:
             quiet=args.quiet,
             verbose=args.verbose,
             prompt=args.prompt,
+            theme=args.theme,
+            keys=args.keys,
+            resume=args.resume,
+            settings=args.settings,
         )
     )

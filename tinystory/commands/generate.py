@@ -2,17 +2,21 @@
 
 import argparse
 import json
-import os
-import platform
-import random
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import tinystory
+from tinystory.commands.writing import (
+    check_stop,
+    common_fields,
+    event_fields,
+    interrupts,
+    note,
+    prompt_of,
+    seed_of,
+    story_fields,
+    warn,
+)
 from tinystory.decoding import Decoder
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.loading import LoadedModel, find_model, load_header
@@ -32,18 +36,14 @@ def run(args: argparse.Namespace) -> int:
     """Write to standard output; notices go to standard error."""
     if not 1 <= args.num <= MAX_STORIES:
         raise UsageError(f"--num is {args.num}; it must be from 1 to {MAX_STORIES:,}")
-    if not all(args.stop):
-        raise UsageError("a stop text is empty; it would end the story before its first word")
+    check_stop(args)
     # All that can be wrong is found before torch is imported.
     registry = discover(args.decoder_file)
-    _warn(args, registry.warnings)
+    warn(args, registry.warnings)
     decoder = parse_spec(args.decoder, registry)
     name, header = find_model(args.model)
-    prompt = args.prompt if args.prompt is not None else read_prompt()
-    # Bytes of an argument that are no UTF-8 arrive as surrogates, which no tokenizer takes.
-    prompt = prompt.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
-    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
-    with _interrupts() as interrupted:
+    prompt, seed = prompt_of(args), seed_of(args)
+    with interrupts() as interrupted:
         model = load_header(name, header, args.dtype, args.device)
         requests = _requests(args, decoder, prompt, seed, lambda: bool(interrupted))
         printer = (_JsonLines if args.jsonl else _Json if args.json else _Plain)(args, model, requests[0])
@@ -55,13 +55,6 @@ def run(args: argparse.Namespace) -> int:
             raise
         printer.end()
     return 128 + interrupted[0] if interrupted else 0
-
-
-def read_prompt() -> str:
-    """Standard input when it is not a terminal, without its last newline; else nothing."""
-    if sys.stdin is None or sys.stdin.isatty():
-        return ""
-    return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
 
 
 def _requests(
@@ -79,34 +72,6 @@ def _write(model: LoadedModel, requests: "list[StoryRequest]") -> "Iterator[Text
     from tinystory.generate import write
 
     return write(model.session, model.tokenizer, requests)
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying at once: the text so far is kept. A second one is not held."""
-    received: list[int] = []
-    old: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            previous = old[number]
-            if callable(previous):
-                previous(number, frame)
-        received.append(number)
-
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        old[kind] = signal.signal(kind, note)
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _warn(args: argparse.Namespace, lines: list[str]) -> None:
-    if not args.quiet:
-        for line in lines:
-            print(f"tinystory: {visible(line)}", file=sys.stderr)
 
 
 class _Printer:
@@ -128,35 +93,7 @@ class _Printer:
 
     def common(self) -> dict[str, Any]:
         """What holds for every story of the call."""
-        import torch
-
-        return {
-            "spec": self.spec,
-            "seed": self.seed,
-            "model": self.model.name,
-            "model_hash": self.model.hash,
-            "dtype": self.model.dtype,
-            "device": self.model.device,
-            "threads": torch.get_num_threads(),
-            "max_tokens": self.args.max_tokens,
-            "versions": {
-                "tinystory": tinystory.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        }
-
-    @staticmethod
-    def story(story: "Story") -> dict[str, Any]:
-        """What holds for one story."""
-        return {
-            "prompt": story.request.prompt,
-            "text": story.text,
-            "completion": story.completion,
-            "token_ids": list(story.token_ids),
-            "finish_reason": story.finish_reason,
-            "statistics": story.statistics,
-        }
+        return {"spec": self.spec} | common_fields(self.args, self.model, self.seed)
 
 
 class _Plain(_Printer):
@@ -174,7 +111,7 @@ class _Plain(_Printer):
         if isinstance(event, Text) and event.story == 0:
             self._print(event.text)
         elif isinstance(event, Trimmed) and event.story == 0:
-            _warn(self.args, ["the story has outgrown the model's context: its oldest sentences are out of sight"])
+            warn(self.args, ["the story has outgrown the model's context: its oldest sentences are out of sight"])
         elif isinstance(event, Ended):
             if event.story == 0:
                 self._finish(event.result)
@@ -195,14 +132,13 @@ class _Plain(_Printer):
     def _finish(self, story: "Story") -> None:
         self._print("\n")
         self.current += 1
-        if not self.args.quiet:
-            s = story.statistics
-            _note(
-                self.args,
-                f"{s['tokens']:.0f} tokens · {s['tokens_per_second']:.0f} tokens/s · "
-                f"{s['bits_per_token']:.2f} bits/token · {story.finish_reason} · {self.spec} · seed {self.seed}"
-                + (f" · story {story.request.number}" if self.args.num > 1 else ""),
-            )
+        s = story.statistics
+        note(
+            self.args,
+            f"{s['tokens']:.0f} tokens · {s['tokens_per_second']:.0f} tokens/s · "
+            f"{s['bits_per_token']:.2f} bits/token · {story.finish_reason} · {self.spec} · seed {self.seed}"
+            + (f" · story {story.request.number}" if self.args.num > 1 else ""),
+        )
 
 
 class _Json(_Printer):
@@ -216,7 +152,7 @@ class _Json(_Printer):
         from tinystory.generate import Ended
 
         if isinstance(event, Ended):
-            self.stories[event.story] = self.story(event.result)
+            self.stories[event.story] = story_fields(event.result)
 
     def end(self) -> None:
         stories = [self.stories[number] for number in sorted(self.stories)]
@@ -228,27 +164,8 @@ class _JsonLines(_Printer):
     """One event a line."""
 
     def show(self, event: "TextEvent") -> None:
-        from tinystory.generate import DraftText, Ended, Text
+        from tinystory.generate import Ended
 
-        line: dict[str, Any] = {"story": event.story}
-        if isinstance(event, Text):
-            line |= {"event": "text", "text": event.text, "token_ids": [token.id for token in event.tokens]}
-        elif isinstance(event, DraftText):
-            line |= {"event": "draft", "text": event.text}
-        elif isinstance(event, Ended):
-            line |= {"event": "end"} | self.story(event.result) | self.common()
-        else:
-            line |= {"event": "trimmed", "n_tokens": event.n_tokens}
+        line = event_fields(event) | (self.common() if isinstance(event, Ended) else {})
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
-
-
-def _note(args: argparse.Namespace, line: str) -> None:
-    """A dim line on standard error."""
-    dim = args.color == "always" or (
-        args.color == "auto"
-        and sys.stderr.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
-    )
-    print(f"\x1b[2m{line}\x1b[0m" if dim else line, file=sys.stderr)

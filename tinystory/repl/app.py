@@ -1,16 +1,17 @@
 """The prompt loop: reads a line, lets the studio act on it, shows what comes of it, until the user leaves."""
 
+import base64
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import create_app_session, get_app
+from prompt_toolkit.application import Application, create_app_session, get_app, in_terminal, run_in_terminal
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.output.plain_text import PlainTextOutput
@@ -18,17 +19,24 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import is_dumb_terminal
 
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.generate import Ended, Text, Trimmed
 from tinystory.plugins import discover
 from tinystory.repl.backend import ModelBackend
-from tinystory.repl.commands import execute
-from tinystory.repl.completion import StudioCompleter
+from tinystory.repl.browser import Browser
+from tinystory.repl.commands import Reply, execute
+from tinystory.repl.commands.tree import step_aside
+from tinystory.repl.completion import Names, StudioCompleter
+from tinystory.repl.editor import edit_text
 from tinystory.repl.history import history_file, open_history
+from tinystory.repl.keeper import Keeper, session_names, sessions_folder
 from tinystory.repl.keys import bindings
-from tinystory.repl.render import Line, Screen, statistics_line, toolbar
+from tinystory.repl.presets import preset_names
+from tinystory.repl.recall import browser_of
+from tinystory.repl.render import Line, Screen, Story, toolbar
 from tinystory.repl.settings import ChatSettings
+from tinystory.repl.stream import show_columns, show_story, stream
 from tinystory.repl.studio import Studio, Turn
 from tinystory.repl.terminal import Writing
+from tinystory.repl.versus import show_versus
 from tinystory.spec import parse_spec
 
 __all__ = ["App", "ChatSettings", "chat"]
@@ -73,13 +81,35 @@ def chat(settings: ChatSettings) -> int:
         settings.max_tokens,
         settings.stop,
     )
+    studio.plain = "" if settings.color else _why_plain()
+    keeper = Keeper(studio)
+    resumed = [] if settings.resume is None else keeper.resume(settings.resume, _given(settings))
     path = history_file()
     first_time = not path.exists()
     app = App(studio, Screen(sys.stdout, color=settings.color), settings, open_history(path))
     if not settings.quiet:
         app.screen.show(Line(_WELCOME if first_time else _WELCOME_BACK, "dim"))
         app.screen.show(*(Line(warning, "dim") for warning in registry.warnings))
-    return app.run()
+    app.screen.show(*(Line(notice, "note") for notice in resumed))
+    if studio.tree.node is not None:
+        show_story(studio, app.screen)
+    try:
+        return app.run()
+    finally:
+        keeper.close()
+
+
+def _why_plain() -> str:
+    """Why this terminal has no colours, in words."""
+    if os.environ.get("TERM") == "dumb":
+        return "the terminal is a dumb one (TERM=dumb)"
+    return "NO_COLOR is set" if os.environ.get("NO_COLOR") else "`color` is never (/config)"
+
+
+def _given(settings: ChatSettings) -> set[str]:
+    """The settings that were said on the command line: those hold in a session that is resumed, too."""
+    flags = {setting.name for setting in settings.settings if setting.origin.startswith("flag")}
+    return flags | ({"stop"} if settings.stop else set())
 
 
 class App:
@@ -105,8 +135,13 @@ class App:
             multiline=True,
             prompt_continuation=" " * len(PROMPT),
             history=self._history,
-            key_bindings=bindings(),
-            completer=StudioCompleter(self.studio.registry),
+            key_bindings=bindings(self._aside, self._browse),
+            vi_mode=self.settings.keys == "vi",
+            enable_open_in_editor=True,
+            tempfile_suffix=".txt",
+            completer=StudioCompleter(
+                self.studio.registry, Names(preset_names, lambda: session_names(sessions_folder()))
+            ),
             complete_while_typing=False,
             enable_suspend=True,
             bottom_toolbar=self._toolbar,
@@ -120,7 +155,7 @@ class App:
         """Prompt until the user leaves; the exit code."""
         try:
             if self.settings.prompt:
-                self._guarded(partial(self._write, self.studio.begin(self.settings.prompt)))
+                self._guarded(partial(self._write, (self.studio.begin(self.settings.prompt),)))
             if self._dumb:  # whose prompt is not rendered
                 self.studio.backend.start()
             return self._loop()
@@ -130,6 +165,8 @@ class App:
     def _loop(self) -> int:
         while True:
             try:
+                if problem := self.studio.keeper.problem() if self.studio.keeper else "":
+                    self.screen.show(Line(problem, "note"))
                 self.screen.gap()
                 text = self._session.prompt()
             except EOFError:
@@ -141,26 +178,46 @@ class App:
                 self._last_interrupt = now
                 self._notice("Ctrl-C once more leaves; so does Ctrl-D")
                 continue
-            if self._guarded(partial(self._act, text)):
+            if self._guarded(partial(self.do, text)):
                 return 0
 
-    def _act(self, typed: str) -> bool:
+    def do(self, typed: str) -> bool:
         """Do what a line asks for; True to leave."""
         text = _SURROGATE.sub("\ufffd", typed)  # bytes that are no UTF-8 arrive as surrogates
         if text.startswith("/") and not text.startswith("//"):
             if not self._dumb:  # where nothing can be erased, the line is still there
                 self.screen.show(Line(PROMPT + text, "dim"))
-            reply = execute(self.studio, text)
-            self.screen.show(*reply.blocks)
-            if reply.turn:
-                self._write(reply.turn)
-            return reply.leave
+            return self._answer(execute(self.studio, text))
         text = text.removeprefix("/") if text.startswith("//") else text
-        self._write(self.studio.turn(text.rstrip(" \t")))
+        self._write((self.studio.turn(text.rstrip(" \t")),))
         return False
 
-    def _write(self, turn: Turn) -> None:
-        """Stream a turn, and say in one line what it was."""
+    def _answer(self, reply: Reply) -> bool:
+        """Do what a command has said is to be done."""
+        for block in reply.blocks:
+            if isinstance(block, Story):
+                show_story(self.studio, self.screen)
+            else:
+                self.screen.show(block)
+        if reply.clipboard is not None:
+            self._copy(reply.clipboard)
+        if reply.edit is not None:
+            edited = edit_text(reply.edit)
+            turn = None if edited is None else self.studio.edit(edited)
+            if turn is None:
+                self._notice("nothing was changed")
+            else:
+                self._write((turn,))
+        if reply.turns:
+            self._write(reply.turns, reply.titles)
+        if reply.versus:
+            with Writing() as writing:
+                request = self.studio.opening(lambda: writing.interrupted)
+                show_versus(self.screen, reply.titles, reply.versus, request, self._notice)
+        return reply.leave
+
+    def _write(self, turns: Sequence[Turn], titles: Sequence[str] = ()) -> None:
+        """Stream turns, and say in one line what they were."""
         studio, screen = self.studio, self.screen
         screen.fresh_line()
         with Writing() as writing:
@@ -169,24 +226,43 @@ class App:
             try:
                 ready = studio.backend.wait(lambda: writing.interrupted)
             finally:
-                screen.story(turn.added, "bold")
+                if not titles:
+                    screen.story(turns[0].typed, "bold")
             if not ready:
-                studio.keep(turn)
+                studio.keep(turns[0])
                 self._notice("cancelled while the model was loading; Enter goes on")
                 return
-            trimmed: Trimmed | None = None
-            with closing(studio.write(turn, lambda: writing.interrupted)) as events:
-                for event in events:
-                    if isinstance(event, Text):
-                        screen.story(event.text)
-                    elif isinstance(event, Trimmed):
-                        trimmed = event
-                    elif isinstance(event, Ended):
-                        if trimmed:
-                            self._notice(
-                                "the story has outgrown the model's context: its oldest sentences are out of sight"
-                            )
-                        self._notice(statistics_line(event.result, studio.spec))
+            with closing(studio.write(turns, lambda: writing.interrupted)) as events:
+                if titles:
+                    show_columns(studio, screen, titles, events, self._notice)
+                else:
+                    stream(studio, screen, events, self._notice)
+
+    def _aside(self, step: int) -> None:
+        """Go to another branch from the prompt, and show it above."""
+        run_in_terminal(lambda: self._guarded(lambda: self._answer(step_aside(self.studio, step))))
+
+    def _browse(self) -> None:
+        """Open the token browser from the prompt; what is chosen there is done as if it had been typed."""
+
+        async def browse(prompt: Application[str]) -> None:
+            async with in_terminal():
+                found: list[Browser] = []
+                self._guarded(lambda: found.append(browser_of(self.studio)))
+                choice = await found[0].application(color=self.settings.color).run_async() if found else None
+            if choice:
+                place, rank = choice
+                prompt.exit(result=f"/pick {place + 1} #{rank + 1}")
+
+        prompt = self._session.app
+        prompt.create_background_task(browse(prompt))
+
+    def _copy(self, text: str) -> None:
+        """Put a text on the clipboard of whoever sits before the terminal (OSC 52)."""
+        if self._dumb:
+            raise TinystoryError("this terminal has no clipboard; /export FILE writes the story to a file")
+        self.screen.control(f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\x07")
+        self._notice(f"{len(text):,} characters sent to the clipboard, where the terminal allows it")
 
     def _guarded(self, action: Callable[[], bool | None]) -> bool:
         """Run an action; whatever goes wrong is said, and the chat lives on."""
@@ -216,7 +292,7 @@ class App:
 
     def _toolbar(self) -> str:
         studio = self.studio
-        n_tokens = len(studio.story.token_ids or ()) if studio.story else 0
+        n_tokens = len(studio.tree.token_ids(studio.tree.current))
         window = studio.backend.max_seq_len
         pieces = [
             os.path.basename(studio.backend.name.rstrip(os.sep)) or studio.backend.name,

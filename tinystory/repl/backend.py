@@ -1,13 +1,21 @@
 """A model as the studio sees it: present from the first moment, loading in the background until it is needed."""
 
+import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Protocol
 
-from tinystory.checkpoint import CheckpointHeader
+from tinystory.checkpoint import CheckpointHeader, model_hash
 from tinystory.errors import TinystoryError
-from tinystory.generate import StoryRequest, TextEvent, write
-from tinystory.loading import LoadedModel, find_model, load_header
+from tinystory.generate import StoryRequest, TextEvent, whole_sentences, write
+from tinystory.loading import LoadedModel, find_model, load_header, load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinystory.evaluation import Evaluation
+    from tinystory.tokenizer import Tokenizer
 
 __all__ = ["Backend", "ModelBackend"]
 
@@ -15,11 +23,16 @@ _POLL_SECONDS = 0.05
 
 
 class Backend(Protocol):
-    """What writes stories. Everything but `name`, `max_seq_len`, `loading` and `facts` needs a `wait` before."""
+    """What writes stories. What needs a `wait` before says so; the vocabulary does not."""
 
     @property
     def name(self) -> str:
         """As the user gave it."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of the computation."""
         ...
 
     @property
@@ -30,6 +43,16 @@ class Backend(Protocol):
     @property
     def loading(self) -> bool:
         """Whether `wait` would have to wait."""
+        ...
+
+    @property
+    def vocabulary(self) -> str:
+        """What tells its vocabulary from others: a hash, in hex."""
+        ...
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """Its vocabulary."""
         ...
 
     def facts(self) -> Sequence[tuple[str, str]]:
@@ -52,8 +75,29 @@ class Backend(Protocol):
         """The text of token ids."""
         ...
 
-    def write(self, request: StoryRequest) -> Iterator[TextEvent]:
-        """Write one story."""
+    def token_text(self, token_id: int) -> str:
+        """One token for the eye."""
+        ...
+
+    @property
+    def heals(self) -> bool:
+        """Whether a word that was cut can be healed: the vocabulary is one of bytes."""
+        ...
+
+    def model_hash(self) -> str:
+        """sha256 over weights, config and tokenizer, in hex."""
+        ...
+
+    def write(self, requests: Sequence[StoryRequest]) -> Iterator[TextEvent]:
+        """Write stories, in one batch where their decoders allow it; after `wait`."""
+        ...
+
+    def logits(self, token_ids: Sequence[int], start: int) -> "Tensor":
+        """What the model thought before each token of a story from `start` on; (T - start, V); after `wait`."""
+        ...
+
+    def evaluate(self, stories: Iterable[str]) -> "Evaluation":
+        """How surprised the model is by stories; after `wait`."""
         ...
 
 
@@ -62,8 +106,8 @@ class ModelBackend:
 
     def __init__(self, name: str, header: CheckpointHeader, dtype: str, device: str) -> None:
         self.name = name
+        self.dtype = dtype
         self._header = header
-        self._dtype = dtype
         self._device = device
         self._model: LoadedModel | None = None
         self._error: BaseException | None = None
@@ -106,7 +150,7 @@ class ModelBackend:
             facts.append(("kind", str(self._header.hf_config.get("model_type", "unknown"))))
         facts.append(("context", f"{self.max_seq_len} tokens" if self.max_seq_len else "known once loaded"))
         state = "loading" if self.loading else "failed to load" if self._error else "loaded"
-        facts.append(("runs", f"in {self._dtype} on {self._device}, {state}"))
+        facts.append(("runs", f"in {self.dtype} on {self._device}, {state}"))
         return facts
 
     def start(self) -> None:
@@ -132,17 +176,61 @@ class ModelBackend:
             ) from self._error
         return True
 
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """Read at first use.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        return load_tokenizer(self._header)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """A hash of the tokenizer."""
+        return hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest()
+
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """Token ids of a text."""
-        return self._loaded.tokenizer.encode(text, bos=bos)
+        return self.tokenizer.encode(text, bos=bos)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of token ids."""
-        return self._loaded.tokenizer.detokenize(token_ids)
+        return self.tokenizer.detokenize(token_ids)
 
-    def write(self, request: StoryRequest) -> Iterator[TextEvent]:
-        """Write one story."""
-        return write(self._loaded.session, self._loaded.tokenizer, [request])
+    def token_text(self, token_id: int) -> str:
+        """One token for the eye."""
+        return self.tokenizer.token_text(token_id)
+
+    @property
+    def heals(self) -> bool:
+        """Whether the vocabulary is one of bytes."""
+        return self.tokenizer.token_bytes is not None
+
+    def model_hash(self) -> str:
+        """The checkpoint's, loaded or not."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
+        return model_hash(self._header.directory)
+
+    def write(self, requests: Sequence[StoryRequest]) -> Iterator[TextEvent]:
+        """Write stories."""
+        return write(self._loaded.session, self._loaded.tokenizer, requests)
+
+    def logits(self, token_ids: Sequence[int], start: int) -> "Tensor":
+        """Computed anew, in a session of its own."""
+        from tinystory.tracing import story_logits
+
+        window = partial(whole_sentences, self.tokenizer)
+        return story_logits(self._loaded.session, token_ids, window, start)
+
+    def evaluate(self, stories: Iterable[str]) -> "Evaluation":
+        """Scored in a session of its own."""
+        from tinystory.evaluation import evaluate
+
+        return evaluate(self._loaded.session.open(), self._loaded.tokenizer, stories)
 
     @property
     def _loaded(self) -> LoadedModel:
@@ -152,7 +240,7 @@ class ModelBackend:
 
     def _load(self) -> None:
         try:
-            model = load_header(self.name, self._header, self._dtype, self._device)
+            model = load_header(self.name, self._header, self.dtype, self._device)
             model.tokenizer.detokenize([])  # builds its table of bytes here rather than before the first word
             self._model = model
         except BaseException as error:  # told by `wait`, in the thread that needs the model

@@ -5,7 +5,7 @@ Everything comes from the tables of commands and options; torch is not needed.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -15,13 +15,20 @@ from tinystory.decoding import Stage
 from tinystory.errors import UsageError
 from tinystory.options import Option, options_of
 from tinystory.plugins import Registry
-from tinystory.repl.commands import COMMANDS, find
+from tinystory.repl.commands import COMMANDS, Argument, find
 from tinystory.repl.render import show_value, summary
+from tinystory.repl.tint import TINT_HELP
 
-__all__ = ["StudioCompleter", "Suggestion", "complete"]
+__all__ = ["Names", "StudioCompleter", "Suggestion", "complete"]
 
-_MOST_FOLDERS = 200
-_LAST_STAGE = re.compile(r'(?:"(?:[^"\\]|\\.)*"?|[^"|])*$', re.DOTALL)
+_MOST_FILES = 200
+_LAST_PIECE = {sign: re.compile(rf'(?:"(?:[^"\\]|\\.)*"?|[^"{sign}])*$', re.DOTALL) for sign in "|;"}
+_PRESET_ACTIONS = {
+    "save ": "keep a decoder under a name",
+    "load ": "use one",
+    "list": "show them",
+    "rm ": "remove one",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,20 @@ class Suggestion:
     help: str = ""
 
 
-def complete(text: str, registry: Registry) -> list[Suggestion]:
+@dataclass(frozen=True)
+class Names:
+    """What gives the names that are looked up when Tab is pressed.
+
+    Attributes:
+        presets: of the user's decoders.
+        sessions: of saved sessions.
+    """
+
+    presets: Callable[[], Iterable[str]] = tuple
+    sessions: Callable[[], Iterable[str]] = tuple
+
+
+def complete(text: str, registry: Registry, names: Names | None = None) -> list[Suggestion]:
     """What may stand at the end of a line that begins with a slash; nothing for other text."""
     if not text.startswith("/") or text.startswith("//"):
         return []
@@ -47,35 +67,54 @@ def complete(text: str, registry: Registry) -> list[Suggestion]:
     if head is None:
         return []
     if not head[2]:
-        names = (f"{name} " if one.usage else name for name, one in COMMANDS.items())
-        return _matching(head[1], zip(names, (one.help for one in COMMANDS.values()), strict=True))
+        return _matching(head[1], ((f"{name} " if one.usage else name, one.help) for name, one in COMMANDS.items()))
     try:
         kind = find(head[1]).argument
     except UsageError:
         return []
-    argument = text[head.end() :]
+    return list(_of_kind(kind, text[head.end() :], registry, names or Names()))
+
+
+def _of_kind(kind: Argument, argument: str, registry: Registry, names: Names) -> Iterable[Suggestion]:
+    """The ways to go on with an argument."""
     if kind == "spec":
-        return list(_spec(argument, registry))
-    if kind == "folder":
-        return _folders(argument)
+        return _spec(argument, registry)
+    if kind == "specs":
+        return _spec(_last(argument, ";"), registry)
+    if kind == "stage":
+        return _stage(argument, registry)
+    if kind == "preset":
+        return _preset(argument, registry, names)
+    if kind in ("folder", "folders"):
+        return _models(argument if kind == "folder" else _last_word(argument)[1])
+    if kind == "file":
+        return _paths(argument, files=True)
     if kind == "decoder":
         return _matching(argument, ((name, summary(cls)) for name, cls, _ in registry.classes()))
     if kind == "command":
         return _matching(argument, ((name, one.help) for name, one in COMMANDS.items()))
+    if kind == "view":
+        return _matching(argument, TINT_HELP.items())
+    return _matching(argument, _names(kind, names))
+
+
+def _names(kind: Argument, names: Names) -> Iterator[tuple[str, str]]:
     if kind == "seed":
-        return _matching(argument, [("random", "a fresh one for each story")])
-    return []
+        yield "random", "a fresh one for each story"
+    elif kind == "session":
+        yield from ((name, "") for name in names.sessions())
 
 
 class StudioCompleter(Completer):
     """`complete` for prompt_toolkit."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, names: Names | None = None) -> None:
         self._registry = registry
+        self._names = names
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         """The suggestions at the cursor."""
-        for suggestion in complete(document.text_before_cursor, self._registry):
+        for suggestion in complete(document.text_before_cursor, self._registry, self._names):
             yield Completion(suggestion.text, -suggestion.typed, display_meta=suggestion.help)
 
 
@@ -85,14 +124,50 @@ def _matching(typed: str, candidates: Iterable[tuple[str, str]]) -> list[Suggest
 
 def _spec(argument: str, registry: Registry) -> Iterator[Suggestion]:
     """Stage names, then the names and values of the stage's options."""
-    *earlier, last = _stages(argument)
+    *earlier, last = _pieces(argument, "|")
     name, space, rest = _partition(last.lstrip())
     if not space:
         yield from _matching(name, _stages_after(earlier, registry))
         return
+    yield from _options(name, rest, registry)
+    cls = _class(name, registry)
+    before, word = _last_word(rest)
+    if cls and not word and cls.kind == "processor" and (before.strip() or not options_of(cls)):
+        yield Suggestion("| ", 0, "then")
+
+
+def _stage(argument: str, registry: Registry) -> Iterator[Suggestion]:
+    """A stage's name, and then its options."""
+    name, space, rest = _partition(argument)
+    if space:
+        yield from _options(name.partition("#")[0], rest, registry)
+    else:
+        known = ((one + " ", cls) for one, cls, _ in registry.classes() if options_of(cls))
+        yield from _matching(name, ((one, f"{cls.kind}: {summary(cls)}") for one, cls in known))
+
+
+def _preset(argument: str, registry: Registry, names: Names) -> Iterable[Suggestion]:
+    """What can be done, then a name, then for one that is saved the spec."""
+    action, space, rest = _partition(argument)
+    if not space:
+        return _matching(action, _PRESET_ACTIONS.items())
+    if action == "save" and " " in rest:
+        return _spec(rest.partition(" ")[2].lstrip(), registry)
+    known = names.presets() if action in ("save", "load", "rm") else ()
+    return _matching(rest, ((name, "") for name in known))
+
+
+def _class(name: str, registry: Registry) -> type[Stage] | None:
     try:
-        cls = registry.get(name)
+        return registry.get(name)
     except UsageError:
+        return None
+
+
+def _options(name: str, rest: str, registry: Registry) -> Iterator[Suggestion]:
+    """Names and values of a stage's options, after what is given of them."""
+    cls = _class(name, registry)
+    if cls is None:
         return
     options = options_of(cls)
     before, word = _last_word(rest)
@@ -109,20 +184,23 @@ def _spec(argument: str, registry: Registry) -> Iterator[Suggestion]:
     for option in options[1 if positional else 0 :]:
         if option.name not in given:
             yield from _matching(word, [(f"{option.name}=", f"{option.range}: {option.help}")])
-    if not word and cls.kind == "processor" and (before.strip() or not options):
-        yield Suggestion("| ", 0, "then")
 
 
-def _stages(argument: str) -> list[str]:
-    """The text between the bars that stand outside quotes."""
-    stages: list[str] = []
+def _pieces(argument: str, sign: str) -> list[str]:
+    """The text between the signs that stand outside quotes."""
+    pieces: list[str] = []
     while True:
-        last = _LAST_STAGE.search(argument)
-        start = last.start() if last else 0
-        stages.insert(0, argument[start:])
-        if start == 0:
-            return stages
-        argument = argument[: start - 1]
+        piece = _last(argument, sign)
+        pieces.insert(0, piece)
+        if piece == argument:
+            return pieces
+        argument = argument[: len(argument) - len(piece) - 1]
+
+
+def _last(argument: str, sign: str) -> str:
+    """What comes after the last sign outside quotes."""
+    last = _LAST_PIECE[sign].search(argument)
+    return last[0] if last else argument
 
 
 def _stages_after(earlier: Iterable[str], registry: Registry) -> Iterator[tuple[str, str]]:
@@ -161,14 +239,22 @@ def _last_word(text: str) -> tuple[str, str]:
     return text[: len(text) - len(word)], word
 
 
-def _folders(typed: str) -> list[Suggestion]:
-    """Folders that go on from a path, `~` included, and the shipped model's name."""
+def _models(typed: str) -> list[Suggestion]:
+    """Folders, and the shipped model's name."""
+    return _matching(typed, [("default", "the model that comes with tinystory")]) + _paths(typed, files=False)
+
+
+def _paths(typed: str, *, files: bool) -> list[Suggestion]:
+    """Folders, and files where wanted, that go on from a path, `~` included."""
     parent, name = os.path.split(typed)
-    found = _matching(typed, [("default", "the model that comes with tinystory")])
     try:
         with os.scandir(os.path.expanduser(parent) or ".") as entries:
-            names = sorted(entry.name for entry in entries if entry.name.startswith(name) and entry.is_dir())
+            found = [(entry.name, entry.is_dir()) for entry in entries if entry.name.startswith(name)]
     except OSError:
-        return found
-    shown = [folder for folder in names if name.startswith(".") or not folder.startswith(".")]
-    return found + [Suggestion(folder + os.sep, len(name)) for folder in shown[:_MOST_FOLDERS]]
+        return []
+    shown = [
+        one + (os.sep if is_folder else "")
+        for one, is_folder in sorted(found)
+        if (files or is_folder) and (name.startswith(".") or not one.startswith("."))
+    ]
+    return [Suggestion(one, len(name)) for one in shown[:_MOST_FILES]]

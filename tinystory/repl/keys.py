@@ -1,5 +1,7 @@
 """Key bindings of the prompt, on top of prompt_toolkit's own (Emacs or vi, history, search, completion)."""
 
+from collections.abc import Callable
+
 from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
@@ -8,10 +10,16 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 __all__ = ["bindings"]
 
 
-def bindings() -> KeyBindings:
+def bindings(
+    aside: Callable[[int], None] = lambda step: None, browse: Callable[[], None] = lambda: None
+) -> KeyBindings:
     """Enter sends; Alt-Enter and Ctrl-J make a new line; Tab completes; Ctrl-C clears, on an empty line it raises.
 
     A bracketed paste is inserted by prompt_toolkit with its newlines, so it never sends.
+
+    Args:
+        aside: goes to the branch so many places further, for Alt-Left and Alt-Right.
+        browse: opens the token browser, for Alt-Up.
     """
     keys = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)  # and not searching the history, where these keys mean other things
@@ -48,5 +56,17 @@ def bindings() -> KeyBindings:
             buffer.reset()
         else:
             event.app.exit(exception=KeyboardInterrupt())
+
+    @keys.add("escape", "left", filter=typing)
+    def _branch_before(event: KeyPressEvent) -> None:
+        aside(-1)
+
+    @keys.add("escape", "right", filter=typing)
+    def _branch_after(event: KeyPressEvent) -> None:
+        aside(1)
+
+    @keys.add("escape", "up", filter=typing)
+    def _open_browser(event: KeyPressEvent) -> None:
+        browse()
 
     return keys

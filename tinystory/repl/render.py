@@ -13,15 +13,24 @@ from typing import Literal, TextIO
 
 from prompt_toolkit.utils import get_cwidth
 
-from tinystory.generate import Story
+from tinystory import generate
+from tinystory.spec import format_spec
 from tinystory.visible import visible
 
-__all__ = ["Block", "Line", "Screen", "Style", "Table", "show_value", "statistics_line", "summary", "toolbar"]
+__all__ = [
+    "HEAT", "Bars", "Block", "Line", "Outline", "Screen", "Spans", "Story", "Style", "Table", "Theme", "show_value",
+    "statistics_line", "summary", "toolbar",
+]  # fmt: skip
 
-Style = Literal["", "bold", "dim", "note"]
-"""A note is what the program says between pieces of a story."""
+Style = Literal["", "bold", "dim", "note", "good", "heat0", "heat1", "heat2", "heat3", "heat4", "mark"]
+"""A note is what the program says between pieces of a story; heat goes from expected to surprising; a mark is red, and
+in brackets where there is no colour."""
 
-_SGR = {"bold": "\x1b[1m", "dim": "\x1b[2m", "note": "\x1b[2m"}
+Theme = Literal["dark", "light"]
+
+_SGR = {"bold": "\x1b[1m", "dim": "\x1b[2m", "note": "\x1b[2m", "good": "\x1b[1m"}
+HEAT: Mapping[Theme, tuple[int, ...]] = {"dark": (114, 150, 222, 215, 203), "light": (22, 64, 94, 130, 160)}
+"""Of the 256 colours, from green to red; each has a contrast of at least 4.5 with its background."""
 _PLAIN_NOTE = "— "
 """Tells notes from stories where there is no dim."""
 _RESET = "\x1b[0m"
@@ -48,15 +57,43 @@ class Table:
     indent: int = 0
 
 
-Block = Line | Table
+@dataclass(frozen=True)
+class Outline:
+    """Rows of branch, text, facts, style: the text is cut so that every row stays on one line."""
+
+    rows: tuple[tuple[str, str, str, Style], ...]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Rows of label, share from 0 to 1, text, style: a line each, with a bar beside the text."""
+
+    rows: tuple[tuple[str, float, str, Style], ...]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Running text in pieces of their own style, shown as it is."""
+
+    pieces: tuple[tuple[str, Style], ...]
+
+
+@dataclass(frozen=True)
+class Story:
+    """The story on the desk, which the chat knows how to show."""
+
+
+Block = Line | Table | Outline | Bars | Spans
 
 
 class Screen:
     """A terminal written to in order, by plain writes: nothing is ever painted over."""
 
-    def __init__(self, stream: TextIO, *, color: bool) -> None:
+    def __init__(self, stream: TextIO, *, color: bool, theme: Theme = "dark") -> None:
         self._stream = stream
-        self._color = color
+        self.color = color
+        self._sgr = _SGR | {f"heat{n}": f"\x1b[38;5;{number}m" for n, number in enumerate(HEAT[theme])}
+        self._sgr["mark"] = self._sgr["heat4"]
         self._at_line_start = True
         self._written = False
 
@@ -66,6 +103,17 @@ class Screen:
             # A style ends before each newline, so that nothing but letters is ever styled.
             self._write("\n".join(self._styled(visible(line), style) for line in text.split("\n")))
             self._at_line_start = text.endswith("\n")
+
+    def written(self, text: str) -> None:
+        """Pass on what has been laid out, and made visible, already."""
+        if text:
+            self._write(text)
+            self._at_line_start = text.endswith("\n")
+
+    def control(self, sequence: str) -> None:
+        """Send the terminal a sequence that moves nothing."""
+        self._stream.write(sequence)
+        self._stream.flush()
 
     def fresh_line(self) -> None:
         """Begin a new line, unless there is one."""
@@ -85,16 +133,28 @@ class Screen:
         width = get_terminal_size().columns
         for block in blocks:
             style: Style = ""
+            if isinstance(block, Spans):
+                for text, own in block.pieces:
+                    self.story(text, own)
+                self.fresh_line()
+                continue
+            if isinstance(block, Outline | Bars):
+                rows = _outline_lines(block, width) if isinstance(block, Outline) else _bar_lines(block, width)
+                for line, own in rows:
+                    self._write(self._styled(visible(line), own) + "\n")
+                continue
             if isinstance(block, Line):
                 style = block.style
-                mark = _PLAIN_NOTE if style == "note" and not self._color else ""
+                mark = _PLAIN_NOTE if style == "note" and not self.color else ""
                 lines = _wrapped(mark + block.text, width)
             else:
                 lines = _table_lines(block, width)
             self._write("".join(self._styled(visible(line), style) + "\n" for line in lines))
 
     def _styled(self, text: str, style: Style) -> str:
-        return f"{_SGR[style]}{text}{_RESET}" if style and self._color and text else text
+        if style == "mark" and text and not self.color:
+            return f"[{text}]"
+        return f"{self._sgr[style]}{text}{_RESET}" if style and self.color and text else text
 
     def _write(self, text: str) -> None:
         self._stream.write(text)
@@ -102,7 +162,7 @@ class Screen:
         self._written = True
 
 
-def statistics_line(story: Story, spec: str) -> str:
+def statistics_line(story: generate.Story) -> str:
     """The line under a piece: what it took, why it ended, and what it takes to write it again."""
     statistics = story.statistics
     n_tokens = len(story.tokens)
@@ -112,7 +172,7 @@ def statistics_line(story: Story, spec: str) -> str:
             f"{statistics['tokens_per_second']:.0f} tokens/s",
             f"{statistics['bits_per_token']:.2f} bits/token",
             REASONS[story.finish_reason],
-            spec,
+            format_spec(story.request.decoder),
             f"seed {story.request.seed}",
         ]
     )
@@ -154,6 +214,48 @@ def _wrapped(text: str, width: int) -> Iterable[str]:
             yield line
         else:
             yield from textwrap.wrap(line, max(1, width - 1), break_long_words=False, break_on_hyphens=False)
+
+
+def _outline_lines(outline: Outline, width: int) -> Iterable[tuple[str, Style]]:
+    """Branch, as much of the text as there is room for, facts; the facts go first where there is none."""
+    for branch, text, facts, style in outline.rows:
+        room = width - 1 - get_cwidth(branch) - _GAP
+        with_facts = room - get_cwidth(facts) - _GAP
+        if with_facts >= _NARROWEST_COLUMN:
+            text = _cut(visible(text), with_facts)
+            text += " " * (with_facts - get_cwidth(text) + _GAP) + facts
+        yield f"{branch}{' ' * _GAP}{_cut(visible(text), max(room, 1))}", style
+
+
+def _bar_lines(bars: Bars, width: int) -> Iterable[tuple[str, Style]]:
+    """Label, percent, text, and a bar of what width is left: the longest for the largest share."""
+    shown = [(visible(label), f"{share:.1%}", visible(text)) for label, share, text, _ in bars.rows]
+    widths = [max((get_cwidth(row[column]) for row in shown), default=0) for column in range(3)]
+    largest = max((share for _, share, _, _ in bars.rows), default=0.0) or 1.0
+    for (label, percent, text), (_, share, _, style) in zip(shown, bars.rows, strict=True):
+        line = f"{_padded(label, widths[0])}  {percent:>{widths[1]}}  "
+        n_text = min(widths[2], max(1, (width - get_cwidth(line)) * 2 // 3))
+        line += _padded(_cut(text, n_text), n_text) + " " * _GAP
+        yield (line + _bar(share / largest, width - 1 - get_cwidth(line))).rstrip(), style
+
+
+def _bar(share: float, width: int) -> str:
+    """So much of a width, to an eighth of a cell; something of whatever is not nothing."""
+    eighths = max(round(share * 8 * width), 1 if share else 0) if width > 0 else 0
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - get_cwidth(text))
+
+
+def _cut(text: str, width: int) -> str:
+    """The text, or as much as fits with a mark that more was there; width in cells."""
+    if get_cwidth(text) <= width:
+        return text
+    while text and get_cwidth(text) > width - 1:
+        text = text[: max(0, min(len(text) - 1, width))]
+    return text.rstrip() + "…"
 
 
 def _table_lines(table: Table, width: int) -> Iterable[str]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinystory.settings import Setting
+
 __all__ = ["ChatSettings"]
 
 
@@ -23,6 +25,10 @@ class ChatSettings:
         quiet: print stories, answers and errors only.
         verbose: show tracebacks.
         prompt: written at once, as if it had been typed first.
+        theme: the terminal's background, `dark` or `light`; `auto` finds out.
+        keys: which keys edit a line, `emacs` or `vi`.
+        resume: a session to go on with; an empty name is the latest, None is none.
+        settings: every setting and where it comes from, as `/config` shows them.
     """
 
     model: str | None = None
@@ -37,3 +43,7 @@ class ChatSettings:
     quiet: bool = False
     verbose: bool = False
     prompt: str | None = None
+    theme: str = "auto"
+    keys: str = "emacs"
+    resume: str | None = None
+    settings: tuple[Setting, ...] = ()

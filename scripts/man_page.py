@@ -1,0 +1,118 @@
+"""Write docs/tinystory.1, the manual page, from the command line's own parser: `python scripts/man_page.py`."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinystory.cli import build_parser
+from tinystory.settings import BUILT_IN, Setting, allowed, variable
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "tinystory.1"
+
+NAME = "tinystory - write stories with small language models"
+FILES = {
+    "$XDG_CONFIG_HOME/tinystory/config.toml": "Settings; ~/.config where the variable is not set. The same names as "
+    "above, as in max_tokens = 300. tinystory config tells its path and what holds.",
+    "$XDG_CONFIG_HOME/tinystory/decoders/": "Decoders of the user's own, one Python file each.",
+}
+VARIABLES = {
+    "NO_COLOR": "Anything but empty: no colour, unless --color says otherwise.",
+    "TINYSTORY_NO_PLUGINS": "Anything but empty or 0: only the decoders that come with tinystory.",
+    "HF_HOME, HF_HUB_OFFLINE, HF_TOKEN": "As huggingface_hub has them, where a model is a hub id.",
+}
+EXIT_CODES = {
+    "0": "Done.",
+    "1": "Failed.",
+    "2": "The command line or a setting is wrong.",
+    "3": "The model is missing or invalid.",
+    "130": "Interrupted.",
+    "143": "Terminated.",
+}
+EXAMPLES = {
+    "tinystory": "Write with the model in the terminal.",
+    "tinystory generate 'Once upon a time' -d 'top-k 40 | sample 0.8' -s 7": "One story; the same with each run.",
+    "tinystory decoders top-p": "What a decoder does, and its options.",
+    'eval "$(tinystory completion bash)"': "Complete commands, flags and decoders in this shell.",
+}
+
+
+def page() -> str:
+    """The manual page in roff, without date and version."""
+    parser = build_parser()
+    lines = ['.TH TINYSTORY 1 "" "tinystory" "User Commands"', ".SH NAME", _text(NAME), ".SH SYNOPSIS"]
+    lines += [".B tinystory", "[COMMAND] [ARGUMENT ...] [FLAG ...]", ".SH DESCRIPTION"]
+    lines += [_text(f"{parser.description} Without a command, chat is meant.")]
+    commands = _commands(parser)
+    common = set.intersection(*({_key(action) for action in one._actions} for one in commands.values()))
+    lines += [".SH COMMANDS"]
+    for name, one in commands.items():
+        lines += _command(name, one, common)
+    shared = [action for action in next(iter(commands.values()))._actions if _key(action) in common]
+    lines += [".SH FLAGS OF EVERY COMMAND", *_actions(shared)]
+    lines += [".SH SETTINGS", "A flag comes before a variable, a variable before the file."]
+    for setting in map(Setting, BUILT_IN, BUILT_IN.values()):
+        described = f"{allowed(setting.name)} (built in: {setting.shown})"
+        lines += _entry(f"{setting.name}, {variable(setting.name)}", described)
+    sections = {"FILES": FILES, "ENVIRONMENT": VARIABLES, "EXIT STATUS": EXIT_CODES, "EXAMPLES": EXAMPLES}
+    for heading, entries in sections.items():
+        lines += [f".SH {heading}"]
+        for term, text in entries.items():
+            lines += _entry(term, text)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the file."""
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.stdout.write(f"{PAGE}\n")
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    [found] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found.choices)
+
+
+def _command(name: str, parser: argparse.ArgumentParser, common: set[str]) -> Iterator[str]:
+    """One command: how it is called, what it does, and the flags not all commands have."""
+    needed = [one for one in parser._actions if one.required or not one.option_strings]
+    called = [f"[{one.metavar}]" if one.nargs == "?" else _called(one) for one in needed]
+    yield f".SS {_bold(name)} {_text(' '.join([*called, '[FLAG ...]']))}"
+    described = str(parser.description)
+    yield _text(f"{described[0].upper()}{described[1:]}.")
+    yield from _actions([action for action in parser._actions if _key(action) not in common])
+
+
+def _called(action: argparse.Action) -> str:
+    return " ".join([*action.option_strings[-1:], str(action.metavar)])
+
+
+def _actions(actions: list[argparse.Action]) -> Iterator[str]:
+    for action in actions:
+        flags = ", ".join(map(_bold, action.option_strings))
+        metavar = f"\\fI{_text(str(action.metavar))}\\fR" if action.metavar else ""
+        yield from (".TP", f"{flags} {metavar}".strip(), _text(action.help or ""))
+
+
+def _key(action: argparse.Action) -> str:
+    """Tells whether two commands have the same flag."""
+    return f"{action.option_strings} {action.metavar} {action.help}"
+
+
+def _entry(term: str, text: str) -> tuple[str, str, str]:
+    return ".TP", _bold(term), _text(text)
+
+
+def _bold(text: str) -> str:
+    return f"\\fB{_text(text)}\\fR"
+
+
+def _text(text: str) -> str:
+    """Escape what roff reads as something else: backslashes, hyphens, quotes, and a control character in front."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
+    return re.sub(r"^\.", r"\\&.", escaped.replace("~", "\\(ti").replace("^", "\\(ha"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Draw the pictures of the documentation: the studio does what is typed here, and its screen is kept as SVG.
+
+python scripts/screens.py --out docs/screens
+"""
+
+import argparse
+import io
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from tinystory.errors import TinystoryError
+from tinystory.plugins import discover
+from tinystory.repl.app import App
+from tinystory.repl.backend import ModelBackend
+from tinystory.repl.render import Screen
+from tinystory.repl.settings import ChatSettings
+from tinystory.repl.studio import Studio
+from tinystory.spec import parse_spec
+
+WIDTH = 100
+SCENES = {
+    "story": ("/color surprise", "Once upon a time", "/decoder"),
+    "compare": ("One day, a little owl", "/compare greedy ; top-k 40 | sample 0.8 ; sample 1.3"),
+    "tree": ("Once upon a time", "", "/retry", "/more 3", "/goto 2", "", "/tree"),
+    "funnel": ("/decoder temperature 1.2 | top-k 40 | min-p 0.05 | sample", "The dragon was", "/trace 9", "/top 9 6"),
+}
+"""What is typed for each picture."""
+
+
+def screen(typed: tuple[str, ...], columns: int) -> str:
+    """What the terminal has shown, with its escape sequences."""
+    registry = discover(user_folder=None)
+    open_model = partial(ModelBackend.open, dtype="float32", device="cpu")
+    draws = iter(range(100, 200))
+    studio = Studio(
+        registry, parse_spec("sample 0.8", registry), open_model(None), open_model, 7, 60, draw_seed=lambda: next(draws)
+    )
+    studio.backend.wait(lambda: False)
+    stream = io.StringIO()
+    os.environ["COLUMNS"] = str(columns)
+    app = App(studio, Screen(stream, color=True), ChatSettings())
+    for line in typed:
+        app.screen.gap()
+        app.do(line)
+    return stream.getvalue()
+
+
+def svg(shown: str, title: str, columns: int) -> str:
+    """The screen as a picture; the same screen gives the same one."""
+    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(Text.from_ansi(shown.strip("\n")))
+    return console.export_svg(title=title, unique_id=title)
+
+
+def main() -> int:
+    """Play every scene."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the pictures go")
+    args = parser.parse_args()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, typed in SCENES.items():
+            picture = svg(screen(typed, WIDTH), f"tinystory-{name}", WIDTH)
+            (args.out / f"{name}.svg").write_text(picture, encoding="utf-8")
+            print(args.out / f"{name}.svg")
+    except TinystoryError as error:
+        print(f"screens: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"screens: {args.out} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

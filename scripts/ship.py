@@ -1,0 +1,56 @@
+"""Make a checkpoint of a run ready to ship: weights in bfloat16, no training state, a model card.
+
+python scripts/ship.py --checkpoint runs/mine/best --card card.md --out tinystory/models/mine
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tinystory.checkpoint import load_model, read_header, save_checkpoint
+from tinystory.errors import TinystoryError, UsageError
+from tinystory.loading import load_tokenizer
+
+
+def ship(checkpoint: Path, out: Path, card: str | None) -> None:
+    """Write the checkpoint again, with the weights, the vocabulary and what it tells of itself.
+
+    Raises:
+        TinystoryError: it cannot be read, or not written.
+    """
+    header = read_header(checkpoint)
+    tokenizer = load_tokenizer(header)
+    save_checkpoint(
+        out,
+        load_model(header),
+        tokenizer.to_json(),
+        bos_id=tokenizer.bos_id,
+        eos_ids=tokenizer.eos_ids,
+        dtype="bfloat16",
+        provenance=header.provenance,
+        model_card=card,
+    )
+
+
+def main() -> int:
+    """Parse, write, print the size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint of a run")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="the model card, Markdown")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    args = parser.parse_args()
+    try:
+        try:
+            card = args.card.read_text(encoding="utf-8") if args.card else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{args.card} cannot be read: {error}") from error
+        ship(args.checkpoint, args.out, card)
+    except TinystoryError as error:
+        print(f"ship: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{args.out}: {(args.out / 'model.safetensors').stat().st_size:,} bytes of weights")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Write a story for each of some prompts by each of some decoders, unedited, as Markdown.
+
+  python scripts/write_stories.py --prompts prompts.yaml --limit 10 -d greedy -d "top-k 40 | sample 0.8" -s 7
+
+The prompts are a YAML list of texts.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+
+from tinystory.errors import TinystoryError, UsageError
+from tinystory.generate import Ended, Story, StoryRequest, write
+from tinystory.loading import load
+from tinystory.plugins import discover
+from tinystory.spec import format_spec, parse_spec
+from tinystory.visible import visible
+
+
+def read_prompts(path: Path, limit: int | None) -> list[str]:
+    """The first prompts of a file; raises UsageError where there are none."""
+    try:
+        prompts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(one, str) for one in prompts):
+        raise UsageError(f"{path} is no YAML list of texts")
+    return prompts[:limit]
+
+
+def stories(model: str | None, prompts: Sequence[str], specs: Sequence[str], seed: int, max_tokens: int) -> list[Story]:
+    """All stories: those of the first prompt, then those of the second, and so on."""
+    registry, loaded = discover(), load(model)
+    decoders = [parse_spec(spec, registry) for spec in specs]
+    requests = [StoryRequest(prompt, decoder, seed, max_tokens) for prompt in prompts for decoder in decoders]
+    written = {e.story: e.result for e in write(loaded.session, loaded.tokenizer, requests) if isinstance(e, Ended)}
+    return [written[number] for number in range(len(requests))]
+
+
+def markdown(found: Sequence[Story]) -> Iterator[str]:
+    """A heading a prompt, a quotation a story, the model's part after a bar."""
+    prompt = None
+    for story in found:
+        if story.request.prompt != prompt:
+            prompt = story.request.prompt
+            yield f"\n## {' '.join(visible(prompt).split())[:60]}…\n"
+        bits = story.statistics["bits_per_token"]
+        yield (
+            f"`{format_spec(story.request.decoder)}`, seed {story.request.seed}: {len(story.tokens)} tokens, "
+            f"{bits:.2f} bits per token, {story.finish_reason}\n"
+        )
+        paragraphs = visible(f"{story.request.prompt} **|**{story.completion}").split("\n")
+        yield "> " + "\n>\n> ".join(line for line in paragraphs if line.strip()) + "\n"
+
+
+def main() -> int:
+    """Parse, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="a YAML list of texts")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts")
+    parser.add_argument("-m", "--model", metavar="MODEL", help="a folder, a hub id or a shipped model")
+    parser.add_argument("-d", "--decoder", action="append", required=True, metavar="SPEC", help="may be repeated")
+    parser.add_argument("-s", "--seed", type=int, default=7, metavar="N", help="of every story (default 7)")
+    parser.add_argument("-n", "--max-tokens", type=int, default=256, metavar="N", help="at most N tokens (default 256)")
+    args = parser.parse_args()
+    try:
+        prompts = read_prompts(args.prompts, args.limit)
+        found = stories(args.model, prompts, args.decoder, args.seed, args.max_tokens)
+    except TinystoryError as error:
+        print(f"write_stories: {error}", file=sys.stderr)
+        return error.exit_code
+    print("\n".join(markdown(found)).strip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

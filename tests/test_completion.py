@@ -1,0 +1,119 @@
+"""Shell completion, asked as a user asks: by Tab in a real shell."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tinystory.cli import main
+from tinystory.commands.completion import decoder_specs
+
+pexpect = pytest.importorskip("pexpect")
+
+SHELLS = ("bash", "zsh", "fish")
+START = {
+    "bash": "PS1='ready> '; bind 'set enable-bracketed-paste off'; bind 'set show-all-if-ambiguous on'",
+    "zsh": "PS1='ready> '; unsetopt zle_bracketed_paste; zmodload zsh/zle; autoload -U compinit; compinit -D -u",
+}
+PLAIN = {"bash": ["--norc", "--noprofile"], "zsh": ["-f", "+o", "prompt_sp"]}
+
+
+@pytest.fixture
+def surroundings(tmp_path, monkeypatch):
+    """A folder whose first program is this tinystory, and no plug-ins but our own."""
+    program = tmp_path / "bin" / "tinystory"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tinystory "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "PATH": f"{program.parent}:{os.environ['PATH']}", "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path),
+        "TINYSTORY_NO_PLUGINS": "1", "TERM": "dumb", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+def press_tab(shell, line, shown):
+    """What the terminal shows after the line is typed and Tab pressed, up to the words looked for."""
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    if shell == "fish":  # it has a command for just that
+        script = f"tinystory completion fish | source; complete -C {shlex.quote(line)}"
+        return subprocess.run(["fish", "--no-config", "-c", script], capture_output=True, text=True, check=True).stdout
+    terminal = pexpect.spawn(shell, PLAIN[shell], encoding="utf-8", timeout=30, dimensions=(50, 200))
+    terminal.sendline(f'{START[shell]}; eval "$(tinystory completion {shell})"; echo set""up')
+    terminal.expect("setup\r\n.*ready> ")
+    terminal.send(line + ("\t\t" if shell == "zsh" else "\t"))  # the first may only add what all answers begin with
+    seen = ""
+    while not all(word in seen for word in shown):
+        try:
+            seen += terminal.read_nonblocking(4096, timeout=10)
+        except pexpect.TIMEOUT:
+            break
+    terminal.close(force=True)
+    return seen
+
+
+@pytest.mark.tty
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("tinystory gen", ["generate"]),
+        ("tinystory generate --dec", ["--decoder", "--decoder-file"]),
+        ("tinystory generate -d top-", ["top-k", "top-p"]),
+        ("tinystory -d 'top-k 40 | sam", ["top-k 40 | sample 0.8"]),
+        ("tinystory chat --the", ["--theme"]),
+        ("tinystory generate -m mod", ["models/"]),
+    ],
+)
+def test_tab_completes(surroundings, shell, line, shown):
+    seen = press_tab(shell, line, shown)
+    assert all(word in seen for word in shown), seen
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_script_is_printed_and_names_the_program(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "tinystory" in script
+    assert "_ARGCOMPLETE" in script
+
+
+def test_another_shell_is_one_line_with_the_three(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["completion", "tcsh"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(shell in error for shell in SHELLS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("top-", {"top-k", "top-p"}),
+        ("top-k", {"top-k", "top-k 40"}),  # an only answer would close the quotes
+        ("top-k 40", {"top-k 40", "top-k 40 |"}),
+        ("top-k 7", {"top-k 7", "top-k 7 |"}),
+        ("top-k 40 |", {"top-k 40 | sample", "top-k 40 | greedy"}),
+        ("gre", {"greedy"}),
+    ],
+)
+def test_a_spec_goes_on_by_whole_words(typed, offered):
+    found = decoder_specs(typed)
+    assert offered <= set(found)
+    assert all(word.startswith(typed) for word in found)
+
+
+def test_a_name_that_is_none_offers_nothing():
+    assert decoder_specs("topk ") == {}
+
+
+def test_without_a_question_from_a_shell_the_library_is_not_imported():
+    code = "import sys, tinystory.cli as c; c.main(['config']); sys.exit('argcomplete' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -1,0 +1,40 @@
+"""Writing a file whole or not at all."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+__all__ = ["write_atomically"]
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Replace a file by another in one step; a crash at any moment leaves the old one or the new one.
+
+    Args:
+        path: in a folder that exists; a link is followed.
+        content: all of it.
+        mode: of the file, less what the user's umask takes.
+
+    Raises:
+        OSError: it cannot be written; what was there is untouched.
+    """
+    path = Path(os.path.realpath(path))
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # Windows cannot open a directory
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,156 @@
+"""`tinystory replay`: check a session's stories against the model and the decoders that wrote them."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import tinystory
+from tinystory.errors import CheckpointError, UsageError
+from tinystory.loading import DTYPES, LoadedModel, load
+from tinystory.plugins import Registry, discover
+from tinystory.session_file import load_session
+from tinystory.story import Node, StoryTree, Written
+from tinystory.visible import visible
+
+__all__ = ["run"]
+
+_HASH = 12
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay and print; 1 where something differs."""
+    session = load_session(args.file)
+    registry = discover(args.decoder_file)
+    nodes = [node for node in session.tree.nodes.values() if node.written is not None]
+    rows: list[dict[str, Any]] = []
+    models = _Models(args)
+    for row in _replayed(session.tree, nodes, registry, models):
+        rows.append(row)
+        _clear_progress()
+        if not args.json:
+            print(visible(_line(row)))
+    _clear_progress()
+    ok = all(row["ok"] for row in rows)
+    if args.json:
+        totals = {name: sum(row[name] for row in rows) for name in ("tokens", "ties")}
+        versions = {"tinystory": tinystory.__version__, "written_with": session.version}
+        fields = {"file": str(args.file), "ok": ok, **totals, "nodes": rows, "versions": versions}
+        print(json.dumps(fields, ensure_ascii=False))
+    else:
+        print(visible(_summary(rows, len(nodes))))
+    return 0 if ok else 1
+
+
+class _Models:
+    """The models that nodes ask for, the latest one kept loaded."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._key: tuple[str, str] | None = None
+        self._model: LoadedModel | None = None
+
+    def get(self, node: Node, written: Written) -> LoadedModel:
+        """The model of `-m`, else the one that the node names, if it is on this computer.
+
+        Raises:
+            CheckpointError: it is not, or is damaged.
+            UsageError: the file names a dtype that there is not.
+        """
+        from tinystory.replay import is_local
+
+        name = self._args.with_model or written.model
+        if not self._args.with_model and not is_local(name):
+            raise CheckpointError(
+                f"node {node.id} was written with the model {name} ({written.model_hash[:_HASH]}), which is no folder "
+                "here\nsay with -m where it is; a replay never downloads what a file names"
+            )
+        if written.dtype not in DTYPES:
+            raise UsageError(f"node {node.id} was computed in {written.dtype!r}; there are {', '.join(DTYPES)}")
+        if self._model is None or self._key != (name, written.dtype):
+            self._key, self._model = (name, written.dtype), load(name, written.dtype, self._args.device)
+        return self._model
+
+
+def _replayed(tree: StoryTree, nodes: list[Node], registry: Registry, models: _Models) -> Iterator[dict[str, Any]]:
+    """A row a node, up to the first that differs."""
+    from tinystory.replay import replay_node
+
+    for n_done, node in enumerate(nodes):
+        written = node.written
+        assert written is not None
+        _show_progress(n_done, len(nodes))
+        model = models.get(node, written)
+        same_model = model.hash == written.model_hash
+        try:
+            result = replay_node(tree, node, model, registry)
+        except UsageError as error:
+            raise UsageError(f"node {node.id}: {error}") from error
+        ok = same_model and result.difference is None
+        row = {
+            "node": node.id,
+            "ok": ok,
+            "checked": result.checked,
+            "spec": written.spec,
+            "seed": written.seed,
+            "number": written.number,
+            "tokens": result.tokens,
+            "ties": result.ties,
+            "finish_reason": written.finish_reason,
+            "dtype": written.dtype,
+            "model": model.name,
+            "model_hash": model.hash,
+            "recorded_model_hash": written.model_hash,
+            "difference": result.difference and dataclasses.asdict(result.difference),
+        }
+        yield row
+        if not ok:
+            return
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A node as a line; two where something differs."""
+    sibling = f"/{row['number']}" if row["number"] else ""
+    tokens = f"{row['tokens']} token{'' if row['tokens'] == 1 else 's'}"
+    ties = f" · {_ties(row['ties'])}" if row["ties"] else ""
+    verdict = "differs" if not row["ok"] else "ok" if row["checked"] else "not checked: a search that was cancelled"
+    line = f"node {row['node']} · {row['spec']} · seed {row['seed']}{sibling} · {tokens}{ties} · {verdict}"
+    return "\n".join([line, *(f"  {reason}" for reason in _reasons(row))])
+
+
+def _reasons(row: dict[str, Any]) -> Iterator[str]:
+    """What is not as recorded."""
+    recorded = row["recorded_model_hash"][:_HASH] or "(none)"
+    if row["recorded_model_hash"] != row["model_hash"]:
+        yield f"another model: recorded {recorded}, {row['model']} is {row['model_hash'][:_HASH]}"
+    difference = row["difference"]
+    if difference:
+        place = "" if difference["position"] is None else f"position {difference['position']}: "
+        yield (
+            f"{place}recorded {difference['recorded']}, picked {difference['found']}"
+            f" (model {row['model_hash'][:_HASH]}, {row['dtype']}, {row['spec']}, seed {row['seed']})"
+        )
+
+
+def _summary(rows: list[dict[str, Any]], n_nodes: int) -> str:
+    tokens, ties = (sum(row[name] for row in rows) for name in ("tokens", "ties"))
+    if not all(row["ok"] for row in rows):
+        rest = n_nodes - len(rows)
+        return f"node {rows[-1]['node']} is not as recorded" + (f"; {rest} more were not looked at" if rest else "")
+    return f"{len(rows)} of {n_nodes} turns are as recorded: {tokens:,} tokens, {_ties(ties)}"
+
+
+def _ties(n: int) -> str:
+    return f"{n} numerical tie{'' if n == 1 else 's'}"
+
+
+def _show_progress(n_done: int, n_nodes: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[Kreplaying turn {n_done + 1} of {n_nodes}", end="", file=sys.stderr, flush=True)
+
+
+def _clear_progress() -> None:
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

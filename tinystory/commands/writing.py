@@ -1,0 +1,137 @@
+"""What the commands that write stories share: prompt, seed, interrupts, notices, and the fields of their JSON."""
+
+import argparse
+import os
+import platform
+import random
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
+
+import tinystory
+from tinystory.errors import UsageError
+from tinystory.loading import LoadedModel
+from tinystory.visible import visible
+
+if TYPE_CHECKING:
+    from tinystory.generate import Story, TextEvent
+
+__all__ = [
+    "check_stop", "common_fields", "event_fields", "interrupts", "note", "prompt_of", "seed_of", "story_fields",
+    "styled", "warn",
+]  # fmt: skip
+
+
+def check_stop(args: argparse.Namespace) -> None:
+    """Refuse an empty stop text before anything is loaded.
+
+    Raises:
+        UsageError: one is empty.
+    """
+    if not all(args.stop):
+        raise UsageError("a stop text is empty; it would end the story before its first word")
+
+
+def prompt_of(args: argparse.Namespace) -> str:
+    """The prompt of the command line, else of standard input unless that is a terminal, without its last newline."""
+    if args.prompt is not None:
+        # Bytes of an argument that are no UTF-8 arrive as surrogates, which no tokenizer takes.
+        return str(args.prompt).encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
+
+
+def seed_of(args: argparse.Namespace) -> int:
+    """The seed of the command line, else a fresh one."""
+    return random.SystemRandom().randrange(2**32) if args.seed is None else int(args.seed)
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying at once: the text so far is kept. A second one is not held."""
+    received: list[int] = []
+    old: dict[int, Any] = {}
+
+    def take(number: int, frame: FrameType | None) -> None:
+        if received:
+            previous = old[number]
+            if callable(previous):
+                previous(number, frame)
+        received.append(number)
+
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        old[kind] = signal.signal(kind, take)
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def warn(args: argparse.Namespace, lines: Sequence[str]) -> None:
+    """Say something on standard error, unless told to be quiet."""
+    if not args.quiet:
+        for line in lines:
+            print(f"tinystory: {visible(line)}", file=sys.stderr)
+
+
+def note(args: argparse.Namespace, line: str) -> None:
+    """A dim line on standard error, unless told to be quiet."""
+    if not args.quiet:
+        print(f"\x1b[2m{line}\x1b[0m" if styled(args, sys.stderr) else line, file=sys.stderr)
+
+
+def styled(args: argparse.Namespace, stream: TextIO) -> bool:
+    """Whether escape sequences may go to a stream."""
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    return args.color == "always" or (args.color == "auto" and stream.isatty() and not plain)
+
+
+def common_fields(args: argparse.Namespace, model: LoadedModel, seed: int) -> dict[str, Any]:
+    """What holds for every story of a call."""
+    import torch
+
+    return {
+        "seed": seed,
+        "model": model.name,
+        "model_hash": model.hash,
+        "dtype": model.dtype,
+        "device": model.device,
+        "threads": torch.get_num_threads(),
+        "max_tokens": args.max_tokens,
+        "versions": {
+            "tinystory": tinystory.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def story_fields(story: "Story") -> dict[str, Any]:
+    """What holds for one story."""
+    return {
+        "prompt": story.request.prompt,
+        "text": story.text,
+        "completion": story.completion,
+        "token_ids": list(story.token_ids),
+        "finish_reason": story.finish_reason,
+        "statistics": story.statistics,
+    }
+
+
+def event_fields(event: "TextEvent") -> dict[str, Any]:
+    """One event as a line of JSON; the end with its story."""
+    from tinystory.generate import DraftText, Ended, Text
+
+    if isinstance(event, Text):
+        token_ids = [token.id for token in event.tokens]
+        return {"story": event.story, "event": "text", "text": event.text, "token_ids": token_ids}
+    if isinstance(event, DraftText):
+        return {"story": event.story, "event": "draft", "text": event.text}
+    if isinstance(event, Ended):
+        return {"story": event.story, "event": "end"} | story_fields(event.result)
+    return {"story": event.story, "event": "trimmed", "n_tokens": event.n_tokens}

@@ -1,0 +1,131 @@
+"""The token browser: a window on the story, with arrows from token to token and among what else each could be."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
+from prompt_toolkit.layout.dimension import Dimension
+from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import get_cwidth
+
+from tinystory.visible import visible
+
+__all__ = ["N_ALTERNATIVES", "Alternative", "Browser"]
+
+N_ALTERNATIVES = 10
+_BAR_CELLS = 20
+_BAR = "█"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token that could have stood at a place.
+
+    Attributes:
+        text: of the token.
+        probability: under the model, from 0 to 1.
+        taken: whether it is the one that stands there.
+    """
+
+    text: str
+    probability: float
+    taken: bool
+
+
+class Browser:
+    """State and picture of a walk through a story's tokens.
+
+    Attributes:
+        place: of the token looked at, an index into the texts.
+        choice: of the alternative looked at, 0 is likeliest.
+    """
+
+    def __init__(self, texts: Sequence[str], alternatives: Callable[[int], Sequence[Alternative]]) -> None:
+        """Begin at the last token.
+
+        Args:
+            texts: of the story's tokens; at least one.
+            alternatives: what could stand at a place, the likeliest first.
+        """
+        self._texts = texts
+        self._alternatives = alternatives
+        self.place = len(texts) - 1
+        self.choice = 0
+
+    def move(self, step: int) -> None:
+        """Look at another token."""
+        self.place = min(max(self.place + step, 0), len(self._texts) - 1)
+        self.choice = 0
+
+    def choose(self, step: int) -> None:
+        """Look at another alternative."""
+        self.choice = min(max(self.choice + step, 0), len(self._alternatives(self.place)) - 1)
+
+    def story(self) -> StyleAndTextTuples:
+        """The story with the token marked, and the cursor there, so that the window follows it."""
+        pieces: StyleAndTextTuples = []
+        for index, text in enumerate(map(visible, self._texts)):
+            if index == self.place:
+                pieces += [("[SetCursorPosition]", ""), ("class:marked", text.replace("\n", "⏎\n") or "·")]
+            else:
+                pieces.append(("", text))
+        return pieces
+
+    def list(self) -> StyleAndTextTuples:
+        """The alternatives with their bars; an arrow at the one chosen, a dot at the one that stands there."""
+        found = self._alternatives(self.place)
+        shown = [visible(repr(one.text)[1:-1]) for one in found]
+        width = max(map(get_cwidth, shown), default=0)
+        pieces: StyleAndTextTuples = []
+        for index, (one, text) in enumerate(zip(found, shown, strict=True)):
+            mark = "→" if index == self.choice else " "
+            bar = _BAR * round(one.probability * _BAR_CELLS)
+            taken, space = "•" if one.taken else " ", " " * (width - get_cwidth(text))
+            line = f"{mark} {taken} “{text}”{space} {one.probability:6.1%} {bar}\n"
+            pieces.append(("class:chosen" if index == self.choice else "", line))
+        return pieces
+
+    def application(self, *, color: bool) -> "Application[tuple[int, int] | None]":
+        """The window; its result is (place, choice) for Enter, None for leaving."""
+        keys = KeyBindings()
+
+        def go(key: str, act: Callable[[], None]) -> None:
+            keys.add(key)(lambda event: act())
+
+        go("left", lambda: self.move(-1))
+        go("right", lambda: self.move(1))
+        go("home", lambda: self.move(-len(self._texts)))
+        go("end", lambda: self.move(len(self._texts)))
+        go("up", lambda: self.choose(-1))
+        go("down", lambda: self.choose(1))
+
+        @keys.add("enter")
+        def _take(event: KeyPressEvent) -> None:
+            event.app.exit(result=(self.place, self.choice))
+
+        @keys.add("escape", eager=True)
+        @keys.add("q")
+        @keys.add("c-c")
+        @keys.add("c-d")
+        def _leave(event: KeyPressEvent) -> None:
+            event.app.exit(result=None)
+
+        rows = [
+            Window(
+                FormattedTextControl("← → token   ↑ ↓ alternative   Enter branches   Esc leaves"),
+                height=1,
+                wrap_lines=False,
+            ),
+            Window(
+                FormattedTextControl(self.story, focusable=True, show_cursor=False),
+                wrap_lines=True,
+                height=Dimension(min=1, max=10),
+            ),
+            Window(height=1, char="─"),
+            Window(FormattedTextControl(self.list), height=Dimension(min=1, max=N_ALTERNATIVES), wrap_lines=False),
+        ]
+        style = Style.from_dict({"marked": "reverse", "chosen": "bold"} if color else {"marked": "reverse"})
+        return Application(Layout(HSplit(rows)), key_bindings=keys, style=style, erase_when_done=True)

@@ -1,0 +1,124 @@
+"""The table of slash commands, and how a line that begins with a slash is carried out.
+
+A command gets the studio and its argument, changes the one, and says in a `Reply` what to show and to do next. It
+raises TinystoryError for wrong input, and has then changed nothing.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from tinystory.errors import UsageError
+from tinystory.plugins import nearest
+from tinystory.repl.backend import Backend
+from tinystory.repl.render import Block, Story
+from tinystory.repl.studio import Studio, Turn
+from tinystory.untrusted import shown
+
+__all__ = ["COMMANDS", "Argument", "Command", "Reply", "command", "execute", "find", "split"]
+
+Argument = Literal[
+    "", "command", "decoder", "file", "folder", "folders", "preset", "seed", "session", "spec", "specs", "stage", "view"
+]
+"""What a command's argument is, for completion."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What comes of a command.
+
+    Attributes:
+        blocks: to print.
+        turns: to write after that; several are written at once, side by side.
+        titles: over several turns.
+        versus: models that write the desk's story once more, side by side, for the eye alone.
+        edit: a text to open in the user's editor; what comes back is what the story goes on from.
+        clipboard: a text for it.
+        leave: whether the chat is over.
+    """
+
+    blocks: tuple[Block | Story, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    titles: tuple[str, ...] = ()
+    versus: tuple[Backend, ...] = ()
+    edit: str | None = None
+    clipboard: str | None = None
+    leave: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """A slash command.
+
+    Attributes:
+        name: without the slash.
+        usage: its argument as shown in help, empty when it takes none.
+        help: one line.
+        run: does it; its docstring is the longer help.
+        argument: for completion.
+        aliases: other names.
+    """
+
+    name: str
+    usage: str
+    help: str
+    run: Callable[[Studio, str], Reply]
+    argument: Argument = ""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def synopsis(self) -> str:
+        """As it is typed."""
+        return f"/{self.name} {self.usage}".rstrip()
+
+
+COMMANDS: dict[str, Command] = {}
+"""By name, in the order of /help; aliases are not in it."""
+
+Run = Callable[[Studio, str], Reply]
+
+
+def command(
+    name: str, usage: str, help: str, argument: Argument = "", aliases: tuple[str, ...] = ()
+) -> Callable[[Run], Run]:
+    """Enter a function as the command `/name`."""
+
+    def enter(run: Run) -> Run:
+        COMMANDS[name] = Command(name, usage, help, run, argument, aliases)
+        return run
+
+    return enter
+
+
+def find(name: str) -> Command:
+    """A command by name or alias.
+
+    Raises:
+        UsageError: there is none; the message tells the nearest.
+    """
+    names = {alias: one for one in COMMANDS.values() for alias in (one.name, *one.aliases)}
+    if name in names:
+        return names[name]
+    near = nearest(name, names) if name else None
+    hint = f"did you mean /{near}?" if near else "/help lists them"
+    raise UsageError(f"{shown('/' + name)[1:-1]} is no command: {hint} (a story begins with a slash after `//`)")
+
+
+def execute(studio: Studio, line: str) -> Reply:
+    """Run a line that begins with a slash.
+
+    Raises:
+        TinystoryError: wrong input, or the command failed.
+    """
+    name, argument = split(line)
+    found = find(name)
+    if argument and not found.usage:
+        raise UsageError(f"/{found.name} takes nothing after it")
+    return found.run(studio, argument)
+
+
+def split(line: str) -> tuple[str, str]:
+    """Name and argument of a line that begins with a slash."""
+    name, _, argument = re.sub(r"\s", " ", line[1:], count=1).partition(" ")
+    return name, argument.strip()

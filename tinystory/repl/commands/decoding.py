@@ -1,0 +1,216 @@
+"""Commands that show and change how tokens are picked."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, replace
+from typing import cast
+
+from tinystory.decoding import Decoder, LogitsProcessor, Sampler, Search, Stage
+from tinystory.errors import UsageError
+from tinystory.options import Option, is_neutral, options_of
+from tinystory.plugins import nearest
+from tinystory.repl.commands.base import Reply, command
+from tinystory.repl.presets import check_name, read_presets, unknown_preset, write_presets
+from tinystory.repl.recall import eos_ids, telling
+from tinystory.repl.render import Block, Line, Table, show_value, summary
+from tinystory.repl.studio import Studio
+from tinystory.spec import change_stage, format_spec, format_stage, parse_spec
+from tinystory.tracing import changed
+from tinystory.untrusted import shown
+
+__all__: list[str] = []
+
+
+@command("decoder", "[SPEC]", "show or change how each token is picked", argument="spec")
+def _decoder(studio: Studio, argument: str) -> Reply:
+    """A spec is stages joined by `|`: logits processors in the order they act, then a sampler, then a search.
+
+    greedy · sample 0.8 · top-k 40 | sample 0.8 · temperature 0.8 | top-p 0.9 | sample
+    Nothing is on unless it is written. /decoders lists the stages. Without SPEC: the stages, and in how many tokens
+    of the latest piece the pick would have been another without each of them.
+    """
+    if argument:
+        return _use(studio, parse_spec(argument, studio.registry))
+    stages = studio.decoder.stages
+    rows = [row for index in range(len(stages)) for row in _stage_rows(stages, index)]
+    return Reply((Line(studio.spec, "bold"), Table(tuple(rows), indent=2), *_effects(studio)))
+
+
+@command("set", "STAGE OPTION=VALUE…", "change one stage of the decoder", argument="stage")
+def _set(studio: Studio, argument: str) -> Reply:
+    """/set top-k 20 · /set sample temperature=0.7 · /set top-p#2 0.5, of a stage that stands twice the second.
+
+    The rest of the stage and of the decoder stays as it is.
+    """
+    name, _, values = argument.partition(" ")
+    if not name:
+        raise UsageError(f"/set takes a stage and a value, like /set top-k 40; the decoder is {studio.spec}")
+    place = _find_stage(studio, name)
+    stage = studio.decoder.stages[place]
+    if not values.strip():
+        options = "; ".join(f"{option.name}, {option.range}" for option in options_of(type(stage)))
+        raise UsageError(f"/set {name} takes a value: {options}" if options else f"{stage.name} has nothing to set")
+    return _use(studio, _with_stage(studio.decoder, place, change_stage(stage, values)))
+
+
+@command("reset", "", "go back to the decoder that the chat began with")
+def _reset(studio: Studio, argument: str) -> Reply:
+    return _use(studio, studio.first_decoder)
+
+
+@command("preset", "save NAME [SPEC] | load NAME | list | rm NAME", "decoders under names of your own", "preset")
+def _preset(studio: Studio, argument: str) -> Reply:
+    """They are kept in presets.toml, in the configuration folder, for all chats. Without SPEC the decoder in use."""
+    action, _, rest = argument.partition(" ")
+    name, _, spec = rest.strip().partition(" ")
+    if action not in _PRESET_ACTIONS:
+        near = nearest(action, _PRESET_ACTIONS) if action else None
+        hint = f"did you mean {near}?" if near else f"it has {', '.join(_PRESET_ACTIONS)}"
+        raise UsageError(f"/preset does not know {shown(action)}: {hint}" if action else f"/preset: {hint}")
+    if (spec and action != "save") or (name and action == "list"):
+        raise UsageError(f"/preset {action} takes {'nothing' if action == 'list' else 'just a NAME'} after it")
+    if action == "save":  # what is wrong shows before a file is looked at
+        check_name(name)
+    decoder = parse_spec(spec, studio.registry) if spec else studio.decoder
+    presets, warning = read_presets()
+    reply = _PRESET_ACTIONS[action](studio, presets, name, decoder)
+    return replace(reply, blocks=(Line(warning, "note"), *reply.blocks)) if warning else reply
+
+
+def _save_preset(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
+    before = presets.get(name)
+    write_presets({**presets, name: format_spec(decoder)})
+    instead = f" (it was {before})" if before not in (None, format_spec(decoder)) else ""
+    return Reply((Line(f"{name}: {format_spec(decoder)}{instead}"),))
+
+
+def _load_preset(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
+    if name not in presets:
+        raise unknown_preset(name, presets)
+    return _use(studio, parse_spec(presets[name], studio.registry))
+
+
+def _list_presets(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
+    if not presets:
+        return Reply((Line("no preset is saved; /preset save NAME saves the decoder in use", "dim"),))
+    return Reply((Table(tuple(sorted(presets.items()))),))
+
+
+def _remove_preset(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
+    if name not in presets:
+        raise unknown_preset(name, presets)
+    write_presets({other: spec for other, spec in presets.items() if other != name})
+    return Reply((Line(f"{name} is gone; it was {presets[name]}"),))
+
+
+_PRESET_ACTIONS = {"save": _save_preset, "load": _load_preset, "list": _list_presets, "rm": _remove_preset}
+
+
+@command("decoders", "[NAME]", "list the stages a decoder is made of, or explain one", argument="decoder")
+def _decoders(studio: Studio, argument: str) -> Reply:
+    """Stages come with tinystory, from installed packages, from the decoders folder and from --decoder-file."""
+    if not argument:
+        rows: list[tuple[str, ...]] = []
+        for name, cls, _ in studio.registry.classes():
+            rows.append((name, cls.kind, summary(cls)))
+            rows += [("", "", _option_text(option)) for option in options_of(cls)]
+        return Reply((Table(tuple(rows)), *(Line(warning, "note") for warning in studio.registry.warnings)))
+    cls = studio.registry.get(argument)
+    facts = [("kind", cls.kind), *(("option", _option_text(option)) for option in options_of(cls))]
+    if cls.example:
+        facts.append(("e.g.", cls.example))
+    facts.append(("from", studio.registry.source(argument)))
+    return Reply((Line(cls.name, "bold"), Line(inspect.getdoc(cls) or ""), Table(tuple(facts), indent=2)))
+
+
+def _use(studio: Studio, decoder: Decoder) -> Reply:
+    studio.decoder = decoder
+    return Reply((Line(f"decoder: {studio.spec}"),))
+
+
+def _find_stage(studio: Studio, name: str) -> int:
+    """The index in the chain of a stage as users address it: by name, and by number where it stands twice."""
+    plain, _, number = name.partition("#")
+    plain = studio.registry.get(plain).name  # also of an alias
+    stages = studio.decoder.stages
+    places = [index for index, stage in enumerate(stages) if stage.name == plain]
+    if not places:
+        hint = _added(studio, plain)
+        raise UsageError(f"{plain} is no stage of {studio.spec}" + (f"; add it with /decoder {hint}" if hint else ""))
+    if not number and len(places) == 1:
+        return places[0]
+    if number.isdecimal() and 1 <= int(number[:9]) <= len(places):
+        return places[int(number) - 1]
+    if len(places) == 1:
+        raise UsageError(f"{plain} stands once in {studio.spec}: leave the #{number[:20]} out")
+    raise UsageError(f"{plain} stands {len(places)} times: say {plain}#1 to {plain}#{len(places)}")
+
+
+def _added(studio: Studio, name: str) -> str:
+    """The decoder's spec with a stage in its place, as an example; empty where it has none to show."""
+    cls, decoder = studio.registry.get(name), studio.decoder
+    stages = [format_stage(stage) for stage in decoder.processors]
+    stages.append(cls.example or name)
+    if cls.kind == "processor":
+        stages += [format_stage(stage) for stage in (decoder.sampler, decoder.search) if stage]
+    try:
+        return format_spec(parse_spec(" | ".join(stages), studio.registry))
+    except UsageError:
+        return ""
+
+
+def _with_stage(decoder: Decoder, place: int, stage: Stage) -> Decoder:
+    """The decoder with another stage at an index of `stages`."""
+    if isinstance(stage, LogitsProcessor):
+        before, after = decoder.processors[:place], decoder.processors[place + 1 :]
+        return replace(decoder, processors=(*before, stage, *after))
+    return (
+        replace(decoder, sampler=stage) if isinstance(stage, Sampler) else replace(decoder, search=cast(Search, stage))
+    )
+
+
+def _effects(studio: Studio) -> Iterator[Block]:
+    """How often each stage made the difference in the piece on the desk, or why that is not told."""
+    node = studio.tree.node
+    if node is None or node.written is None:
+        return
+    if studio.backend.loading:
+        yield Line("how many tokens each stage changed is told once the model is loaded", "dim")
+        return
+    if node.written.spec != studio.spec:
+        yield Line(f"the piece on the desk was written by {node.written.spec}; what this decoder changes, /whatif "
+                   "and /compare tell", "dim")  # fmt: skip
+        return
+    try:
+        decoder, request, ids, logits = telling(studio, node)
+    except UsageError as error:
+        yield Line(str(error), "dim")
+        return
+    stages = decoder.chain.stages
+    counts = changed(decoder, request, ids, logits, eos_ids=eos_ids(studio))
+    n_tokens = len(ids) - len(request.prompt_ids)
+    yield Line(f"in the {n_tokens} tokens of the piece on the desk:", "dim")
+    *others, own = zip(map(format_stage, stages), counts, strict=True)
+    rows = [(spec, f"changed {n} pick{'' if n == 1 else 's'}" if n else "changed nothing") for spec, n in others]
+    yield Table((*rows, (own[0], f"took another than the likeliest it was left in {own[1]}")), indent=2)
+
+
+def _stage_rows(stages: Sequence[Stage], place: int) -> list[tuple[str, ...]]:
+    """A stage of the chain: its values and what they mean."""
+    stage = stages[place]
+    off = is_neutral(stage)
+    rows = [
+        (f"{option.name} = {show_value(getattr(stage, option.field))}", f"{option.help} ({option.range})")
+        for option in options_of(type(stage))
+    ] or [("", summary(type(stage)))]
+    if off:
+        rows[0] = (f"off: {rows[0][0]}", rows[0][1])
+    same = [index for index, other in enumerate(stages) if other.name == stage.name]
+    name = stage.name if len(same) == 1 else f"{stage.name}#{same.index(place) + 1}"
+    return [(name if index == 0 else "", *row) for index, row in enumerate(rows)]
+
+
+def _option_text(option: Option) -> str:
+    default = "" if option.required else f" [{show_value(option.default)}]"
+    neutral = "" if option.neutral is MISSING else f"; off at {show_value(option.neutral)}"
+    return f"{option.name}{default}: {option.range}; {option.help}{neutral}"

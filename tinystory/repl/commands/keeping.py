@@ -1,0 +1,99 @@
+"""Commands that keep stories: sessions, exports, the clipboard."""
+
+from datetime import datetime
+from pathlib import Path
+
+from tinystory.errors import SessionError, UsageError
+from tinystory.repl.commands.base import Reply, command
+from tinystory.repl.keeper import Keeper, session_names
+from tinystory.repl.render import Line, Story, Table
+from tinystory.repl.studio import Studio
+from tinystory.session_file import read_summary
+
+__all__: list[str] = []
+
+_MOST_SESSIONS = 50
+
+
+@command("save", "[NAME]", "give this session a name; it is saved by itself after each turn", argument="session")
+def _save(studio: Studio, argument: str) -> Reply:
+    """Sessions are files for you alone; `tinystory chat --resume NAME` or /load NAME opens one again.
+
+    A name has letters, digits, dashes, underscores and dots.
+    """
+    keeper = _keeper(studio)
+    if not studio.tree.nodes:
+        raise UsageError("nothing has been written yet that could be saved")
+    if argument:
+        keeper.rename(argument)
+    else:
+        keeper.save()
+    return Reply((Line(f"{keeper.name} is saved as {keeper.path}", "note"),))
+
+
+@command("load", "NAME", "open another session; this one is saved first", argument="session")
+def _load(studio: Studio, argument: str) -> Reply:
+    keeper = _keeper(studio)
+    if not argument:
+        raise UsageError("/load takes the name of a session; /sessions lists them")
+    notices = keeper.load(argument)
+    return Reply((*(Line(notice, "note") for notice in notices), Story()))
+
+
+@command("sessions", "", "list the sessions that have been kept, the latest first")
+def _sessions(studio: Studio, argument: str) -> Reply:
+    keeper = _keeper(studio)
+    names = session_names(keeper.folder)
+    if not names:
+        return Reply((Line("no session has been kept yet", "dim"),))
+    head = ("name", "when", "stories", "turns", "begins with")
+    rows = [_row(keeper, name) for name in names[:_MOST_SESSIONS]]
+    count = f"{len(names):,} session{'' if len(names) == 1 else 's'}" + (
+        f", the latest {_MOST_SESSIONS} of them" if len(names) > len(rows) else ""
+    )
+    return Reply((Table((head, *rows)), Line(f"{count}; /load NAME opens one", "dim")))
+
+
+@command("export", "FILE", "write the story to a file: .txt .md .json .html .svg", argument="file")
+def _export(studio: Studio, argument: str) -> Reply:
+    """The ending says how.
+
+    .txt is the story, .md has a table of its turns, .json all that `tinystory replay` needs; .html and .svg show the
+    colours of its tokens (those of /color; surprise where they are off).
+    A file that is there already is replaced only where a ! stands after its name: /export story.md !
+    """
+    # With it comes rich, which the prompt does not wait for.
+    from tinystory.repl.export import FORMATS, export
+
+    name = argument.removesuffix("!").rstrip()
+    if not name:
+        raise UsageError(f"/export takes a file that ends with {', '.join(FORMATS)}")
+    path = Path(name).expanduser()
+    export(studio, path, overwrite=argument.endswith("!"))
+    return Reply((Line(f"the story is in {path}", "note"),))
+
+
+@command("copy", "", "put the story on the clipboard")
+def _copy(studio: Studio, argument: str) -> Reply:
+    """Through the terminal (OSC 52), also from another computer; some terminals have to be told to allow it."""
+    if not studio.text:
+        raise UsageError("there is no story on the desk to copy")
+    return Reply(clipboard=studio.text)
+
+
+def _keeper(studio: Studio) -> Keeper:
+    if studio.keeper is None:
+        raise SessionError("this chat keeps no session")
+    return studio.keeper
+
+
+def _row(keeper: Keeper, name: str) -> tuple[str, ...]:
+    """A session in the list; the present one is marked."""
+    path = keeper.folder / f"{name}.json"
+    try:
+        when = f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
+        summary = read_summary(path)
+    except (OSError, SessionError):
+        return name, "", "", "", "(cannot be read)"
+    mark = "● " if name == keeper.name else ""
+    return f"{mark}{name}", when, str(summary.stories), str(summary.turns), summary.begins

@@ -1,0 +1,38 @@
+"""A text in the user's own editor."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tinystory.errors import UsageError
+
+__all__ = ["edit_text"]
+
+_EDITORS = ("sensible-editor", "nano", "vi", "emacs")
+
+
+def edit_text(text: str) -> str | None:
+    """Open a text in $VISUAL, $EDITOR or what there is; what was saved, or None where it was left as it was.
+
+    The newline that editors put at the end of a file is not part of the text.
+
+    Raises:
+        UsageError: there is no editor, it failed, or what it saved is no UTF-8.
+    """
+    command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or next(filter(shutil.which, _EDITORS), None)
+    if not command:
+        raise UsageError("there is no editor: set EDITOR to one, like EDITOR=nano")
+    with tempfile.TemporaryDirectory(prefix="tinystory-") as folder:
+        path = Path(folder) / "story.txt"
+        path.write_text(text, encoding="utf-8")
+        try:
+            subprocess.run([*shlex.split(command), str(path)], check=True)
+            edited = path.read_text(encoding="utf-8")
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            raise UsageError(f"the editor {command!r} failed, the story is as it was: {error}") from error
+    if not text.endswith("\n"):
+        edited = edited.removesuffix("\n")
+    return None if edited == text else edited

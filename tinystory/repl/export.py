@@ -1,0 +1,203 @@
+"""The story on the desk as a file: text, Markdown, JSON, or a picture of its tokens' colours. By the file's ending."""
+
+import html
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.style import Style as RichStyle
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME, SVG_EXPORT_THEME
+from rich.text import Text
+
+from tinystory.atomic import write_atomically
+from tinystory.errors import TinystoryError, UsageError
+from tinystory.plugins import nearest
+from tinystory.repl.keeper import saved_session
+from tinystory.repl.pieces import spans
+from tinystory.repl.render import HEAT, Style, Theme
+from tinystory.repl.studio import Studio
+from tinystory.repl.tint import legend
+from tinystory.session_file import node_fields, session_fields
+from tinystory.story import Node
+from tinystory.untrusted import shown
+from tinystory.visible import visible
+
+__all__ = ["FORMATS", "export"]
+
+_WIDTH = 80
+_TITLE = 40
+
+# Rich's own templates name fonts on the web: these files are to say the same without one.
+_SVG = """\
+<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: {char_height}px;
+  line-height: {line_height}px; font-variant-east-asian: full-width; }}
+.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: arial, sans-serif; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+  <rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" />
+</clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+_HTML = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="UTF-8">
+<title>{title}</title>
+<style>
+{{stylesheet}}
+body {{{{ color: {{foreground}}; background-color: {{background}}; margin: 2em; }}}}
+pre {{{{ font-family: Menlo, Consolas, "DejaVu Sans Mono", monospace; line-height: 1.5; }}}}
+</style>
+</head>
+<body>
+<pre><code>{{code}}</code></pre>
+</body>
+</html>
+"""
+
+
+def export(studio: Studio, path: Path, *, overwrite: bool = False) -> None:
+    """Write the story on the desk to a file, whole or not at all.
+
+    Args:
+        studio: with a story on the desk.
+        path: its ending is one of `FORMATS`.
+        overwrite: replace a file that is there.
+
+    Raises:
+        UsageError: there is no story, the ending is unknown, or the file is there already.
+        TinystoryError: it cannot be written.
+    """
+    if studio.tree.node is None:
+        raise UsageError("there is no story on the desk to export")
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        near = nearest(kind, FORMATS)
+        hint = f"did you mean {near}?" if near else "the file's name says how"
+        raise UsageError(f"/export writes {', '.join(FORMATS)}, not {shown(kind or path.name)}: {hint}")
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        raise UsageError(f"{path} is not a file that could be replaced")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} is there already: /export {path} ! replaces it")
+    try:
+        write_atomically(path, FORMATS[kind](studio).encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise TinystoryError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _text(studio: Studio) -> str:
+    return studio.text + "\n"
+
+
+def _markdown(studio: Studio) -> str:
+    """The story with what was typed in bold, and how each turn came about."""
+    pieces = "".join(_marked(text, bold=style == "bold") for text, style in spans(replace(studio, tint="off")))
+    # In Markdown a single newline is a space.
+    story = re.sub(r"(?<!\n)\n(?!\n)", "  \n", pieces)
+    rows: list[tuple[str, ...]] = [("turn", "decoder", "seed", "model", "tokens"), ("---",) * 5]
+    rows += [_turn_row(node) for node in studio.tree.lineage(studio.tree.current)]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"{story.strip()}\n\n{table}\n"
+
+
+def _turn_row(node: Node) -> tuple[str, ...]:
+    written = node.written
+    if written is None:
+        return str(node.id), "(typed)", "", "", str(len(node.typed_ids))
+    seed = f"{written.seed}/{written.number}" if written.number else str(written.seed)
+    model = f"{_escaped(written.model)} {written.model_hash[:12]}"
+    return str(node.id), _escaped(written.spec), seed, model, str(len(written.tokens))
+
+
+def _marked(text: str, *, bold: bool) -> str:
+    """Text as Markdown shows it literally; bold leaves out the white space around each line."""
+    parts = re.split(r"(\s*\n\s*)", _escaped(visible(text)))
+    if bold:
+        parts = [re.sub(r"^(\s*)(.*\S)(\s*)$", r"\1**\2**\3", part, flags=re.DOTALL) for part in parts]
+    return "".join(parts)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>#+|~&-])", r"\\\1", text)
+
+
+def _json(studio: Studio) -> str:
+    """The session file of this story's turns alone, each with the text of the story so far: `replay` takes it."""
+    tree = studio.tree
+    lineage = tree.lineage(tree.current)
+    kept = replace(
+        tree,
+        nodes={node.id: node for node in lineage},
+        latest={node.parent: node.id for node in lineage},
+    )
+    session = saved_session(replace(studio, tree=kept))
+    nodes = [node_fields(node) | {"text": tree.text(node.id)} for node in lineage]
+    fields = session_fields(session) | {"text": studio.text, "nodes": nodes}
+    return json.dumps(fields, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+
+def _html(studio: Studio) -> str:
+    console = _drawn(studio, "light")
+    template = _HTML.format(title=html.escape(_title(studio)).replace("{", "{{").replace("}", "}}"))
+    return console.export_html(theme=DEFAULT_TERMINAL_THEME, code_format=template)
+
+
+def _svg(studio: Studio) -> str:
+    console = _drawn(studio, "dark")
+    return console.export_svg(title=_title(studio), theme=SVG_EXPORT_THEME, code_format=_SVG)
+
+
+def _drawn(studio: Studio, theme: Theme) -> Console:
+    """The story in colour, its legend, and how its last turn came about."""
+    tint = "surprise" if studio.tint == "off" else studio.tint
+    console = Console(record=True, width=_WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(_rich(spans(replace(studio, tint=tint)), theme), end="\n\n")
+    console.print(_rich(legend(tint), theme))
+    written = studio.tree.node.written if studio.tree.node else None
+    if written is not None:
+        facts = f"{written.spec} · seed {written.seed} · {written.model} {written.model_hash[:12]}"
+        console.print(_rich([(facts, "dim")], theme))
+    return console
+
+
+def _rich(pieces: Sequence[tuple[str, Style]], theme: Theme) -> Text:
+    """Pieces as rich takes them; nothing in them is markup."""
+    text = Text(no_wrap=False, overflow="fold")
+    for piece, style in pieces:
+        if style.startswith("heat"):
+            text.append(visible(piece), RichStyle(color=f"color({HEAT[theme][int(style[4:])]})"))
+        else:
+            text.append(visible(piece), RichStyle(bold=style in ("bold", "good"), dim=style in ("dim", "note")))
+    return text
+
+
+def _title(studio: Studio) -> str:
+    return " ".join(visible(studio.text[: 4 * _TITLE]).split())[:_TITLE]
+
+
+FORMATS: Mapping[str, Callable[[Studio], str]] = {
+    ".txt": _text,
+    ".md": _markdown,
+    ".json": _json,
+    ".html": _html,
+    ".svg": _svg,
+}
+"""By the ending of a file: what gives its content."""

@@ -1,0 +1,44 @@
+"""The story on the desk in pieces of text, each with a style of its own."""
+
+from collections.abc import Callable
+
+from tinystory.repl.render import Style
+from tinystory.repl.studio import Studio
+from tinystory.repl.tint import style_of
+from tinystory.story import PathToken
+
+__all__ = ["spans"]
+
+
+def spans(studio: Studio, style_at: Callable[[int, PathToken], Style] | None = None) -> list[tuple[str, Style]]:
+    """The story on the desk in pieces; they say its text.
+
+    Args:
+        studio: with the desk.
+        style_at: the style of the token at an index of the story; by default bold for what was typed, and the
+            studio's tint for the rest.
+    """
+    tree = studio.tree
+    if tree.node is None:
+        return []
+    if tree.node.vocabulary != studio.backend.vocabulary:
+        return [(studio.text, "")]
+    pieces: list[tuple[str, Style]] = []
+    said, ids = "", []
+    for index, token in enumerate(tree.path(tree.current)):
+        ids.append(token.id)
+        # A character may take several tokens; it appears with the last of them.
+        text = studio.backend.detokenize(ids)
+        new = text.removesuffix("\ufffd")[len(said) :]
+        said += new
+        style = style_at(index, token) if style_at else _tinted(studio, token)
+        if new and pieces and pieces[-1][1] == style:
+            pieces[-1] = (pieces[-1][0] + new, style)
+        elif new:
+            pieces.append((new, style))
+    rest = studio.text[len(said) :]
+    return [*pieces, (rest, "")] if rest else pieces
+
+
+def _tinted(studio: Studio, token: PathToken) -> Style:
+    return "bold" if token.token is None else style_of(token.token, studio.tint)

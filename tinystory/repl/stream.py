@@ -1,0 +1,95 @@
+"""How stories are shown: while they are being written, and again when the desk changes."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from shutil import get_terminal_size
+
+from tinystory.columns import Columns
+from tinystory.comparison import measures
+from tinystory.decoding import Token
+from tinystory.generate import Ended, Text, TextEvent, Trimmed
+from tinystory.repl.commands.writing import checklist, has_word
+from tinystory.repl.pieces import spans
+from tinystory.repl.render import REASONS, Screen, Spans, Style, statistics_line
+from tinystory.repl.studio import Studio
+from tinystory.repl.tint import style_of
+
+__all__ = ["show_columns", "show_story", "stream"]
+
+_OUTGROWN = "the story has outgrown the model's context: its oldest sentences are out of sight"
+
+
+def stream(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: Callable[[str], None]) -> None:
+    """Show one story as it comes, and say in one line what it was."""
+    trimmed = False
+    ticks = _Ticks(studio.words, studio.text)
+    for event in events:
+        if isinstance(event, Text):
+            screen.story(event.text, _tint(studio, event.tokens))
+            if screen.color and ticks.add(event.text):
+                screen.story(" ✓", "good")
+        elif isinstance(event, Trimmed):
+            trimmed = True
+        elif isinstance(event, Ended):
+            if trimmed:
+                notice(_OUTGROWN)
+            notice(statistics_line(event.result))
+            if studio.words:
+                notice(checklist(studio.words, studio.text))
+
+
+def show_columns(
+    studio: Studio, screen: Screen, titles: Sequence[str], events: Iterable[TextEvent], notice: Callable[[str], None]
+) -> None:
+    """Show stories side by side as they come, with their figures, and say which nodes they are."""
+    columns = Columns(titles, get_terminal_size().columns, color=screen.color)
+    before = set(studio.tree.nodes)
+    screen.fresh_line()
+    for event in events:
+        if isinstance(event, Text):
+            screen.written(columns.add(event.story, event.text))
+        elif isinstance(event, Ended):
+            screen.written(columns.end(event.story, figures(event)))
+    screen.written(columns.finish())
+    new = [number for number in studio.tree.nodes if number not in before]
+    if new:
+        studio.goto(new[0])
+        span = f"{new[0]} to {new[-1]}" if len(new) > 1 else f"{new[0]}"
+        notice(f"turns {span} of the tree; on the desk is {new[0]}, /goto N takes another")
+
+
+def figures(event: Ended) -> list[str]:
+    """The statistics under a column."""
+    found = measures(event.result)
+    shares = (("distinct-2", found.distinct_2), ("repeats", found.repeated_4grams))
+    return [
+        f"{found.tokens} tokens",
+        f"{found.bits_per_token:.2f} bits/token",
+        *(f"{name} {'–' if share is None else f'{share:.0%}'}" for name, share in shares),
+        f"{found.tokens_per_second:.0f} tokens/s",
+        REASONS[found.finish_reason],
+    ]
+
+
+def show_story(studio: Studio, screen: Screen) -> None:
+    """Show the story on the desk, what was typed in bold or all tokens tinted."""
+    pieces = spans(studio)
+    screen.show(Spans(tuple(pieces)) if pieces else Spans((("(a blank page)", "dim"),)))
+
+
+def _tint(studio: Studio, tokens: Sequence[Token]) -> Style:
+    return style_of(tokens[-1], studio.tint) if tokens else ""
+
+
+@dataclass
+class _Ticks:
+    """Tells when a wanted word has come."""
+
+    words: tuple[str, ...]
+    text: str
+
+    def add(self, piece: str) -> bool:
+        """Add text; whether a word is whole now that was not there before."""
+        missing = [word for word in self.words if not has_word(self.text, word)]
+        self.text += piece
+        return any(has_word(self.text, word) for word in missing)
