@@ -17,6 +17,7 @@ from tinystory.errors import TinystoryError
 from tinystory.plugins import discover
 from tinystory.repl.app import App
 from tinystory.repl.backend import ModelBackend
+from tinystory.repl.export import SVG
 from tinystory.repl.render import Screen
 from tinystory.repl.settings import ChatSettings
 from tinystory.repl.studio import Studio
@@ -54,7 +55,7 @@ def svg(shown: str, title: str, columns: int) -> str:
     """The screen as a picture; the same screen gives the same one."""
     console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text.from_ansi(shown.strip("\n")))
-    return console.export_svg(title=title, unique_id=title)
+    return console.export_svg(title=title, unique_id=title, code_format=SVG)
 
 
 def main() -> int:

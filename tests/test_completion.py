@@ -114,6 +114,44 @@ def test_a_name_that_is_none_offers_nothing():
     assert decoder_specs("topk ") == {}
 
 
+ASK = """
+import os, sys
+os._exit = sys.exit
+from tinystory.cli import main
+try:
+    main([])
+finally:
+    heavy = {"torch", "transformers", "datasets"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "answers"),
+    [
+        ("tinystory decoders top-", {"top-k", "top-p"}),
+        ("tinystory --resume ow", {"owl"}),
+        ("tinystory --theme ", {"auto", "dark", "light"}),
+        ("tinystory --keys v", {"vi"}),
+        ("tinystory generate On", set()),  # a prompt: files are no help
+        ("tinystory replay st", {"story.json"}),
+        ("tinystory generate --decoder=top-", {"--decoder=top-k", "--decoder=top-p"}),
+    ],
+)
+def test_each_value_has_its_answers_without_torch(surroundings, tmp_path, line, answers):
+    session = tmp_path / "data" / "tinystory" / "sessions" / "owl.json"
+    session.parent.mkdir(parents=True)
+    for path in (session, tmp_path / "story.json", tmp_path / "Once.txt"):
+        path.write_text("{}")
+    asked = {
+        "_ARGCOMPLETE": "1", "_ARGCOMPLETE_SUPPRESS_SPACE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"),
+        "COMP_LINE": line, "COMP_POINT": str(len(line)), "XDG_DATA_HOME": str(tmp_path / "data"),
+    }  # fmt: skip
+    result = subprocess.run([sys.executable, "-c", ASK], env=os.environ | asked, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert set((tmp_path / "out").read_text().split("\013")) == (answers or {""})
+
+
 def test_without_a_question_from_a_shell_the_library_is_not_imported():
     code = "import sys, tinystory.cli as c; c.main(['config']); sys.exit('argcomplete' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -65,3 +65,11 @@ def test_a_wheel_in_a_clean_environment_lists_and_runs_its_decoders(python, whee
     )
     assert story.startswith("Once upon a time")
     assert len(story) > 40
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_the_manual_page(wheel):
+    [ours] = wheel.glob("tinystory-*.whl")
+    with zipfile.ZipFile(ours) as archive:
+        [page] = [name for name in archive.namelist() if name.endswith("data/share/man/man1/tinystory.1")]
+        assert archive.read(page) == (ROOT / "docs" / "tinystory.1").read_bytes()

@@ -8,7 +8,7 @@ import pytest
 
 from tinystory.checkpoint import read_header
 from tinystory.errors import CheckpointError, UsageError
-from tinystory.plotting import plot_metrics, read_metrics
+from tinystory.plotting import plot_metrics, plot_runs, read_metrics
 from tinystory.presets import PRESETS, RunConfig, load_tokenizer, resolve
 
 
@@ -121,6 +121,8 @@ def test_metrics_become_a_picture(tmp_path):
     assert struct.unpack(">II", header[16:]) == (1320, 715)
     assert b"<svg" in (tmp_path / "metrics.svg").read_bytes()
     plot_metrics([], tmp_path / "metrics.png")
+    plot_runs({"one": records, "empty": []}, tmp_path / "runs.svg")
+    assert b"million tokens" in (tmp_path / "runs.svg").read_bytes()
 
 
 def test_a_run_that_starts_from_a_checkpoint_has_its_shape_and_vocabulary(checkpoint):

@@ -366,6 +366,13 @@ def test_each_stage_knows_how_often_it_made_the_difference():
     assert changed(Decoder((ban, Temperature(0.5)), Greedy()), *telling) == (1, 0, 0)
 
 
+def test_a_stage_keeps_its_state_where_another_is_left_out():
+    # After the 3, never-twice removes it: 4 is next. The bias makes no difference to that.
+    logits = rows([0, 0, 0, 9, 0], [0, 0, 0, 9, 8])
+    telling = Request((0,), 2, 1), [0, 3, 4], logits
+    assert changed(Decoder((Bias(3, 1.0), NeverTwice()), Greedy()), *telling) == (0, 1, 0)
+
+
 def test_luck_is_what_a_sampler_changes():
     decoder, request, token_ids, logits = tell(Decoder((TopK(3),), Sample()), ToySession(**ENDLESS), n=50)
     unlikely = sum(token_id != int(row.argmax()) for token_id, row in zip(token_ids[3:], logits, strict=True))
@@ -388,6 +395,13 @@ def test_top_k_1_forbids_all_but_the_likeliest():
     greedy = whatif(Decoder((), Greedy()), request, token_ids, logits)
     assert greedy.forbidden == tuple((position, "greedy") for position in expected)
     assert str(greedy.bits_per_token) == "0.0"  # not -0.0
+
+
+def test_the_first_stage_to_remove_a_token_is_named_even_the_model():
+    decoder = Decoder((Temperature(0.5), Ban((2,)), TopK(3)), Greedy())
+    logits = rows([0, 1, 2, 3], [0, 1, -math.inf, 3], [0, 1, 2, 3])
+    verdict = whatif(decoder, Request((0,), 3, 1), [0, 2, 2, 3], logits)
+    assert verdict.forbidden == ((1, "ban"), (2, "model"))
 
 
 def test_the_probability_of_a_story_is_that_of_its_tokens():
@@ -428,7 +442,7 @@ def test_the_stage_that_removed_the_others_token_is_named():
     assert (found.position, found.a_token, found.b_token) == (1, 3, 2)
     assert (found.cause, found.stage, found.side) == ("ban removed it", "ban", "b")
     back = parting(*stories(Decoder((Ban((3,)),), Greedy()), Decoder((), Greedy()), row))
-    assert (back.a_token, back.b_token, back.stage, back.side) == (2, 3, "ban", "a")
+    assert (back.a_token, back.b_token, back.cause, back.side) == (2, 3, "ban removed it", "a")
 
 
 def test_top_k_parts_two_stories_of_one_seed(shipped, spec):
@@ -472,7 +486,8 @@ def test_the_sampler_the_seed_and_the_model_part_stories_too():
     assert (found.stage, found.side, found.cause) == ("seed", "", "the seeds differ: 1 and 2")
     found = parting(lucky, tell(Decoder((), Sample()), session, story=1))
     assert (found.stage, found.cause) == ("seed", "they are stories 0 and 1 of one seed")
-    assert parting(lucky, tell(Decoder((), Sample()), ToySession(seed=9, **ENDLESS))).stage == "model"
+    found = parting(lucky, tell(Decoder((), Sample()), ToySession(seed=9, **ENDLESS)))
+    assert (found.stage, found.cause) == ("model", "the decoder is the same, but the model's logits are not")
 
 
 def test_stories_that_do_not_part():

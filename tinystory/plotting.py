@@ -7,7 +7,7 @@ from typing import Any
 
 from tinystory.errors import TinystoryError
 
-__all__ = ["PANELS", "plot_metrics", "read_metrics"]
+__all__ = ["PANELS", "plot_metrics", "plot_runs", "read_metrics"]
 
 PANELS = (
     ("loss, nats per token", ("train_loss", "valid_loss")),
@@ -43,13 +43,7 @@ def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         TinystoryError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TinystoryError("plots need matplotlib: pip install 'tinystory[train]'") from error
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure((12, 6.5))
     for index, (title, keys) in enumerate(PANELS):
         axes = figure.add_subplot(2, 3, index + 1)
         for key in keys:
@@ -64,6 +58,45 @@ def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.tick_params(labelsize=8)
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw the validation loss of several runs over the tokens they have seen.
+
+    Args:
+        runs: the log lines of each, by its name.
+        path: .png or .svg, replaced atomically.
+
+    Raises:
+        TinystoryError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = _figure((9, 5))
+    axes = figure.add_subplot()
+    for name, records in runs.items():
+        points = [(record["tokens"] / 1e6, record["valid_loss"]) for record in records if "valid_loss" in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=name)
+    axes.set_xlabel("million tokens")
+    axes.set_ylabel("validation loss, nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    """An empty figure that needs no display; size in inches."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise TinystoryError("plots need matplotlib: pip install 'tinystory[train]'") from error
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
     temporary = path.with_name(f".{path.name}")
     try:
         figure.savefig(temporary, format=path.suffix[1:], dpi=110)

@@ -1,7 +1,7 @@
 """`tinystory completion`: the script a shell loads, and the answers that script then asks tinystory for.
 
-What a value may be is told by its metavar and its setting, so a new flag needs nothing here. Decoder files named on
-the line are not run: Tab executes nothing but the installed plug-ins.
+What a value may be is told by its setting or its metavar (a new FILE needs nothing here), or by a name below. Decoder
+files named on the line are not run: Tab executes nothing but the installed plug-ins.
 """
 
 import argparse
@@ -81,25 +81,33 @@ def _attach(parser: argparse.ArgumentParser) -> None:
 
 def _completer(action: argparse.Action) -> object:
     words = CHOICES.get(action.dest) or _WORDS.get(action.dest)
-    return ChoicesCompleter(dict.fromkeys(words, "")) if words else _COMPLETERS.get(str(action.metavar), _NOTHING)
+    if words:
+        return ChoicesCompleter(dict.fromkeys(words, ""))
+    return _BY_NAME.get(action.dest) or _BY_METAVAR.get(str(action.metavar), _NOTHING)
 
 
 def _suggestions(command: str, prefix: str) -> dict[str, str]:
     """What the studio would suggest for a command's argument, as whole words."""
     from tinystory.plugins import discover
-    from tinystory.repl.completion import complete
+    from tinystory.repl.completion import Names, complete
+    from tinystory.repl.keeper import session_names, sessions_folder
 
-    found = complete(f"/{command} {prefix}", discover())
+    names = Names(sessions=lambda: session_names(sessions_folder()))
+    found = complete(f"/{command} {prefix}", discover(), names)
     return {prefix[: len(prefix) - one.typed] + one.text.rstrip(): one.help for one in found}
 
 
 _WORDS: Mapping[str, tuple[str, ...]] = {"device": ("cpu", "cuda", "mps"), "seed": ("random",)}
 """Values worth offering for settings that have more than these."""
 
-_COMPLETERS: Mapping[str, object] = {
+_BY_NAME: Mapping[str, object] = {
+    "name": lambda prefix, **_: _suggestions("decoders", prefix),
+    "resume": lambda prefix, **_: _suggestions("load", prefix),
+}
+
+_BY_METAVAR: Mapping[str, object] = {
     "SPEC": lambda prefix, **_: decoder_specs(prefix),
     "MODEL": lambda prefix, **_: _suggestions("model", prefix),
-    "NAME": lambda prefix, **_: _suggestions("decoders", prefix),
     "FILE": FilesCompleter(),
     "DATA": FilesCompleter(),
     "DIR": DirectoriesCompleter(),

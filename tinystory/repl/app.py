@@ -31,7 +31,7 @@ from tinystory.repl.keeper import Keeper, session_names, sessions_folder
 from tinystory.repl.keys import bindings
 from tinystory.repl.presets import preset_names
 from tinystory.repl.recall import browser_of
-from tinystory.repl.render import Line, Screen, Story, toolbar
+from tinystory.repl.render import Line, Screen, Story, background, toolbar
 from tinystory.repl.settings import ChatSettings
 from tinystory.repl.stream import show_columns, show_story, stream
 from tinystory.repl.studio import Studio, Turn
@@ -82,11 +82,13 @@ def chat(settings: ChatSettings) -> int:
         settings.stop,
     )
     studio.plain = "" if settings.color else _why_plain()
+    studio.settings = settings.settings
     keeper = Keeper(studio)
     resumed = [] if settings.resume is None else keeper.resume(settings.resume, _given(settings))
     path = history_file()
     first_time = not path.exists()
-    app = App(studio, Screen(sys.stdout, color=settings.color), settings, open_history(path))
+    screen = Screen(sys.stdout, color=settings.color, theme=background(settings.theme))
+    app = App(studio, screen, settings, open_history(path))
     if not settings.quiet:
         app.screen.show(Line(_WELCOME if first_time else _WELCOME_BACK, "dim"))
         app.screen.show(*(Line(warning, "dim") for warning in registry.warnings))

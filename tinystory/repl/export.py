@@ -26,13 +26,13 @@ from tinystory.story import Node
 from tinystory.untrusted import shown
 from tinystory.visible import visible
 
-__all__ = ["FORMATS", "export"]
+__all__ = ["FORMATS", "SVG", "export"]
 
 _WIDTH = 80
 _TITLE = 40
 
 # Rich's own templates name fonts on the web: these files are to say the same without one.
-_SVG = """\
+SVG = """\
 <svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{ font-family: Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: {char_height}px;
@@ -162,7 +162,7 @@ def _html(studio: Studio) -> str:
 
 def _svg(studio: Studio) -> str:
     console = _drawn(studio, "dark")
-    return console.export_svg(title=_title(studio), theme=SVG_EXPORT_THEME, code_format=_SVG)
+    return console.export_svg(title=_title(studio), theme=SVG_EXPORT_THEME, code_format=SVG)
 
 
 def _drawn(studio: Studio, theme: Theme) -> Console:

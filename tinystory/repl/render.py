@@ -5,6 +5,7 @@ any background.
 """
 
 import inspect
+import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from tinystory.spec import format_spec
 from tinystory.visible import visible
 
 __all__ = [
-    "HEAT", "Bars", "Block", "Line", "Outline", "Screen", "Spans", "Story", "Style", "Table", "Theme", "show_value",
-    "statistics_line", "summary", "toolbar",
+    "HEAT", "Bars", "Block", "Line", "Outline", "Screen", "Spans", "Story", "Style", "Table", "Theme", "background",
+    "show_value", "statistics_line", "summary", "toolbar",
 ]  # fmt: skip
 
 Style = Literal["", "bold", "dim", "note", "good", "heat0", "heat1", "heat2", "heat3", "heat4", "mark"]
@@ -31,6 +32,7 @@ Theme = Literal["dark", "light"]
 _SGR = {"bold": "\x1b[1m", "dim": "\x1b[2m", "note": "\x1b[2m", "good": "\x1b[1m"}
 HEAT: Mapping[Theme, tuple[int, ...]] = {"dark": (114, 150, 222, 215, 203), "light": (22, 64, 94, 130, 160)}
 """Of the 256 colours, from green to red; each has a contrast of at least 4.5 with its background."""
+_LIGHT_COLORS = ("7", "15")
 _PLAIN_NOTE = "— "
 """Tells notes from stories where there is no dim."""
 _RESET = "\x1b[0m"
@@ -160,6 +162,13 @@ class Screen:
         self._stream.write(text)
         self._stream.flush()
         self._written = True
+
+
+def background(theme: str, environment: Mapping[str, str] = os.environ) -> Theme:
+    """The theme to use for a wish: for `auto`, light where COLORFGBG says that the background is, else dark."""
+    if theme == "auto":
+        theme = "light" if environment.get("COLORFGBG", "").split(";")[-1] in _LIGHT_COLORS else "dark"
+    return "light" if theme == "light" else "dark"
 
 
 def statistics_line(story: generate.Story) -> str:

@@ -12,6 +12,7 @@ from tinystory.plugins import Registry
 from tinystory.repl.backend import Backend
 from tinystory.repl.seams import joint, lengthened, split_at
 from tinystory.repl.tint import Tint
+from tinystory.settings import Setting
 from tinystory.spec import format_spec
 from tinystory.story import ROOT, Node, StoryTree, Written
 
@@ -68,6 +69,7 @@ class Studio:
         words: those that the story is to have, for the writer's own check.
         tint: what the colours of tokens say.
         plain: why nothing is coloured here, in words; empty where it is.
+        settings: what the chat was started with, each with its origin.
         tree: every story of the session.
         results: what the engine reported of nodes written here, by their number.
         draw_seed: gives a seed where none is set.
@@ -86,6 +88,7 @@ class Studio:
     words: tuple[str, ...] = ()
     tint: Tint = "off"
     plain: str = ""
+    settings: tuple[Setting, ...] = ()
     tree: StoryTree = field(default_factory=StoryTree)
     results: dict[int, Story] = field(default_factory=dict)
     draw_seed: Callable[[], int] = random_seed

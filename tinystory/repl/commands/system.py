@@ -6,6 +6,7 @@ import os
 from tinystory.repl.commands.base import COMMANDS, Reply, command, find
 from tinystory.repl.render import REASONS, Block, Line, Table
 from tinystory.repl.studio import Studio
+from tinystory.settings import config_file
 from tinystory.spec import format_spec
 
 __all__: list[str] = []
@@ -39,6 +40,18 @@ def _stats(studio: Studio, argument: str) -> Reply:
     ]
     rows += [(name.replace("_", " "), f"{value:g}") for name, value in figures.items() if name not in _SHOWN_FIGURES]
     return Reply((Table(tuple(rows)),))
+
+
+@command("config", "", "the settings that the chat began with, and where each comes from")
+def _config(studio: Studio, argument: str) -> Reply:
+    """A flag wins over the environment, that over the configuration file, and that over what is built in.
+
+    /model, /decoder, /seed and /len change theirs for this chat alone; the file is for all chats.
+    """
+    path = config_file()
+    rows = [("setting", "value", "from"), *((one.name, one.shown, one.origin) for one in studio.settings)]
+    missing = "" if path.exists() else " (not there yet)"
+    return Reply((Table(tuple(rows)), Line(""), Line(f"configuration file: {path}{missing}", "dim")))
 
 
 @command("help", "[COMMAND]", "this list, or more about one command", argument="command")

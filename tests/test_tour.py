@@ -1,0 +1,413 @@
+"""A tour of the chat in tmux: every command and every key, and what is then on the screen."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+import tinystory
+from tinystory.repl.commands import COMMANDS
+
+pytestmark = [
+    pytest.mark.tty,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX pseudo-terminal"),
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
+
+SECONDS = 12.0
+"""As long as anything may take, on a busy machine."""
+
+MINI = Path(tinystory.__file__).parent / "models" / "mini"
+WRITTEN = r"\d+ tokens? · \d+ tokens/s · "
+"""The line under a story."""
+WRONG = ("unexpected error", "Traceback", "please report it", "\x1b", "^[[")
+ADDED_LINE = "and they all went home."
+
+
+def found(pattern, text):
+    """How often a pattern is in a text."""
+    return sum(1 for _ in re.finditer(pattern, text, re.MULTILINE))
+
+
+class Tour:
+    """A chat in a tmux session of its own.
+
+    Attributes:
+        told: the commands that have been typed.
+        folder: where it runs.
+    """
+
+    def __init__(self, folder, size=(80, 24), options=(), **environment):
+        self.told, self.folder = set(), folder
+        self._name = f"tinystory-tour-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        editor = folder / "editor.sh"
+        editor.write_text(f'#!/bin/sh\nprintf "%s" " {ADDED_LINE}" >> "$1"\n', encoding="utf-8")
+        editor.chmod(0o700)
+        settings = folder / "tmux.conf"
+        # What is copied lands in tmux, and a chat that has left stays to be looked at.
+        settings.write_text("set -g set-clipboard on\nset -g remain-on-exit on\nset -g history-limit 50000\n")
+        self._environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("TMUX", "TINYSTORY_", "COLORFGBG", "NO_COLOR", "VISUAL"))
+        } | {
+            "HOME": str(folder),
+            "TMUX_TMPDIR": str(folder),
+            "XDG_CONFIG_HOME": str(folder / "config"),
+            "XDG_DATA_HOME": str(folder / "data"),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "OMP_NUM_THREADS": "1",
+            "LC_ALL": "C.UTF-8",
+            "EDITOR": str(editor),
+            "TERM": "xterm-256color",
+            **environment,
+        }
+        columns, rows = size
+        chat = [sys.executable, "-m", "tinystory", "chat", "--seed", "7", "-n", "20", *options]
+        self._tmux("-f", str(settings), "new-session", "-d", "-x", f"{columns}", "-y", f"{rows}", "-c", f"{folder}",
+                   "--", *chat)  # fmt: skip
+
+    def _tmux(self, *args, check=True):
+        done = subprocess.run(
+            ["tmux", "-L", self._name, *args], env=self._environment, capture_output=True, text=True, timeout=SECONDS
+        )
+        assert not check or done.returncode == 0, f"tmux {args}: {done.stderr}"
+        return done.stdout
+
+    def shown(self, *, styled=False):
+        """Everything that has been on the screen, a wrapped line in one."""
+        text = self._tmux("capture-pane", "-p", "-J", "-S", "-", *(["-e"] if styled else []))
+        return "\n".join(line.rstrip() for line in text.splitlines())
+
+    def screen(self):
+        """What is on the screen now."""
+        return "\n".join(line.rstrip() for line in self._tmux("capture-pane", "-p").splitlines())
+
+    def until(self, met, what):
+        """Poll until a condition is met."""
+        end = time.monotonic() + SECONDS
+        while not met():
+            assert time.monotonic() < end, f"waited for {what}; shown so far:\n{self.shown()}"
+            time.sleep(0.02)
+
+    def ready(self):
+        """Wait for an empty prompt, with the toolbar under it."""
+        self.until(lambda: re.search(r"^>\n+ [^\n]+\Z", self.screen().rstrip("\n"), re.MULTILINE), "the prompt")
+
+    def press(self, *keys):
+        self._tmux("send-keys", *keys)
+
+    def type(self, text):
+        self._tmux("send-keys", "-l", "--", text)
+
+    def paste(self, text):
+        self._tmux("set-buffer", "-b", "pasted", "--", text)
+        self._tmux("paste-buffer", "-p", "-b", "pasted")
+
+    def after(self, act, *patterns, prompt=True):
+        """Do something; every pattern has to come, once more often than it was there. What has been shown since."""
+        before = self.shown()
+        counts = [found(pattern, before) for pattern in patterns]
+        act()
+        for pattern, count in zip(patterns, counts, strict=True):
+            self.until(lambda p=pattern, n=count: found(p, self.shown()) > n, repr(pattern))
+        if prompt:
+            self.ready()
+        return self.shown()[len(before.partition("\n>\n")[0]) :]
+
+    def keys(self, *keys, sees=(), prompt=True):
+        return self.after(lambda: self.press(*keys), *((sees,) if isinstance(sees, str) else sees), prompt=prompt)
+
+    def says(self, text, *patterns, enter=True):
+        """Type a line and send it."""
+
+        def act():
+            self.type(text)
+            if enter:
+                self.press("Enter")
+
+        if text.startswith("/") and not text.startswith("//"):
+            self.told.add(text[1:].split()[0])
+        return self.after(act, *patterns, prompt=enter)
+
+    def copied(self):
+        """What the terminal has been given as its clipboard."""
+        return self._tmux("show-buffer", check=False)
+
+    def leave(self):
+        """Press Ctrl-D; the exit code."""
+        self.press("C-d")
+        return self.exit_code()
+
+    def exit_code(self):
+        self.until(lambda: self._tmux("display-message", "-p", "#{pane_dead}").strip() == "1", "the end")
+        return int(self._tmux("display-message", "-p", "#{pane_dead_status}"))
+
+    def check(self):
+        """Nothing on the screen is a programmer's."""
+        shown = self.shown()
+        assert not [wrong for wrong in WRONG if wrong in shown], shown
+
+    def end(self):
+        self._tmux("kill-server", check=False)
+
+
+@pytest.fixture
+def tour(tmp_path):
+    begun = []
+
+    def begin(**how):
+        folder = tmp_path / f"tour{len(begun)}"
+        folder.mkdir()
+        begun.append(Tour(folder, **how))
+        begun[-1].ready()
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.end()
+
+
+def test_every_command_and_key_does_what_it_says(tour):
+    chat = tour()
+    assert "Ctrl-D leaves." in chat.shown()  # three lines of help, at the first start only
+    writing(chat)
+    keys(chat)
+    the_tree(chat)
+    decoding(chat)
+    seeing(chat)
+    comparing(chat)
+    keeping(chat)
+    assert set(COMMANDS) - chat.told == {"quit"}, "a command that the tour does not visit"
+    assert chat.leave() == 0
+    chat.check()
+
+
+def writing(chat):
+    chat.says("Once upon a time", r"^Once upon a time, ", rf"20 tokens · \d+ tokens/s · .* seed 7$")
+    chat.keys("Enter", sees=WRITTEN)
+    assert re.search(r" \d+ of 512 tokens$", chat.screen().rstrip())
+    chat.says("/help", r"/whatif SPEC +which tokens", r"Alt-Up +walk through")
+    chat.says("/help compare", r"/compare \[SPEC ; SPEC ; …\]", "Each column becomes a branch")
+    chat.says("/len 12", "at most 12 tokens at a time")
+    chat.says("/go 5", r"^5 tokens · ")
+    chat.says("/stats", r"surprise +\d+\.\d+ bits/token")
+    chat.says("/undo", r"^Once upon a time, ")
+    chat.says("/redo", r"^Once upon a time, ")
+    chat.says("/trim", r"^Once upon a time, .*[.!?”\"]$")
+    chat.says("/seed random", "seed: random, a fresh one")
+    chat.says("/seed 7", "^seed: 7$")
+    chat.says("/stop the", 'a piece ends before "the"')
+    chat.says("/stop off", "no stop text is set")
+    chat.says("/words Once,zebra", "✓ Once  · zebra")
+    chat.says("/words off", "no words are wanted")
+    chat.says("/edit", rf"Once upon a time, .* {re.escape(ADDED_LINE)}", WRITTEN)
+    chat.says("/new", "a blank page")
+    chat.says("/new The dog ran", r"^The dog ran.* ", WRITTEN)
+    chat.says("/len 20", "at most 20 tokens at a time")
+    chat.says("/nwe", "/nwe is no command: did you mean /new")
+
+
+def keys(chat):
+    chat.says("/deco", enter=False)
+    chat.keys("Tab", sees=r"> /decoder", prompt=False)
+    chat.keys("C-c")  # clears what is typed, and says nothing
+    assert "Ctrl-C once more" not in chat.shown()
+    chat.says("/decoder ", enter=False)
+    chat.keys("Tab", sees=r"processor: ", prompt=False)  # the menu
+    chat.keys("C-c")
+    chat.keys("C-c", sees="Ctrl-C once more leaves; so does Ctrl-D")
+    chat.says("/new", "a blank page")
+
+    chat.says("Two lines", enter=False)
+    chat.keys("C-j", prompt=False)
+    chat.says("then three", "> Two lines\n  then three", enter=False)
+    chat.keys("M-Enter", prompt=False)
+    chat.says("in all", "  then three\n  in all", enter=False)
+    chat.keys("Enter", sees=(r"^Two lines\nthen three\nin all", WRITTEN))
+
+    chat.says("/new", "a blank page")
+    chat.after(lambda: chat.paste("One line\nand another"), "> One line\n  and another", prompt=False)
+    chat.keys("C-c")
+    # Up brings back what was cleared.
+    chat.keys("Up", sees="  and another", prompt=False)
+    chat.keys("C-c")
+    chat.keys("C-r", prompt=False)
+    chat.after(lambda: chat.type("dog ran"), "> /new The dog ran", prompt=False)
+    chat.keys("C-g", prompt=False)
+    chat.keys("C-c")
+
+    chat.says("My owl", enter=False)
+    chat.keys("C-x", "C-e", sees=rf"(> )?My owl {re.escape(ADDED_LINE)}", prompt=False)
+    chat.ready()
+    assert re.search(rf"(?m)^My owl {re.escape(ADDED_LINE)} ", chat.shown())
+    chat.says("//slashes begin", r"^/slashes begin", WRITTEN)
+    chat.says("/new", "a blank page")
+    interrupted(chat)
+
+
+def interrupted(chat):
+    """Ctrl-C while a story is written keeps what there is."""
+    chat.says("/len 10000", "at most 10000 tokens")
+    chat.type("A long way")
+    chat.press("Enter")
+    chat.until(lambda: re.search(r"(?m)^A long way \w+", chat.shown()), "a story that has begun")
+    chat.keys("C-c", sees=WRITTEN)
+    assert re.search(r"tokens/s · .* bits/token · (cancelled|the end) · ", chat.shown())
+    chat.says("/len 20", "at most 20 tokens at a time")
+
+
+def the_tree(chat):
+    chat.says("/new One day", r"^One day.* ", WRITTEN)
+    first = re.findall(r"(?m)^\s*● (\d+)|● (\d+) ", chat.says("/tree", r"● \d+  One day.* seed 7"))[-1]
+    number = next(filter(None, first))
+    chat.says("/retry", r"^One day", WRITTEN)
+    chat.says("/more 3", r"1 of 3 +│ 2 of 3 +│ 3 of 3", r"turns \d+ to \d+ of the tree")
+    chat.says("/tree", r"└ \d+  One day", r"seed \d+/2 · ")
+    chat.says(f"/goto {number}", r"^One day")
+    chat.keys("M-Left", sees=r"there is no branch before this one|(?:^My owl|^A long way|^/slashes|^Two lines)")
+    chat.says(f"/goto {number}", r"^One day")
+    chat.keys("M-Right", sees=r"^One day")
+    chat.keys("M-Left", sees=r"^One day")
+
+
+def decoding(chat):
+    chat.says("/decoder temperature 0.9 | top-k 40 | sample 0.8", r"decoder: temperature 0.9 \| top-k 40 \| sample 0.8")
+    chat.says("/set top-k 20", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
+    chat.says("/decoder top-q 3", "top-q.*did you mean")
+    chat.says("/new The cat", r"^The cat.* ", WRITTEN)
+    chat.says("/decoder", r"in the \d+ tokens of the piece", r"top-k +k = 20 +", r"top-k 20 +changed")
+    chat.says("/decoders", r"min-p +processor")
+    chat.says("/decoders min-p", r"kind +processor", r"from +tinystory")
+    chat.says("/preset save mine", r"mine: temperature 0.9 \| top-k 20")
+    chat.says("/preset list", r"^mine +temperature 0.9")
+    chat.says("/reset", r"decoder: sample 0.8")
+    chat.says("/preset load mine", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
+    chat.says("/preset rm mine", "mine is gone")
+    chat.says("/config", r"seed +7 +flag --seed", r"theme +auto +built-in", "configuration file: .*not there yet")
+
+
+def seeing(chat):
+    chat.says("/color surprise", "surprise: ≤ 1 bit  2.5  4.5  7  above 7 bits", r"^The cat")
+    assert re.search(r"\x1b\[[0-9;]*38;5;(114|150|222|215|203)m", chat.shown(styled=True))
+    chat.says("/color off", "colours are off")
+    chat.says("/top -1 5", r"^→? *\d +\d+\.\d% +.*█")
+    chat.says("/trace -1", r"\d,?\d+ → .*20 → ", r"top-k 20 +20 left", r"took .* by this decoder")
+    chat.says("/pick -1 #2", r"^The cat", WRITTEN)
+    chat.says("/ppl", r"perplexity +\d", r"bits per byte +\d")
+    chat.says("/whatif greedy", r"greedy could not have picked|greedy could have written")
+
+    chat.says("/undo", r"^The cat")
+    chat.keys("M-Up", sees=r"← → token +↑ ↓ alternative +Enter branches +Esc leaves", prompt=False)
+    there = chat.screen()
+    assert found(r"^[→ ] [• ] “.*” +\d+\.\d%", there) == 10, there
+    assert found(r"^→ ", there), there
+    chat.press("Left", "Left")
+    chat.until(lambda: listed(chat) != listed_in(there), "other alternatives")
+    marked = chosen(chat)
+    chat.press("Down")
+    chat.until(lambda: chosen(chat) == marked + 1, "the arrow a line further")
+    chat.press("Escape")
+    chat.ready()
+    assert "Esc leaves" not in chat.screen()
+    chat.keys("M-Up", sees="Esc leaves", prompt=False)
+    chat.press("Left")
+    chat.press("Down")
+    chat.until(lambda: chosen(chat) == 1, "the arrow on the second")
+    chat.keys("Enter", sees=(r"> /pick \d+ #2", WRITTEN))
+
+
+def listed_in(screen):
+    """The alternatives of the browser."""
+    return re.findall(r"(?m)^[→ ] [• ] (“.*)", screen)
+
+
+def listed(chat):
+    return listed_in(chat.screen())
+
+
+def chosen(chat):
+    """The index of the alternative with the arrow."""
+    marks = re.findall(r"(?m)^([→ ]) [• ] “", chat.screen())
+    return marks.index("→") if "→" in marks else -1
+
+
+def comparing(chat):
+    chat.says("/new The owl saw", r"^The owl saw", WRITTEN)
+    chat.says("/compare greedy ; sample 1.2 ; top-k 5", r"greedy +│ sample 1.2 +│ top-k 5",
+              r"bits/token +│ \d", "of the tree; on the desk is")  # fmt: skip
+    low, high = re.findall(r"turns (\d+) to (\d+) of the tree", chat.shown())[-1]
+    chat.says(f"/diff {low} {int(low) + 1}", "they part after|they are the same|is the beginning of", "why: |same story")
+    chat.says("/compare greedy", "takes from 2 to 8 decoders")
+    chat.says(f'/versus default "{MINI}"', "to look at only")
+    chat.says("/model", r"parameters +\d")
+    assert int(high) - int(low) == 2
+
+
+def keeping(chat):
+    story = chat.folder / "owl.md"
+    chat.says("/save tour", "tour is saved as ")
+    chat.says("/sessions", r"● tour +\d{4}-", "1 session; /load NAME opens one")
+    chat.says("/load tour", r"^The owl saw")
+    chat.says("/export owl.md", "the story is in owl.md")
+    assert "The owl saw" in story.read_text(encoding="utf-8")
+    chat.says("/export owl.md", "owl.md.*!|!.*owl.md")
+    chat.says("/ppl owl.md", r"\d+\.\d+ *$|only|takes|\.txt|bits per byte")
+    chat.says("/copy", r"characters sent to the clipboard")
+    assert chat.copied().startswith("The owl saw")
+
+
+def test_the_studio_without_colours_on_a_wide_screen(tour):
+    chat = tour(size=(140, 40), NO_COLOR="1")
+    chat.says("Once upon a time", r"^Once upon a time, ", rf"— {WRITTEN}")
+    chat.says("/color prob", "there are no colours here: NO_COLOR is set")
+    chat.says("/whatif greedy", r"\[.+\]|could have written all")
+    chat.says("/compare", r"sample 0.8 +│ greedy", "— turns 2 to 3 of the tree")
+    chat.says("/decoders", r"top-p +processor")
+    chat.keys("M-Up", sees="Esc leaves", prompt=False)
+    chat.keys("q")
+    # Neither the story nor what the chat says has a colour or a weight; the place in the browser is marked, no more.
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-8]|4[0-8])[;m]", chat.shown(styled=True))
+    assert not re.search(r"\x1b\[(1|2)m", chat.shown(styled=True))
+    chat.says("/quit")
+    chat.check()
+    assert chat.exit_code() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "greens"),
+    [((), {}, 114), (("--theme", "light"), {}, 22), ((), {"COLORFGBG": "0;15"}, 22), ((), {"COLORFGBG": "15;0"}, 114)],
+)
+def test_tints_are_those_of_the_background(tour, options, environment, greens):
+    chat = tour(options=options, **environment)
+    chat.says("/color prob", "prob: ≥ 50 %  20  5  1  below 1 %")
+    assert f"\x1b[38;5;{greens}m≥ 50 %" in chat.shown(styled=True)
+    assert chat.leave() == 0
+
+
+def test_a_screen_of_a_few_letters_is_enough(tour):
+    chat = tour(size=(12, 10))
+    chat.says("One day", r"^One day", r"seed 7")
+    for line, pattern in [
+        ("/tree", "● 1"),
+        ("/help", "leaves"),
+        ("/decoder", "sample"),
+        ("/top -1 5", "%"),
+        ("/trace", "model"),
+        ("/compare greedy ; sample 1", "== greedy"),
+        ("/config", "emacs"),
+    ]:
+        chat.says(line, pattern)
+    chat.keys("M-Up", sees="←", prompt=False)
+    chat.press("Left")
+    chat.press("Escape")
+    chat.ready()
+    assert chat.leave() == 0
+    chat.check()
