@@ -2,12 +2,13 @@
 
 Every figure comes from interleaved pairs (ours, theirs, then theirs, ours), so that a machine busy with other things
 slows both alike; ratios are taken within a pair, and above 1 tinystory is ahead. CPU time counts the work done, wall
-time what a person waits. Four parts:
+time what a person waits. Five parts:
 
     decode   tokens per second at batch 1, end of story disabled, so that both write the same number of tokens
     start    a whole process, from its start to the first byte of the story
     memory   the peak of that process
     train    scored tokens per second of training, the model of -m and AdamW on both sides
+    studio   what commands of the studio cost, not beside transformers but beside writing one story
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench_pairs import Measurement, Run, run_pairs, timed
+from bench_studio import measure_studio
 from bench_train import measure_training
 from rich import box
 from rich.console import Console
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from tinystory.decoding import Session
     from tinystory.loading import LoadedModel
 
-PARTS = ("decode", "start", "memory", "train")
+PARTS = ("decode", "start", "memory", "train", "studio")
 PROMPT = "Once upon a time"
 SEED = 7
 SPECS: dict[str, dict[str, Any]] = {
@@ -119,6 +121,8 @@ def bench(args: argparse.Namespace) -> int:
         found += measure_processes(header.directory, args)
     if "decode" in parts:
         found += measure_decode(header.directory, args, checks)
+    if "studio" in parts:
+        found += measure_studio(header.directory, args)
     if "train" in parts:
         found += measure_training(header.directory, header.config, args, checks)
     found = [measurement for part in PARTS for measurement in found if measurement.part == part in parts]

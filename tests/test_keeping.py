@@ -25,10 +25,15 @@ from tinystory.spec import parse_spec
 HASH = "ab" * 32
 
 
+class LetterTokenizer:
+    token_bytes = {i: chr(i).encode() for i in range(1, 0x3000)}  # noqa: RUF012
+
+
 class LetterBackend:
     """Writes ", and so on." to everything; a token is a character, 0 is BOS."""
 
     name, dtype, max_seq_len, loading, vocabulary, heals = "toy", "float32", 64, False, "letters", False
+    tokenizer = LetterTokenizer()
 
     def __init__(self, name="toy", hash=HASH):
         self.name, self.hash = name, hash

@@ -28,10 +28,11 @@ from tinystory.repl.backend import ModelBackend
 from tinystory.repl.commands import COMMANDS, execute
 from tinystory.repl.completion import complete
 from tinystory.repl.history import open_history
-from tinystory.repl.render import Line, Screen, Table, show_value, toolbar
+from tinystory.repl.render import Line, Screen, Table, background, show_value, toolbar
 from tinystory.repl.seams import joint
 from tinystory.repl.studio import Studio
 from tinystory.repl.terminal import Writing
+from tinystory.settings import Setting
 from tinystory.spec import parse_spec
 
 SEED = 42
@@ -564,7 +565,7 @@ def test_help_is_made_from_the_commands(make):
     studio = make()
     shown = run(studio, "/help")
     for one in COMMANDS.values():
-        assert f"\n{one.synopsis} " in shown
+        assert re.search(rf"^{re.escape(one.synopsis)}( |$)", shown, re.MULTILINE)
         assert one.help in run(studio, f"/help {one.name}")
     assert "also /exit" in run(studio, "/help /quit")
 
@@ -748,6 +749,34 @@ def test_toolbar_drops_what_does_not_fit():
     assert toolbar(pieces, 40) == " default · sample 0.8 · seed 42"
     assert toolbar(pieces, 3) == ""
     assert toolbar(["a\nb\x1b"], 80) == " a b␛"
+
+
+def test_the_background_is_as_told_or_as_the_terminal_says():
+    assert background("light", {"COLORFGBG": "15;0"}) == "light"
+    assert background("dark", {"COLORFGBG": "0;15"}) == "dark"
+    assert [background("auto", {"COLORFGBG": value}) for value in ("0;15", "0;default;7", "15;0", "")] == [
+        "light", "light", "dark", "dark"
+    ]  # fmt: skip
+
+
+def test_a_long_first_cell_does_not_take_the_width_of_the_second(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = printed([Table((("/go", "on"), ("/preset save NAME | load NAME | rm", "decoders of your own")))])
+    assert shown == "/go  on\n/preset save NAME | load NAME | rm\n     decoders of your own\n"
+
+
+def test_config_shows_each_setting_and_where_it_comes_from(make):
+    studio = make(settings=(Setting("seed", 7, "flag --seed"), Setting("keys", "vi", "TINYSTORY_KEYS")))
+    shown = run(studio, "/config")
+    assert re.search(r"^seed +7 +flag --seed$", shown, re.MULTILINE)
+    assert re.search(r"^keys +vi +TINYSTORY_KEYS$", shown, re.MULTILINE)
+    assert "configuration file:" in shown
+
+
+def test_what_is_healed_is_shown_once(make):
+    turn = replace(make().begin("a little ti"), heal=" ti")
+    assert turn.ahead == "a little"
+    assert replace(turn, typed="i").ahead == ""
 
 
 # A real model

@@ -330,7 +330,8 @@ def test_the_model_is_one_that_the_file_names_only_where_it_is_here(changed, oth
         for node in fields["nodes"]:
             node["written"]["model"] = str(other_model)
 
-    assert "another model" in replay(capsys, changed(here))[1]
+    assert replay(capsys, changed(here))[0] == 3
+    assert "another model" in replay(capsys, changed(here), "-m", other_model)[1]
 
 
 def test_a_spec_that_is_not_here_is_a_line(changed, capsys):

@@ -1,13 +1,18 @@
 """The tree of stories, and the studio that grows it: nothing is lost, texts and caches are what the tokens say."""
 
+import time
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinystory.errors import UsageError
+from tinystory.errors import TinystoryError, UsageError
 from tinystory.plugins import discover
 from tinystory.repl.backend import ModelBackend
+from tinystory.repl.commands import execute
+from tinystory.repl.editor import edit_text
 from tinystory.repl.seams import lengthened
 from tinystory.repl.studio import Studio
 from tinystory.spec import parse_spec
@@ -193,3 +198,51 @@ def test_tokens_for_a_longer_text_say_just_that_text(backend, text, longer):
     ids = backend.encode(text, bos=True)
     kept, new = lengthened(backend, ids, longer)
     assert backend.detokenize([*ids[:kept], *new]) == longer
+
+
+def test_a_stage_that_fails_at_once_leaves_the_tree_as_it_was(studio, monkeypatch):
+    write(studio, studio.begin("Once"))
+
+    def fail(requests):
+        raise TinystoryError("no")
+        yield
+
+    monkeypatch.setattr(studio.backend, "write", fail)
+    with pytest.raises(TinystoryError):
+        write(studio, *studio.more(3))
+    assert (len(studio.tree.nodes), studio.tree.current) == (1, 1)
+    with pytest.raises(TinystoryError):
+        write(studio, studio.begin("Another"))
+    assert studio.text == "Another"
+    monkeypatch.undo()
+
+
+def test_a_piece_in_other_tokens_is_not_tried_again(studio):
+    write(studio, studio.begin("Once"))
+    studio.tree.nodes[1] = replace(studio.tree.nodes[1], vocabulary="another")
+    with pytest.raises(UsageError, match="in other tokens"):
+        studio.retry()
+
+
+def test_a_tree_of_a_thousand_turns_is_drawn_at_once(studio):
+    for number in range(1000):
+        studio.tree.add(node(number, 0, [1], "x"))
+    started = time.process_time()
+    [outline] = execute(studio, "/tree").blocks
+    assert len(outline.rows) == 1000
+    assert time.process_time() - started < 2
+
+
+def test_a_text_left_alone_in_the_editor_is_no_edit(monkeypatch):
+    monkeypatch.setenv("EDITOR", "true")
+    monkeypatch.delenv("VISUAL", raising=False)
+    assert edit_text("a\r\nb\n") is None
+
+
+@pytest.mark.parametrize(
+    "line", ["/export \0.txt", "/export ~nosuch/x.txt", "/ppl \0", f"/export /tmp/{'a' * 300}.txt"]
+)
+def test_file_names_that_no_system_takes_are_one_line(studio, line):
+    write(studio, studio.begin("Once"))
+    with pytest.raises(TinystoryError):
+        execute(studio, line)

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
 ]
 
-SECONDS = 12.0
+SECONDS = 30.0
 """As long as anything may take, on a busy machine."""
 
 MINI = Path(tinystory.__file__).parent / "models" / "mini"
@@ -147,7 +147,7 @@ class Tour:
         return self.exit_code()
 
     def exit_code(self):
-        self.until(lambda: self._tmux("display-message", "-p", "#{pane_dead}").strip() == "1", "the end")
+        self.until(lambda: self._tmux("display-message", "-p", "#{pane_dead_status}").strip(), "the end")
         return int(self._tmux("display-message", "-p", "#{pane_dead_status}"))
 
     def check(self):
@@ -186,16 +186,16 @@ def test_every_command_and_key_does_what_it_says(tour):
     comparing(chat)
     keeping(chat)
     assert set(COMMANDS) - chat.told == {"quit"}, "a command that the tour does not visit"
-    assert chat.leave() == 0
     chat.check()
+    assert chat.leave() == 0
 
 
 def writing(chat):
-    chat.says("Once upon a time", r"^Once upon a time, ", rf"20 tokens · \d+ tokens/s · .* seed 7$")
+    chat.says("Once upon a time", r"^Once upon a time, ", r"20 tokens · \d+ tokens/s · .* seed 7$")
     chat.keys("Enter", sees=WRITTEN)
     assert re.search(r" \d+ of 512 tokens$", chat.screen().rstrip())
-    chat.says("/help", r"/whatif SPEC +which tokens", r"Alt-Up +walk through")
-    chat.says("/help compare", r"/compare \[SPEC ; SPEC ; …\]", "Each column becomes a branch")
+    chat.says("/help", r"/whatif SPEC +which tokens of the", r"Alt-Up +walk through")
+    chat.says("/help compare", r"/compare \[SPEC ; SPEC ; …\]", "becomes a branch of the tree")
     chat.says("/len 12", "at most 12 tokens at a time")
     chat.says("/go 5", r"^5 tokens · ")
     chat.says("/stats", r"surprise +\d+\.\d+ bits/token")
@@ -208,7 +208,7 @@ def writing(chat):
     chat.says("/stop off", "no stop text is set")
     chat.says("/words Once,zebra", "✓ Once  · zebra")
     chat.says("/words off", "no words are wanted")
-    chat.says("/edit", rf"Once upon a time, .* {re.escape(ADDED_LINE)}", WRITTEN)
+    chat.says("/edit", rf"^ {re.escape(ADDED_LINE)}(?! home)", WRITTEN)
     chat.says("/new", "a blank page")
     chat.says("/new The dog ran", r"^The dog ran.* ", WRITTEN)
     chat.says("/len 20", "at most 20 tokens at a time")
@@ -241,8 +241,7 @@ def keys(chat):
     chat.keys("C-c")
     chat.keys("C-r", prompt=False)
     chat.after(lambda: chat.type("dog ran"), "> /new The dog ran", prompt=False)
-    chat.keys("C-g", prompt=False)
-    chat.keys("C-c")
+    chat.keys("C-g")  # leaves the search with what was typed before: nothing
 
     chat.says("My owl", enter=False)
     chat.keys("C-x", "C-e", sees=rf"(> )?My owl {re.escape(ADDED_LINE)}", prompt=False)
@@ -291,7 +290,7 @@ def decoding(chat):
     chat.says("/reset", r"decoder: sample 0.8")
     chat.says("/preset load mine", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
     chat.says("/preset rm mine", "mine is gone")
-    chat.says("/config", r"seed +7 +flag --seed", r"theme +auto +built-in", "configuration file: .*not there yet")
+    chat.says("/config", r"seed +7 +flag --seed", r"theme +auto +built-in", "not there yet")
 
 
 def seeing(chat):
@@ -300,7 +299,7 @@ def seeing(chat):
     chat.says("/color off", "colours are off")
     chat.says("/top -1 5", r"^→? *\d +\d+\.\d% +.*█")
     chat.says("/trace -1", r"\d,?\d+ → .*20 → ", r"top-k 20 +20 left", r"took .* by this decoder")
-    chat.says("/pick -1 #2", r"^The cat", WRITTEN)
+    chat.says("/pick -1 #2", r"^ \S", WRITTEN)
     chat.says("/ppl", r"perplexity +\d", r"bits per byte +\d")
     chat.says("/whatif greedy", r"greedy could not have picked|greedy could have written")
 
@@ -314,8 +313,7 @@ def seeing(chat):
     marked = chosen(chat)
     chat.press("Down")
     chat.until(lambda: chosen(chat) == marked + 1, "the arrow a line further")
-    chat.press("Escape")
-    chat.ready()
+    chat.keys("q")
     assert "Esc leaves" not in chat.screen()
     chat.keys("M-Up", sees="Esc leaves", prompt=False)
     chat.press("Left")
@@ -344,10 +342,12 @@ def comparing(chat):
     chat.says("/compare greedy ; sample 1.2 ; top-k 5", r"greedy +│ sample 1.2 +│ top-k 5",
               r"bits/token +│ \d", "of the tree; on the desk is")  # fmt: skip
     low, high = re.findall(r"turns (\d+) to (\d+) of the tree", chat.shown())[-1]
-    chat.says(f"/diff {low} {int(low) + 1}", "they part after|they are the same|is the beginning of", "why: |same story")
+    chat.says(
+        f"/diff {low} {int(low) + 1}", "they part after|they are the same|is the beginning of", "why: |same story"
+    )
     chat.says("/compare greedy", "takes from 2 to 8 decoders")
     chat.says(f'/versus default "{MINI}"', "to look at only")
-    chat.says("/model", r"parameters +\d")
+    chat.says("/model", r"[\d,]+ parameters$")
     assert int(high) - int(low) == 2
 
 
@@ -376,7 +376,8 @@ def test_the_studio_without_colours_on_a_wide_screen(tour):
     # Neither the story nor what the chat says has a colour or a weight; the place in the browser is marked, no more.
     assert not re.search(r"\x1b\[[0-9;]*(3[0-8]|4[0-8])[;m]", chat.shown(styled=True))
     assert not re.search(r"\x1b\[(1|2)m", chat.shown(styled=True))
-    chat.says("/quit")
+    chat.type("/quit")
+    chat.press("Enter")
     chat.check()
     assert chat.exit_code() == 0
 
@@ -407,7 +408,6 @@ def test_a_screen_of_a_few_letters_is_enough(tour):
         chat.says(line, pattern)
     chat.keys("M-Up", sees="←", prompt=False)
     chat.press("Left")
-    chat.press("Escape")
-    chat.ready()
+    chat.keys("q")
     assert chat.leave() == 0
     chat.check()

@@ -4,7 +4,6 @@ A turn by a chain is picked again token by token, the recorded past given, so th
 and not the rest. A search does not pick one by one: it is run again, and every difference counts.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from tinystory.decoding import Decoder, Session, common_prefix
 from tinystory.errors import UsageError
 from tinystory.generate import Ended, StoryRequest, write
-from tinystory.loading import LoadedModel
+from tinystory.loading import SHIPPED_MODELS, LoadedModel
 from tinystory.lookback import decoder_of, request_of, written_ids
 from tinystory.plugins import Registry
 from tinystory.story import Node, StoryTree, Written
@@ -59,8 +58,8 @@ class Replayed:
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name from a file may be opened: the shipped model, or a folder that is there."""
-    return name == "default" or os.path.isdir(name)
+    """Whether a model's name from a file may be opened: a shipped one; a folder has to be named by the user."""
+    return name in SHIPPED_MODELS
 
 
 class _Fenced:

@@ -178,7 +178,7 @@ def encode(session: SavedSession, cache: dict[int, str] | None = None) -> bytes:
         if node.id not in cache:
             cache[node.id] = _compact(node_fields(node))
     lines = ",\n".join(cache[number] for number in session.tree.nodes)
-    content = f'{_compact(session_fields(session))[:-1]},\n"nodes":[\n{lines}\n]}}\n'.encode()
+    content = f'{_compact(session_fields(session))[:-1]},\n"nodes":[\n{lines}\n]}}\n'.encode(errors="replace")
     if len(content) > MAX_BYTES or len(session.tree.nodes) > MAX_NODES:
         raise SessionError(
             f"the session has outgrown a file ({MAX_BYTES // 2**20} MB, {MAX_NODES:,} turns): "

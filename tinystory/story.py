@@ -177,6 +177,13 @@ class StoryTree:
         """The nodes that go on from this one, in the order of writing."""
         return [node for node in self.nodes.values() if node.parent == number]
 
+    def by_parent(self) -> dict[int, list[Node]]:
+        """The nodes that go on from each node, in the order of writing."""
+        found: dict[int, list[Node]] = {}
+        for node in self.nodes.values():
+            found.setdefault(node.parent, []).append(node)
+        return found
+
     def sibling(self, step: int) -> Node | None:
         """The child of the same parent `step` places further; None where there is none."""
         node = self.node
@@ -224,8 +231,9 @@ class StoryTree:
 
     def walk(self) -> Iterator[tuple[Node, int]]:
         """Every node below its parent, with its depth, from 0."""
-        waiting: list[tuple[Node, int]] = [(node, 0) for node in reversed(self.children(ROOT))]
+        children = self.by_parent()
+        waiting: list[tuple[Node, int]] = [(node, 0) for node in reversed(children.get(ROOT, []))]
         while waiting:
             node, depth = waiting.pop()
             yield node, depth
-            waiting += [(child, depth + 1) for child in reversed(self.children(node.id))]
+            waiting += [(child, depth + 1) for child in reversed(children.get(node.id, []))]

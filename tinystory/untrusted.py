@@ -38,8 +38,8 @@ def regular_file_size(path: Path) -> int:
     """
     try:
         status = os.stat(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a name too long, or with a zero in it
+        raise CheckpointError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path} is not a regular file")
     return status.st_size

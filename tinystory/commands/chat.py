@@ -18,7 +18,10 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--resume opens a session at a terminal; here standard input or output is none")
         args.num, args.json, args.jsonl = 1, False, False
         return generate.run(args)
+    from tinystory.commands.writing import check_stop, prompt_of
     from tinystory.repl.app import ChatSettings, chat
+
+    check_stop(args)
 
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     return chat(
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             color=args.color == "always" or (args.color == "auto" and not plain),
             quiet=args.quiet,
             verbose=args.verbose,
-            prompt=args.prompt,
+            prompt=prompt_of(args) or None,
             theme=args.theme,
             keys=args.keys,
             resume=args.resume,

@@ -53,7 +53,7 @@ class _Models:
         self._model: LoadedModel | None = None
 
     def get(self, node: Node, written: Written) -> LoadedModel:
-        """The model of `-m`, else the one that the node names, if it is on this computer.
+        """The model of `-m`, else the one that the node names, if it ships with tinystory.
 
         Raises:
             CheckpointError: it is not, or is damaged.
@@ -64,8 +64,8 @@ class _Models:
         name = self._args.with_model or written.model
         if not self._args.with_model and not is_local(name):
             raise CheckpointError(
-                f"node {node.id} was written with the model {name} ({written.model_hash[:_HASH]}), which is no folder "
-                "here\nsay with -m where it is; a replay never downloads what a file names"
+                f"node {node.id} was written with the model {name} ({written.model_hash[:_HASH]}), which does not "
+                "ship with tinystory\nsay with -m where it is: a replay opens nothing else that a file names"
             )
         if written.dtype not in DTYPES:
             raise UsageError(f"node {node.id} was computed in {written.dtype!r}; there are {', '.join(DTYPES)}")

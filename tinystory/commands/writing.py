@@ -26,23 +26,28 @@ __all__ = [
 
 
 def check_stop(args: argparse.Namespace) -> None:
-    """Refuse an empty stop text before anything is loaded.
+    """Refuse an empty stop text before anything is loaded; make all of them UTF-8.
 
     Raises:
         UsageError: one is empty.
     """
     if not all(args.stop):
         raise UsageError("a stop text is empty; it would end the story before its first word")
+    args.stop = list(map(_utf8, args.stop))
 
 
 def prompt_of(args: argparse.Namespace) -> str:
     """The prompt of the command line, else of standard input unless that is a terminal, without its last newline."""
     if args.prompt is not None:
-        # Bytes of an argument that are no UTF-8 arrive as surrogates, which no tokenizer takes.
-        return str(args.prompt).encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
+        return _utf8(args.prompt)
     if sys.stdin is None or sys.stdin.isatty():
         return ""
     return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
+
+
+def _utf8(text: str) -> str:
+    """The text without the surrogates that stand for bytes that are no UTF-8: no tokenizer takes them."""
+    return text.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
 
 
 def seed_of(args: argparse.Namespace) -> int:

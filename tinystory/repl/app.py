@@ -157,12 +157,15 @@ class App:
         """Prompt until the user leaves; the exit code."""
         try:
             if self.settings.prompt:
-                self._guarded(partial(self._write, (self.studio.begin(self.settings.prompt),)))
+                self._guarded(partial(self._begin, self.settings.prompt))
             if self._dumb:  # whose prompt is not rendered
                 self.studio.backend.start()
             return self._loop()
         finally:
             self.screen.fresh_line()
+
+    def _begin(self, prompt: str) -> None:
+        self._write((self.studio.begin(_SURROGATE.sub("\ufffd", prompt)),))
 
     def _loop(self) -> int:
         while True:
@@ -225,11 +228,12 @@ class App:
         with Writing() as writing:
             if studio.backend.loading:
                 self._notice(f"loading {studio.backend.name} …")
+            ready = False
             try:
                 ready = studio.backend.wait(lambda: writing.interrupted)
             finally:
                 if not titles:
-                    screen.story(turns[0].typed, "bold")
+                    screen.story(turns[0].ahead if ready else turns[0].typed, "bold")
             if not ready:
                 studio.keep(turns[0])
                 self._notice("cancelled while the model was loading; Enter goes on")

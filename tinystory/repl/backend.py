@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -247,3 +248,5 @@ class ModelBackend:
             self._error = error
         finally:
             self._done.set()
+        with suppress(TinystoryError):
+            self.model_hash()  # of the files as they are now; a training run may replace them

@@ -27,10 +27,10 @@ def edit_text(text: str) -> str | None:
         raise UsageError("there is no editor: set EDITOR to one, like EDITOR=nano")
     with tempfile.TemporaryDirectory(prefix="tinystory-") as folder:
         path = Path(folder) / "story.txt"
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text.encode("utf-8", errors="replace"))
         try:
             subprocess.run([*shlex.split(command), str(path)], check=True)
-            edited = path.read_text(encoding="utf-8")
+            edited = path.read_bytes().decode("utf-8")
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             raise UsageError(f"the editor {command!r} failed, the story is as it was: {error}") from error
     if not text.endswith("\n"):

@@ -93,14 +93,15 @@ def export(studio: Studio, path: Path, *, overwrite: bool = False) -> None:
         near = nearest(kind, FORMATS)
         hint = f"did you mean {near}?" if near else "the file's name says how"
         raise UsageError(f"/export writes {', '.join(FORMATS)}, not {shown(kind or path.name)}: {hint}")
-    if path.is_dir() or (path.exists() and not path.is_file()):
-        raise UsageError(f"{path} is not a file that could be replaced")
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} is there already: /export {path} ! replaces it")
     try:
+        if path.is_dir() or (path.exists() and not path.is_file()):
+            raise UsageError(f"{path} is not a file that could be replaced")
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path} is there already: /export {path} ! replaces it")
         write_atomically(path, FORMATS[kind](studio).encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise TinystoryError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a name too long, or with a zero in it
+        reason = getattr(error, "strerror", None) or error
+        raise TinystoryError(f"cannot write {path}: {reason}") from error
 
 
 def _text(studio: Studio) -> str:

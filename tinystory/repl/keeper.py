@@ -246,7 +246,10 @@ class Keeper:
             studio.stop = session.stop
         if "decoder" not in given:
             try:
-                studio.decoder = parse_spec(session.spec, studio.registry)
+                decoder = parse_spec(session.spec, studio.registry)
+                if decoder.search is not None:  # which may open a model that the file names
+                    raise UsageError("a search is taken from the keyboard only")
+                studio.decoder = decoder
             except UsageError as error:
                 notices.append(f"its decoder is not to be had here ({error}); it is {studio.spec} now")
         if session.model_hash and session.model_hash != studio.backend.model_hash():

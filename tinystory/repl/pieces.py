@@ -6,6 +6,7 @@ from tinystory.repl.render import Style
 from tinystory.repl.studio import Studio
 from tinystory.repl.tint import style_of
 from tinystory.story import PathToken
+from tinystory.tokenizer import Detokenizer
 
 __all__ = ["spans"]
 
@@ -24,19 +25,17 @@ def spans(studio: Studio, style_at: Callable[[int, PathToken], Style] | None = N
     if tree.node.vocabulary != studio.backend.vocabulary:
         return [(studio.text, "")]
     pieces: list[tuple[str, Style]] = []
-    said, ids = "", []
+    said = 0
+    detokenizer = Detokenizer(studio.backend.tokenizer)  # a character of several tokens comes with the last of them
     for index, token in enumerate(tree.path(tree.current)):
-        ids.append(token.id)
-        # A character may take several tokens; it appears with the last of them.
-        text = studio.backend.detokenize(ids)
-        new = text.removesuffix("\ufffd")[len(said) :]
-        said += new
+        new = detokenizer.add(token.id)
+        said += len(new)
         style = style_at(index, token) if style_at else _tinted(studio, token)
         if new and pieces and pieces[-1][1] == style:
             pieces[-1] = (pieces[-1][0] + new, style)
         elif new:
             pieces.append((new, style))
-    rest = studio.text[len(said) :]
+    rest = studio.text[said:]
     return [*pieces, (rest, "")] if rest else pieces
 
 

@@ -53,7 +53,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells in columns; the last column takes what width is left, and wraps."""
+    """Rows of cells in columns; the last column takes what width is left, and wraps.
+
+    Of two columns, the first has at most two fifths of the width: what is longer stands on a line of its own.
+    """
 
     rows: tuple[tuple[str, ...], ...]
     indent: int = 0
@@ -271,11 +274,19 @@ def _table_lines(table: Table, width: int) -> Iterable[str]:
     """Lay a table out; the gaps between columns are spaces."""
     rows = [tuple(" ".join(visible(cell).split()) for cell in row) for row in table.rows]
     n_fixed = max((len(row) for row in rows), default=1) - 1
-    widths = [max((get_cwidth(row[i]) for row in rows if len(row) > i + 1), default=0) for i in range(n_fixed)]
+    most = max(width * 2 // 5, _NARROWEST_COLUMN) if n_fixed == 1 else width
+    widths = [
+        max((cells for row in rows if len(row) > i + 1 and (cells := get_cwidth(row[i])) <= most), default=0)
+        for i in range(n_fixed)
+    ]
     for row in rows:
         start = " " * table.indent
         for cell, column in zip(row[:-1], widths, strict=False):
             start += cell + " " * (column - get_cwidth(cell) + _GAP)
+        planned = table.indent + sum(column + _GAP for column in widths)
+        if n_fixed == 1 and planned < get_cwidth(start) < width - _NARROWEST_COLUMN:
+            yield start.rstrip()
+            start = " " * planned
         room = width - 1 - get_cwidth(start)
         if room < _NARROWEST_COLUMN:  # no room for columns
             yield from _wrapped("  ".join(filter(None, row)), width)

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Vocabulary", "joint", "lengthened", "split_at"]
+__all__ = ["Vocabulary", "joint", "lengthened", "spelling", "split_at"]
 
 _CLOSING = re.compile(r"""[\s.,;:!?…)\]}”’»—]|'(s|t|d|m|re|ve|ll)\b|['"]\s*$""")
 _OPENING = "([{“‘«—-/"
@@ -59,12 +59,22 @@ def lengthened(vocabulary: Vocabulary, token_ids: Sequence[int], text: str) -> t
         rest = text[len(vocabulary.detokenize(token_ids[:start])) :]
         whole_words = start < 2 or not rest or rest[0].isspace() or not rest[0].isalnum()
         if whole_words:
-            # Some vocabularies put a space before whatever they are given, so one that is there has to go.
-            for candidate in (rest, rest.removeprefix(" ")):
-                ids = vocabulary.encode(candidate, bos=False)
-                if vocabulary.detokenize([*token_ids[:start], *ids]) == text:
-                    return start, ids
+            ids = spelling(vocabulary, token_ids[:start], rest, text)
+            if ids is not None:
+                return start, ids
     return 0, vocabulary.encode(text, bos=True)
+
+
+def spelling(vocabulary: Vocabulary, token_ids: Sequence[int], rest: str, text: str) -> list[int] | None:
+    """The tokens of `rest` that, after these, make just `text`; None where there are none.
+
+    Some vocabularies put a space before whatever they are given, so one that is there has to go.
+    """
+    for candidate in (rest, rest.removeprefix(" ")):
+        ids = vocabulary.encode(candidate, bos=False)
+        if vocabulary.detokenize([*token_ids, *ids]) == text:
+            return ids
+    return None
 
 
 def split_at(vocabulary: Vocabulary, token_ids: Sequence[int], text: str) -> int:

@@ -45,12 +45,14 @@ def show_columns(
     columns = Columns(titles, get_terminal_size().columns, color=screen.color)
     before = set(studio.tree.nodes)
     screen.fresh_line()
-    for event in events:
-        if isinstance(event, Text):
-            screen.written(columns.add(event.story, event.text))
-        elif isinstance(event, Ended):
-            screen.written(columns.end(event.story, figures(event)))
-    screen.written(columns.finish())
+    try:
+        for event in events:
+            if isinstance(event, Text):
+                screen.written(columns.add(event.story, event.text))
+            elif isinstance(event, Ended):
+                screen.written(columns.end(event.story, figures(event)))
+    finally:  # also what waits in lines that are not full
+        screen.written(columns.finish())
     new = [number for number in studio.tree.nodes if number not in before]
     if new:
         studio.goto(new[0])

@@ -10,7 +10,7 @@ from tinystory.errors import UsageError
 from tinystory.generate import Ended, Story, StoryRequest, Text, TextEvent, ends_sentence
 from tinystory.plugins import Registry
 from tinystory.repl.backend import Backend
-from tinystory.repl.seams import joint, lengthened, split_at
+from tinystory.repl.seams import joint, lengthened, spelling, split_at
 from tinystory.repl.tint import Tint
 from tinystory.settings import Setting
 from tinystory.spec import format_spec
@@ -52,6 +52,11 @@ class Turn:
     max_new_tokens: int
     heal: str = ""
     number: int = 0
+
+    @property
+    def ahead(self) -> str:
+        """What the writer adds, without what the model writes again."""
+        return self.typed[: max(0, len(self.typed) - len(self.heal))]
 
 
 @dataclass
@@ -154,7 +159,11 @@ class Studio:
         node = self.tree.node
         if node is None or node.written is None:
             raise UsageError("there is nothing to try again: the model has not written here yet")
-        turn = Turn(
+        if node.vocabulary != self.backend.vocabulary:
+            raise UsageError(
+                f"this piece was written in other tokens, by {node.written.model}: /model {node.written.model} first"
+            )
+        return Turn(
             node.parent,
             node.kept,
             node.typed,
@@ -164,7 +173,6 @@ class Studio:
             self.max_tokens,
             node.written.heal,
         )
-        return turn if node.vocabulary == self.backend.vocabulary else self._in_other_tokens(turn)
 
     def more(self, n: int) -> list[Turn]:
         """The latest turn n times more, at once, siblings of one fresh seed; raises UsageError as `retry`."""
@@ -223,6 +231,7 @@ class Studio:
         """
         works = [_Work(turn, self.request(turn, cancel)) for turn in turns]
         finished: set[int] = set()
+        failed = False
         try:
             for event in self.backend.write([work.request for work in works]):
                 work = works[event.story]
@@ -234,9 +243,12 @@ class Studio:
                     self._finish(work)
                     finished.add(event.story)
                 yield event
+        except Exception:
+            failed = True
+            raise
         finally:
             for index, work in enumerate(works):
-                if index not in finished:
+                if index not in finished and not (failed and not work.tokens and self._is_there(work.turn)):
                     self._finish(work)
 
     def request(self, turn: Turn, cancel: Callable[[], bool] = lambda: False) -> StoryRequest:
@@ -278,7 +290,7 @@ class Studio:
             n_shown = max(split_at(self.backend, ids, text), len(ids) - len(work.tokens))
             hidden = len(ids) - n_shown
             rest = text[len(self.backend.detokenize(ids[:n_shown])) :]
-            tail_ids = tuple(self.backend.encode(rest, bos=False)) if rest else ()
+            tail_ids = tuple(spelling(self.backend, ids[:n_shown], rest, text) or ()) if rest else ()
         written = Written(
             format_spec(turn.decoder),
             turn.seed,
@@ -351,13 +363,13 @@ class Studio:
         typed = self.backend.detokenize((*ids[:kept], *hidden_ids))[len(self.text) :]
         return self._turn(kept, typed, hidden_ids)
 
-    def _in_other_tokens(self, turn: Turn) -> Turn:
-        """The same turn for a model with another vocabulary than the node's that it repeats."""
-        text = self.tree.text(turn.parent)[: self.tree.nodes[self.tree.current].shared] + turn.typed
-        return replace(turn, kept=0, typed_ids=tuple(self.backend.encode(text, bos=True)), heal="")
-
     def _ids(self, number: int) -> tuple[int, ...]:
         return self.tree.token_ids(number)
+
+    def _is_there(self, turn: Turn) -> bool:
+        """Whether what was typed for a turn is in the tree already."""
+        siblings = self.tree.children(turn.parent)
+        return any((node.kept, node.typed) == (turn.kept, turn.typed) for node in siblings)
 
     def _typed_text(self, turn: Turn) -> str:
         """The story with what was typed."""

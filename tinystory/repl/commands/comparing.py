@@ -190,5 +190,6 @@ def _verdict(decoder: Decoder, verdict: Verdict) -> list[Block]:
 
 def _short(names: list[str]) -> tuple[str, ...]:
     """The names without the folders that all are in."""
-    folder = os.path.commonpath([os.path.dirname(name) for name in names]) if all(map(os.path.dirname, names)) else ""
+    folders = [os.path.dirname(os.path.abspath(name)) if os.path.dirname(name) else "" for name in names]
+    folder = os.path.commonpath(folders) if all(folders) else ""
     return tuple(os.path.relpath(name, folder) if folder else name for name in names)

@@ -58,7 +58,7 @@ def _reset(studio: Studio, argument: str) -> Reply:
     return _use(studio, studio.first_decoder)
 
 
-@command("preset", "save NAME [SPEC] | load NAME | list | rm NAME", "decoders under names of your own", "preset")
+@command("preset", "save|load|list|rm …", "decoders under names of your own", "preset")
 def _preset(studio: Studio, argument: str) -> Reply:
     """They are kept in presets.toml, in the configuration folder, for all chats. Without SPEC the decoder in use."""
     action, _, rest = argument.partition(" ")

@@ -1,5 +1,6 @@
 """Commands that keep stories: sessions, exports, the clipboard."""
 
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def _export(studio: Studio, argument: str) -> Reply:
     name = argument.removesuffix("!").rstrip()
     if not name:
         raise UsageError(f"/export takes a file that ends with {', '.join(FORMATS)}")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     export(studio, path, overwrite=argument.endswith("!"))
     return Reply((Line(f"the story is in {path}", "note"),))
 

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -41,12 +42,13 @@ _N_REMOVED = 4
 _MAX_FILE_BYTES = 2_000_000
 
 
-@command("color", "[off|prob|surprise|rank|entropy]", "tint each token by how expected it was", "view", ("colour",))
+@command("color", "[VIEW]", "tint each token by how expected it was", "view", ("colour",))
 def _color(studio: Studio, argument: str) -> Reply:
-    """prob: how likely the model held it. surprise: the same in bits. rank: its place among all tokens.
+    """VIEW is off, prob, surprise, rank or entropy.
 
-    entropy: how open the model's choice was there, whatever it took. The colours say what the model thought before
-    any stage of the decoder; what you typed has none.
+    prob: how likely the model held it. surprise: the same in bits. rank: its place among all tokens. entropy: how open
+    the model's choice was there, whatever it took. The colours say what the model thought before any stage of the
+    decoder; what you typed has none.
     """
     if argument and argument not in TINTS:
         near = nearest(argument, TINTS)
@@ -107,7 +109,7 @@ def _trace(studio: Studio, argument: str) -> Reply:
     index = index_of(studio, argument or "-1", "/trace")
     node = _written_at(studio, index)
     story = telling(studio, node)
-    picks = list(retrace(*story, eos_ids=eos_ids(studio)))[: index - len(story[1].prompt_ids) + 1]
+    picks = list(islice(retrace(*story, eos_ids=eos_ids(studio)), index - len(story[1].prompt_ids) + 1))
     effects = funnel(story[0], picks[-1])
     # A stage that only weighs anew leaves as many as it was given.
     counts = " → ".join(dict.fromkeys(f"{effect.left:,}" for effect in effects[:-1]))

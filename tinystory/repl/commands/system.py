@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 
 from tinystory.repl.commands.base import COMMANDS, Reply, command, find
 from tinystory.repl.render import REASONS, Block, Line, Table
@@ -60,7 +61,7 @@ def _help(studio: Studio, argument: str) -> Reply:
         found = find(argument.removeprefix("/"))
         blocks: list[Block] = [Line(found.synopsis, "bold"), Line(found.help)]
         if found.run.__doc__:
-            blocks.append(Line(inspect.getdoc(found.run) or ""))
+            blocks.append(Line(_JOINT.sub(" ", inspect.getdoc(found.run) or "")))
         if found.aliases:
             blocks.append(Line("also " + ", ".join(f"/{alias}" for alias in found.aliases)))
         return Reply(tuple(blocks))
@@ -85,5 +86,8 @@ _KEYS = (
     ("Ctrl-C", "stops the story and keeps it; clears what is typed; twice leaves"),
     ("Ctrl-D", "leaves"),
 )
+
+_JOINT = re.compile(r"(?<![.:!?·\n])\n(?=[a-z(])")
+"""Where a docstring breaks a line within a sentence; the screen has its own width."""
 
 _SHOWN_FIGURES = {"tokens", "seconds", "first_token_seconds", "tokens_per_second", "bits_per_token"}

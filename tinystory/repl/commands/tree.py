@@ -6,7 +6,7 @@ from tinystory.repl.commands.base import Reply, command
 from tinystory.repl.commands.writing import whole_number
 from tinystory.repl.render import Line, Outline, Story, Style
 from tinystory.repl.studio import Studio
-from tinystory.story import Node, StoryTree
+from tinystory.story import ROOT, Node
 
 __all__ = ["step_aside"]
 
@@ -21,10 +21,17 @@ def _tree(studio: Studio, argument: str) -> Reply:
     if not tree.nodes:
         return Reply((Line("nothing has been written yet", "dim"),))
     on_desk = {node.id for node in tree.lineage(tree.current)}
-    rows = []
+    children, lines, rows = tree.by_parent(), {ROOT: ""}, []
     for node, _ in tree.walk():
+        siblings = children[node.parent]
+        last = siblings[-1].id == node.id
+        # Only where stories part is there a line.
+        joint, below = ("", "") if len(siblings) == 1 else ("└ ", "  ") if last else ("├ ", "│ ")
+        lines[node.id] = lines[node.parent] + below
+        here = "● " if node.id == tree.current else ""
+        opening = " ".join(node.own[:_LONG].split()) or "(cut)"
         style: Style = "bold" if node.id == tree.current else "" if node.id in on_desk else "dim"
-        rows.append((*_branch(tree, node), _facts(node), style))
+        rows.append((f"{lines[node.parent]}{joint}{here}{node.id}", opening, _facts(node), style))
     return Reply((Outline(tuple(rows)),))
 
 
@@ -45,25 +52,6 @@ def step_aside(studio: Studio, step: int) -> Reply:
         raise UsageError(f"there is no branch {'after' if step > 0 else 'before'} this one")
     studio.goto(node.id)
     return Reply((Story(),))
-
-
-def _branch(tree: StoryTree, node: Node) -> tuple[str, str]:
-    """The number with the lines that lead to it, and how the node begins. Only where stories part is there a line."""
-    lines = ""
-    for ancestor in tree.lineage(node.id)[:-1]:
-        if _parts(tree, ancestor):
-            lines += "  " if _is_last(tree, ancestor) else "│ "
-    joint = ("└ " if _is_last(tree, node) else "├ ") if _parts(tree, node) else ""
-    here = "● " if node.id == tree.current else ""
-    return f"{lines}{joint}{here}{node.id}", " ".join(node.own[:_LONG].split()) or "(cut)"
-
-
-def _parts(tree: StoryTree, node: Node) -> bool:
-    return len(tree.children(node.parent)) > 1
-
-
-def _is_last(tree: StoryTree, node: Node) -> bool:
-    return tree.children(node.parent)[-1].id == node.id
 
 
 def _facts(node: Node) -> str:
