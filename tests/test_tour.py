@@ -72,7 +72,7 @@ class Tour:
         columns, rows = size
         chat = [sys.executable, "-m", "tinystory", "chat", "--seed", "7", "-n", "20", *options]
         self._tmux("-f", str(settings), "new-session", "-d", "-x", f"{columns}", "-y", f"{rows}", "-c", f"{folder}",
-                   "--", *chat)  # fmt: skip
+                   "--", "sh", "-c", 'trap : INT; "$@"; echo $? > status', "sh", *chat)  # fmt: skip
 
     def _tmux(self, *args, check=True):
         done = subprocess.run(
@@ -147,8 +147,9 @@ class Tour:
         return self.exit_code()
 
     def exit_code(self):
-        self.until(lambda: self._tmux("display-message", "-p", "#{pane_dead_status}").strip(), "the end")
-        return int(self._tmux("display-message", "-p", "#{pane_dead_status}"))
+        status = self.folder / "status"
+        self.until(lambda: status.exists() and status.read_text(), "the end")
+        return int(status.read_text())
 
     def check(self):
         """Nothing on the screen is a programmer's."""
@@ -353,7 +354,7 @@ def comparing(chat):
 
 def keeping(chat):
     story = chat.folder / "owl.md"
-    chat.says("/save tour", "tour is saved as ")
+    chat.says("/save tour", "tour is saved as")
     chat.says("/sessions", r"● tour +\d{4}-", "1 session; /load NAME opens one")
     chat.says("/load tour", r"^The owl saw")
     chat.says("/export owl.md", "the story is in owl.md")
