@@ -4,214 +4,29 @@ A decoder is a chain of stages: logits processors, then a sampler, or a search t
 frozen dataclasses of options; whatever lives from token to token is an immutable value that `observe` replaces,
 so a beam copies it by assignment and an undone token goes back to the older value.
 
-Nothing here imports torch when it is loaded, and nothing here knows text.
+Nothing here imports torch when it is loaded. What a decoder is asked for is in `request`, what it yields in `events`.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from tinystory.errors import TinystoryError, UsageError
+from tinystory.errors import TinystoryError
+from tinystory.events import Commit, Draft, Event, Finish, FinishReason, Token
 from tinystory.noise import Noise
 from tinystory.options import check_options, is_neutral, option
+from tinystory.request import Request, Session, Step, Vocabulary, Window, common_prefix, latest_half
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
     "Chain", "Commit", "Decoder", "Draft", "Event", "Finish", "FinishReason", "LogitsProcessor", "Request",
-    "Sampler", "Search", "Session", "Stage", "Step", "Token", "Window", "draw", "option",
+    "Sampler", "Search", "Session", "Stage", "Step", "Token", "Vocabulary", "Window", "common_prefix", "draw",
+    "latest_half", "option",
 ]  # fmt: skip
-
-FinishReason = Literal["eos", "length", "stop", "cancelled"]
-
-Window = Callable[[Sequence[int], int], Sequence[int]]
-"""What stays in sight of a story that has outgrown the model: its ids and max_seq_len -> the context to go on with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A picked token.
-
-    Attributes:
-        id: the token id.
-        logprob: its natural-log probability under the model's own softmax, before any processor; in nats.
-        rank: its place under that distribution: 0 is the likeliest, equals share a place; -1 is unknown.
-        entropy: of that distribution, in bits, 0 to log2(V); NaN is unknown.
-    """
-
-    id: int
-    logprob: float
-    rank: int = -1
-    entropy: float = math.nan
-
-    @classmethod
-    def of(cls, logits: "Tensor", token_id: int) -> "Token":
-        """A token with what the model's own (V,) float32 logits tell of it; NumPy is the quicker for one row."""
-        scores = logits.numpy(force=True)
-        with np.errstate(invalid="ignore"):
-            above = scores - scores.max()
-            exps = np.exp(above)
-            total, weighted = float(exps.sum()), float(exps.dot(above))
-            if math.isnan(weighted):  # 0 · −inf; a removed token adds nothing
-                weighted = float(exps.dot(np.maximum(above, -200)))
-            log_total = math.log(total)
-            rank = int(np.count_nonzero(scores > scores[token_id]))
-            return cls(token_id, float(above[token_id]) - log_total, rank, (log_total - weighted / total) / math.log(2))
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Tokens that are final."""
-
-    tokens: tuple[Token, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A best guess at what follows the committed tokens; the next Draft or Commit replaces it."""
-
-    tokens: tuple[Token, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The last event of a story. An EOS token is never committed: the reason tells of it."""
-
-    reason: FinishReason
-    statistics: Mapping[str, float] = field(default_factory=dict)
-
-
-Event = Commit | Draft | Finish
-
-
-class Session(Protocol):
-    """B rows of one model, each with its own length: the only door from a decoder to a model.
-
-    Logits are float32, (B, V), for the token after each row's last one.
-    """
-
-    vocab_size: int
-    bos_id: int | None
-    eos_ids: frozenset[int]
-    max_seq_len: int
-    can_rewind: bool
-    can_reorder: bool
-
-    def prefill(self, prompts: "Sequence[Sequence[int]]") -> "Tensor":
-        """Make the rows hold these prompts, reusing cached prefixes; (B, V). A prompt has 1..max_seq_len ids."""
-        ...
-
-    def decode(self, token_ids: "Tensor") -> "Tensor":
-        """Append (B,) ids, giving (B, V), or (B, T) ids, giving (B, T, V)."""
-        ...
-
-    def reorder(self, rows: "Tensor") -> None:
-        """Row i becomes a copy of row rows[i]: keep, drop or duplicate."""
-        ...
-
-    def rewind(self, n_tokens: Sequence[int]) -> None:
-        """Forget the last n_tokens[i] tokens of row i."""
-        ...
-
-    def hidden(self) -> "Tensor":
-        """The normed last hidden state of each row's last token; (B, d_model)."""
-        ...
-
-    def open(self, model: str | None = None) -> "Session":
-        """A second, empty session: of the same model, or of another checkpoint (draft, amateur)."""
-        ...
-
-
-def _never() -> bool:
-    return False
-
-
-def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
-    """How many leading items two sequences share."""
-    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def latest_half(token_ids: Sequence[int], max_seq_len: int) -> Sequence[int]:
-    """The context kept when it is full: the first token (BOS) and the latest half."""
-    return [*token_ids[:1], *token_ids[len(token_ids) - max(1, max_seq_len // 2) :]]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One story to write.
-
-    Attributes:
-        prompt_ids: the story so far, BOS included; at least one id.
-        max_new_tokens: at most so many tokens are committed.
-        seed: of the coupled noise.
-        n_prompt: how many of `prompt_ids` are the writer's; the rest was generated earlier. None: all.
-        story: number among siblings; enters the noise.
-        stop: polled after every event; True finishes with reason "stop".
-        cancel: polled after every event; True finishes with reason "cancelled".
-        window: given the story's ids, which have outgrown the model's context, and its max_seq_len: the ids to go
-            on with, at most max_seq_len of them, the latest last. The same story must give the same ids.
-    """
-
-    prompt_ids: tuple[int, ...]
-    max_new_tokens: int
-    seed: int
-    n_prompt: int | None = None
-    story: int = 0
-    stop: Callable[[], bool] = _never
-    cancel: Callable[[], bool] = _never
-    window: Window = latest_half
-
-    def __post_init__(self) -> None:
-        """Check the request.
-
-        Raises:
-            UsageError: the prompt has no token, or max_new_tokens is negative.
-        """
-        if not self.prompt_ids:
-            raise UsageError("the prompt is empty and this model has no BOS token: give a first word")
-        if self.max_new_tokens < 0:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 0")
-
-    def interrupted(self) -> FinishReason | None:
-        """Whether the story has to end now, and why."""
-        return "cancelled" if self.cancel() else "stop" if self.stop() else None
-
-
-class Step:
-    """What a stage may know about the token being picked; read-only.
-
-    Attributes:
-        token_ids: the story so far, prompt included.
-        n_prompt: how many of them are the writer's.
-        eos_ids: the tokens that end a story.
-        state: what this stage's `start` and `observe` have returned.
-    """
-
-    __slots__ = ("_request", "eos_ids", "n_prompt", "state", "token_ids")
-
-    def __init__(self, request: Request, token_ids: Sequence[int], eos_ids: frozenset[int], state: Any = None) -> None:
-        self._request = request
-        self.token_ids = token_ids
-        self.n_prompt = len(request.prompt_ids) if request.n_prompt is None else request.n_prompt
-        self.eos_ids = eos_ids
-        self.state = state
-
-    @property
-    def position(self) -> int:
-        """Absolute index in the story of the token being picked."""
-        return len(self.token_ids)
-
-    def noise(self, stream: str = "token") -> Noise:
-        """The luck at this position; a stage that does not pick the token uses a stream of its own."""
-        return Noise(self._request.seed, stream, self._request.story, self.position)
-
-    def for_stage(self, state: Any) -> "Step":
-        """The same step as another stage sees it."""
-        return Step(self._request, self.token_ids, self.eos_ids, state)
 
 
 class Stage:
@@ -237,6 +52,14 @@ class Stage:
         """The state after a token was picked; `logits` are those this stage received for it."""
         return state
 
+    def models(self) -> tuple[str, ...]:
+        """The checkpoints that this stage opens, by the names its options give; a file's spec opens no others."""
+        return ()
+
+    def statistics(self, state: Any) -> Mapping[str, float]:
+        """What this stage tells of a finished story from its last state, for people to read; by name."""
+        return {}
+
 
 class LogitsProcessor(Stage):
     """Logits in, logits out."""
@@ -249,9 +72,13 @@ class LogitsProcessor(Stage):
 
 
 class Sampler(Stage):
-    """Picks the token."""
+    """Picks the token.
+
+    `repeatable` is False where the pick follows from more than logits, step and state: a person's.
+    """
 
     kind = "sampler"
+    repeatable: ClassVar[bool] = True
 
     def __call__(self, logits: "Tensor", step: Step) -> int:
         """(V,) logits, at least one finite -> a token id."""
@@ -354,6 +181,14 @@ class Chain:
                 raise ValueError(f"picked token {token_id}; the vocabulary has {len(logits)} tokens")
         return token_id, self.observe(state, token_id, received)
 
+    def statistics(self, state: ChainState) -> dict[str, float]:
+        """What the stages tell of a finished story."""
+        told: dict[str, float] = {}
+        for stage, own in zip(self.stages, state, strict=True):
+            with named(stage):
+                told.update(stage.statistics(own))
+        return told
+
     def observe(self, state: ChainState, token_id: int, received: "Sequence[Tensor]") -> ChainState:
         """The state after a token, from what each stage received for it."""
         following = []
@@ -397,3 +232,8 @@ class Decoder:
     def chain(self) -> Chain:
         """The stages that pick single tokens, without those at a neutral value."""
         return Chain(tuple(p for p in self.processors if not is_neutral(p)), self.sampler)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The checkpoints that its stages open, besides the model that writes."""
+        return tuple(name for stage in self.stages for name in stage.models())

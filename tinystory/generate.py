@@ -7,12 +7,16 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from tinystory.decoding import Commit, Decoder, Draft, Finish, FinishReason, Request, Session, Token
+from tinystory.decoding import Commit, Decoder, Draft, Finish, FinishReason, Request, Session, Step, Token
 from tinystory.errors import UsageError
 from tinystory.healing import Healing
 from tinystory.loop import run
 from tinystory.tokenizer import Detokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DraftText", "Ended", "Story", "StoryRequest", "Text", "TextEvent", "Trimmed", "write"]
 
@@ -37,6 +41,7 @@ class StoryRequest:
         n_prompt: how many of them are the writer's; None: all.
         heal: text that the story has to begin with: the end of what was typed, taken back from the prompt. Kept only
             where the vocabulary is one of bytes.
+        choose: asks a person, as in `Request`.
     """
 
     prompt: str
@@ -49,6 +54,7 @@ class StoryRequest:
     prompt_ids: tuple[int, ...] | None = None
     n_prompt: int | None = None
     heal: str = ""
+    choose: "Callable[[Tensor, Step], int] | None" = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,8 @@ class _Writer:
             stop=lambda: self.stop.hit,
             cancel=r.cancel,
             window=self.window,
+            vocabulary=self.tokenizer,
+            choose=r.choose,
         )
         self.decoder = r.decoder
         if r.heal and self.tokenizer.token_bytes:

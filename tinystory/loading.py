@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,14 +80,17 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
     _check_device(device)
     _choose_threads(header, device)
     tokenizer = load_tokenizer(header)
+    second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device))
+
+    def opener(other: str) -> Session:
+        return second(other).open()  # the weights are read once, however many stories look at them
+
     session: Session
     if header.config is not None:
         from tinystory.session import NativeSession
 
         model = load_model(header, dtype, device)
-        session = NativeSession(
-            model, tokenizer.bos_id, tokenizer.eos_ids, lambda other: load(other, dtype, device).session
-        )
+        session = NativeSession(model, tokenizer.bos_id, tokenizer.eos_ids, opener)
     else:
         from tinystory.hf_session import HFSession
 
@@ -97,13 +100,26 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
             device,
             tokenizer.bos_id,
             tokenizer.eos_ids,
-            lambda other: load(other, dtype, device).session,
+            opener,
         )
     if tokenizer.vocab_size > session.vocab_size:
         raise CheckpointError(
             f"{header.directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {session.vocab_size}"
         )
     return LoadedModel(name, header, tokenizer, session, dtype, device)
+
+
+def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str) -> Session:
+    """Another model beside one that writes, in the same tokens.
+
+    Raises:
+        UsageError: its tokens are others, so that the two cannot be compared token by token.
+        CheckpointError: as `load`.
+    """
+    other = load(name, dtype, device)
+    if other.tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
+        raise UsageError(f"the model {name} has another vocabulary: only models that share their tokens work together")
+    return other.session
 
 
 def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":

@@ -1,9 +1,10 @@
 """A piece of the tree as the engine was asked for it: request, decoder and tokens, from what its node has recorded."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from tinystory.decoding import Decoder, Request
+from tinystory.decoding import Decoder, Request, Session
 from tinystory.generate import whole_sentences
 from tinystory.healing import Healing
 from tinystory.plugins import Registry
@@ -14,13 +15,16 @@ from tinystory.tokenizer import Tokenizer
 __all__ = ["decoder_of", "request_of", "written_ids"]
 
 
-def request_of(tree: StoryTree, number: int, tokenizer: Tokenizer) -> Request:
+def request_of(
+    tree: StoryTree, number: int, tokenizer: Tokenizer, opener: Callable[[str | None], Session] | None = None
+) -> Request:
     """What the model was asked for when it wrote a node; the prompt is the story up to its first token.
 
     Args:
         tree: that has the node.
         number: of a node that the model has written.
         tokenizer: the one it was written with.
+        opener: for stages that look at a second model, as in `Request`.
 
     Raises:
         ValueError: the node was not written by a model.
@@ -35,6 +39,8 @@ def request_of(tree: StoryTree, number: int, tokenizer: Tokenizer) -> Request:
         tree.n_prompt(number),
         node.written.number,
         window=partial(whole_sentences, tokenizer),
+        vocabulary=tokenizer,
+        opener=opener,
     )
 
 

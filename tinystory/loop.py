@@ -1,7 +1,7 @@
 """The one loop behind every command: jobs in, decoder events out, chains together in a batch."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tinystory.decoding import (
@@ -64,6 +64,7 @@ def run(session: Session, jobs: Sequence[tuple[Decoder, Request]]) -> Iterator[t
     Raises:
         TinystoryError: a stage failed, or needs what the session cannot do.
     """
+    jobs = [(decoder, replace(request, opener=_opener(session, decoder))) for decoder, request in jobs]
     chains = [index for index, (decoder, _) in enumerate(jobs) if decoder.search is None]
     batches = [chains] if session.can_reorder else [[index] for index in chains]
     for batch in filter(None, batches):
@@ -71,6 +72,17 @@ def run(session: Session, jobs: Sequence[tuple[Decoder, Request]]) -> Iterator[t
     for index, (decoder, request) in enumerate(jobs):
         if decoder.search is not None:
             yield from ((index, event) for event in _run_search(session, decoder, decoder.search, request))
+
+
+def _opener(session: Session, decoder: Decoder) -> Callable[[str | None], Session]:
+    """Opens what the decoder says that it opens: what a spec in a file may open is decided by those names."""
+
+    def open_session(model: str | None) -> Session:
+        if model is not None and model not in decoder.models:
+            raise UsageError(f"a stage opens the model {model}, which its `models()` does not name")
+        return session.open(model)
+
+    return open_session
 
 
 def shrunk(token_ids: Sequence[int], window: Window, max_seq_len: int) -> list[int]:
@@ -111,7 +123,7 @@ def _run_chains(session: Session, jobs: Sequence[tuple[int, Decoder, Request]]) 
                 yield row.job, Commit((token,))
                 reason = row.request.interrupted() or ("length" if row.n_new >= row.request.max_new_tokens else None)
             if reason:
-                yield row.job, Finish(reason)
+                yield row.job, Finish(reason, row.chain.statistics(row.state))
             else:
                 going.append(index)
         if not going:

@@ -121,7 +121,7 @@ def _foreign(tree: StoryTree, node: Node, written: Written, model: LoadedModel) 
 
 def _chain(tree: StoryTree, node: Node, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
     """Pick each token again."""
-    request = request_of(tree, node.id, model.tokenizer)
+    request = request_of(tree, node.id, model.tokenizer, fenced(model.session).open)
     token_ids = written_ids(tree, node.id, model.tokenizer)
     n_prompt, ties = len(request.prompt_ids), 0
     logits = story_logits(model.session, token_ids, request.window, n_prompt)

@@ -35,12 +35,12 @@ from tinystory.noise import Noise
 from tinystory.options import is_neutral, options_of
 from tinystory.plugins import Registry
 from tinystory.spec import format_spec, parse_spec
-from tinystory.toy_session import Call, ToySession
+from tinystory.toy_session import Call, ToySession, ToyVocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Call", "Problem", "ToySession", "conformance"]
+__all__ = ["Call", "Problem", "ToySession", "ToyVocabulary", "conformance"]
 
 
 @dataclass(frozen=True)
@@ -185,10 +185,20 @@ def _cases(vocab_size: int) -> "Iterator[tuple[str, Tensor]]":
     yield "random again", normal.flip(0)
 
 
+def _request(prompt: Sequence[int], max_new_tokens: int, vocab_size: int = 32, **others: Any) -> Request:
+    """A story whose tokens are text, with somebody who always chooses the likeliest."""
+
+    def choose(logits: "Tensor", step: Step) -> int:
+        return int(logits.argmax())
+
+    vocabulary = ToyVocabulary(vocab_size)
+    return Request(tuple(prompt), max_new_tokens, 1, vocabulary=vocabulary, choose=choose, **others)
+
+
 def _check_calls(stage: Stage, vocab_size: int, report: _Report) -> None:
     """Call a processor or sampler along a story, then again from its older states."""
     prompt = [index % vocab_size for index in (0, 5, 3, 5, 3)]
-    request = Request(tuple(prompt), 16, seed=1)
+    request = _request(prompt, 16, vocab_size, opener=ToySession(vocab_size=vocab_size).open)
     eos_ids = frozenset({1} if vocab_size > 1 else ())
 
     def call(logits: "Tensor", token_ids: list[int], state: Any) -> Any:
@@ -296,7 +306,7 @@ class _Stories:
         if cancelled and whole.model_calls > 5:
             late = cancelled.reason != "cancelled" or cancelled.model_calls > 5
             self.expect(not late, "cancel", f"after call 3 it went on to call {cancelled.model_calls}")
-        events = run(self.new_session(), [(self.decoder, Request((0, 5, 3), 12, seed=1))])
+        events = run(self.new_session(), [(self.decoder, _request((0, 5, 3), 12))])
         try:
             next(events)
             events.close()  # type: ignore[attr-defined]
@@ -307,7 +317,7 @@ class _Stories:
         """Stories written together are those written alone."""
         prompts = [(0, 5, 3), (0, 7), (0, 2, 2, 2)]
         alone = [self.write("a story alone", prompt=prompt) for prompt in prompts]
-        requests = [Request(prompt, 12, seed=1) for prompt in prompts]
+        requests = [_request(prompt, 12) for prompt in prompts]
         together: list[list[int]] = [[], [], []]
         try:
             for index, event in run(self.new_session(), [(self.decoder, request) for request in requests]):
@@ -351,8 +361,12 @@ class _Stories:
         def model_calls() -> int:
             return sum(call.verb in ("prefill", "decode") for call in session.calls)
 
-        request = Request(
-            tuple(prompt), max_new_tokens, 1, stop=lambda: stop(len(tokens)), cancel=lambda: cancel(model_calls())
+        request = _request(
+            prompt,
+            max_new_tokens,
+            session.vocab_size,
+            stop=lambda: stop(len(tokens)),
+            cancel=lambda: cancel(model_calls()),
         )
         try:
             for _, event in run(session, [(self.decoder, request)]):

@@ -106,6 +106,16 @@ class Tokenizer:
             return "".join(f"<0x{byte:02X}>" for byte in raw)
 
     @cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """What each token adds to a text that has begun, by id: "" for a special one, U+FFFD for half a character."""
+        if self.token_bytes is not None:
+            table = (self.token_bytes.get(i, b"") for i in range(self.vocab_size))
+            return tuple(raw.decode("utf-8", errors="replace") for raw in table)
+        before = self.fast.encode("a", add_special_tokens=False).ids
+        n_before = len(self.detokenize(before))
+        return tuple(self.detokenize([*before, i])[n_before:] for i in range(self.vocab_size))
+
+    @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(i for i, token in self.fast.get_added_tokens_decoder().items() if token.special)
 

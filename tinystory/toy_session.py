@@ -12,7 +12,7 @@ from tinystory.noise import Noise
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Call", "ToySession"]
+__all__ = ["Call", "ToySession", "ToyVocabulary"]
 
 
 class Call(NamedTuple):
@@ -158,6 +158,24 @@ class ToySession(Session):
                 raise ValueError(f"a row has {len(row)} tokens; it must have 1 to {self.max_seq_len}")
             if not all(0 <= token_id < self.vocab_size for token_id in row):
                 raise ValueError(f"a row has a token outside the vocabulary of {self.vocab_size}: {row}")
+
+
+class ToyVocabulary:
+    """Tokens as text for a toy session: two without any, a space, marks, the letters, then words of their own."""
+
+    def __init__(self, vocab_size: int = 32) -> None:
+        """Name the tokens of a vocabulary of any size."""
+        words = (f" w{i}" for i in range(32, vocab_size))
+        self.pieces: tuple[str, ...] = ("", "", *" .,abcdefghijklmnopqrstuvwxyz\n", *words)[:vocab_size]
+
+    def encode(self, text: str, *, bos: bool = True) -> list[int]:
+        """One token a character, BOS first where asked; a character that no token has is left out."""
+        ids = [self.pieces.index(character) for character in text if character in self.pieces]
+        return [0, *ids] if bos else ids
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The pieces, joined."""
+        return "".join(self.pieces[i] for i in token_ids)
 
 
 def _digest(text: str) -> int:

@@ -109,10 +109,12 @@ class Place(NamedTuple):
         return self.sampled(self.received[-1])
 
     def sampled(self, logits: "Tensor") -> int:
-        """What the sampler takes of (V,) logits; -1 where they leave nothing."""
+        """What the sampler takes of (V,) logits; -1 where they leave nothing. A person's pick is the recorded one."""
         sampler = self.chain.sampler
         if sampler is None or not -np.inf < logits.numpy(force=True).max() < np.inf:
             return -1
+        if not sampler.repeatable:
+            return self.token_id if logits[self.token_id] > -math.inf else -1
         with named(sampler):
             return int(sampler(logits, self.step.for_stage(self.state[-1])))
 

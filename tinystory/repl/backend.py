@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 from tinystory.checkpoint import CheckpointHeader, model_hash
+from tinystory.decoding import Session
 from tinystory.errors import TinystoryError
 from tinystory.generate import StoryRequest, TextEvent, whole_sentences, write
 from tinystory.loading import LoadedModel, find_model, load_header, load_tokenizer
@@ -95,6 +96,10 @@ class Backend(Protocol):
 
     def logits(self, token_ids: Sequence[int], start: int) -> "Tensor":
         """What the model thought before each token of a story from `start` on; (T - start, V); after `wait`."""
+        ...
+
+    def session(self, model: str | None = None) -> Session:
+        """A second, empty session, of this model or of another checkpoint, for a stage; after `wait`."""
         ...
 
     def evaluate(self, stories: Iterable[str]) -> "Evaluation":
@@ -226,6 +231,10 @@ class ModelBackend:
 
         window = partial(whole_sentences, self.tokenizer)
         return story_logits(self._loaded.session, token_ids, window, start)
+
+    def session(self, model: str | None = None) -> Session:
+        """Through the model's own opener."""
+        return self._loaded.session.open(model)
 
     def evaluate(self, stories: Iterable[str]) -> "Evaluation":
         """Scored in a session of its own."""

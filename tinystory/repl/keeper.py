@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import platformdirs
 
 from tinystory.errors import SessionError, TinystoryError, UsageError
+from tinystory.loading import SHIPPED_MODELS
 from tinystory.plugins import nearest
 from tinystory.repl.tint import TINTS, Tint
 from tinystory.session_file import SavedSession, load_session, now, save_session
@@ -247,8 +248,9 @@ class Keeper:
         if "decoder" not in given:
             try:
                 decoder = parse_spec(session.spec, studio.registry)
-                if decoder.search is not None:  # which may open a model that the file names
-                    raise UsageError("a search is taken from the keyboard only")
+                strangers = [name for name in decoder.models if name not in SHIPPED_MODELS]
+                if strangers:  # a file opens nothing
+                    raise UsageError(f"it opens {shown(strangers[0])}; such a one is taken from the keyboard only")
                 studio.decoder = decoder
             except UsageError as error:
                 notices.append(f"its decoder is not to be had here ({error}); it is {studio.spec} now")

@@ -124,7 +124,8 @@ def telling(studio: Studio, node: Node) -> Telling:
             f"turn {node.id} was written by a search, {decoder.search.name}: there is no funnel to look into,"
             " only stages that pick token by token have one"
         )
-    request, ids = request_of(studio.tree, node.id, tokenizer), written_ids(studio.tree, node.id, tokenizer)
+    request = request_of(studio.tree, node.id, tokenizer, studio.backend.session)
+    ids = written_ids(studio.tree, node.id, tokenizer)
     return decoder, request, ids, studio.backend.logits(ids, len(request.prompt_ids))
 
 
@@ -143,7 +144,8 @@ def story_request(studio: Studio) -> tuple[Request, tuple[int, ...]]:
     n_prompt = studio.tree.n_prompt(node.id)
     if len(ids) == n_prompt:
         raise UsageError("the model has written nothing here yet; Enter lets it go on")
-    return Request(ids[:n_prompt], len(ids) - n_prompt, 0), ids
+    backend = studio.backend
+    return Request(ids[:n_prompt], len(ids) - n_prompt, 0, vocabulary=backend.tokenizer, opener=backend.session), ids
 
 
 def check_own(studio: Studio, node: Node) -> None:
