@@ -1,9 +1,12 @@
 """The NumPy form of a step equals the torch form."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tinystory import session as session_module
+from tinystory import kv_cache, numpy_step
 from tinystory.config import ModelConfig
 from tinystory.model import Transformer
 from tinystory.numpy_step import pays
@@ -28,11 +31,14 @@ def sessions(config, dtype, std=0.3):
     return fast, plain
 
 
+PAIRS = [sessions(config, torch.float64) for config in CONFIGS]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("config", CONFIGS, ids=["grouped", "untied", "one kv head"])
 def test_equals_torch_over_a_long_story(config, dtype, monkeypatch):
     """Logits, hidden states and the cache itself, while the cache grows and after a rewind and a reorder."""
-    monkeypatch.setattr(session_module, "_FULL_CACHE_BYTES", 0)  # start with 256 positions
+    monkeypatch.setattr(kv_cache, "_FULL_ROW_BYTES", 0)  # start with 256 positions
     fast, plain = sessions(config, dtype)
     close = {"atol": 1e-4, "rtol": 1e-4}
     torch.testing.assert_close(fast.prefill([[1, 2, 3]]), plain.prefill([[1, 2, 3]]))
@@ -48,8 +54,37 @@ def test_equals_torch_over_a_long_story(config, dtype, monkeypatch):
     got, expected = (one.decode(torch.tensor([[7]])) for one in (fast, plain))
     assert got.shape == (1, 1, 61)
     torch.testing.assert_close(got, expected, **close)
-    for (keys, values), (keys_2, values_2) in zip(fast._caches, plain._caches, strict=True):
+    for (keys, values), (keys_2, values_2) in zip(fast._cache.layers(), plain._cache.layers(), strict=True):
         torch.testing.assert_close((keys, values), (keys_2, values_2), **close)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_several_tokens_equal_torch(data):
+    """Rows of one or several lengths, one or several new tokens, grouped heads; rows come and go."""
+    fast, plain = PAIRS[data.draw(st.integers(0, len(PAIRS) - 1))]
+    ids = st.integers(0, 60)
+    prompts = data.draw(st.lists(st.lists(ids, min_size=1, max_size=8), min_size=1, max_size=5))
+    close = {"atol": 1e-9, "rtol": 1e-9}
+    torch.testing.assert_close(fast.prefill(prompts), plain.prefill(prompts), **close)
+    for _ in range(3):
+        n_rows = len(prompts)
+        order = data.draw(st.lists(st.integers(0, n_rows - 1), min_size=1, max_size=5))
+        prompts = [prompts[row] for row in order]
+        new = torch.tensor(data.draw(st.lists(ids, min_size=len(order) * 3, max_size=len(order) * 3))).view(-1, 3)
+        new = new[:, : data.draw(st.integers(1, 3))]
+        for session in (fast, plain):
+            session.reorder(torch.tensor(order))
+        got, expected = fast.decode(new), plain.decode(new)
+        torch.testing.assert_close(got, expected, **close)
+        torch.testing.assert_close(fast.hidden().double(), plain.hidden().double(), **close)
+
+
+def test_a_wide_matrix_is_multiplied_in_pieces(monkeypatch):
+    matrix, x = np.random.default_rng(0).normal(size=(7, 5)), np.random.default_rng(1).normal(size=(5, 3))
+    for largest in (1, 30, 45, 2**18):
+        monkeypatch.setattr(numpy_step, "_LARGEST_PRODUCT", largest)
+        np.testing.assert_allclose(numpy_step.product(matrix, x), matrix @ x)
 
 
 def test_huge_activations_do_not_warn():

@@ -129,9 +129,9 @@ def test_a_large_cache_grows_when_needed():
     session = NativeSession(model)
     row = [int(i) for i in torch.randint(0, 61, (300,))]
     session.prefill([row[:250]])
-    capacity = session._caches[0][0].shape[2]
+    capacity = session._cache.layers()[0][0].shape[2]
     logits = session.decode(torch.tensor([row[250:]]))[:, -1]
-    assert capacity < 300 <= session._caches[0][0].shape[2] < 40_000
+    assert capacity < 300 <= session._cache.layers()[0][0].shape[2] < 40_000
     torch.testing.assert_close(logits[0], full_logits(model, row), atol=1e-3, rtol=1e-3)
 
 

@@ -154,11 +154,11 @@ def test_whatever_the_writer_does_every_text_is_that_of_its_tokens_and_the_cache
             assert text == backend.detokenize(ids)
             assert seen.setdefault(number, (text, ids)) == (text, ids)
     session = backend._loaded.session
-    for row in range(len(session._rows)):
+    for row in range(len(session._cache.rows)):
         fresh = session.open()
-        fresh.prefill([session._rows[row]])
-        n = len(session._rows[row])
-        for ours, theirs in zip(session._caches, fresh._caches, strict=True):
+        fresh.prefill([session._cache.rows[row]])
+        n = len(session._cache.rows[row])
+        for ours, theirs in zip(session._cache.layers(), fresh._cache.layers(), strict=True):
             for mine, anew in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(mine[row, :, :n], anew[0, :, :n], atol=1e-4, rtol=0)
 

@@ -111,6 +111,8 @@ def draw(logits: "Tensor", noise: Noise, temperature: float = 1.0) -> int:
         temperature: greater than 0.
     """
     scores = logits.numpy(force=True).astype(np.float64)
+    if scores.min() > -np.inf:  # all of them: nothing has to be picked out
+        return int(np.argmax(scores / temperature + noise.gumbel_of_all(len(scores))))
     kept = np.flatnonzero(scores > -np.inf)
     return int(kept[np.argmax(scores[kept] / temperature + noise.gumbel(kept))])
 

@@ -8,19 +8,18 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinystory.decoding import Session, common_prefix
+from tinystory.decoding import Session
 from tinystory.errors import UsageError
+from tinystory.kv_cache import KVCache
 from tinystory.model import Attention, FeedForward, Transformer, activation, rope_tables
-from tinystory.numpy_step import NumpyLayer, NumpyStep, pays
+from tinystory.numpy_step import MOST_TOKENS, NumpyLayer, NumpyStep, pays
 
 __all__ = ["NativeSession", "check_prompts"]
-
-_FULL_CACHE_BYTES = 64 * 2**20
-"""A cache row up to this size is taken whole; a larger one grows by doubling."""
 
 
 class _Layer(NamedTuple):
@@ -64,13 +63,12 @@ class NativeSession:
             self._layers = [_fused(block) for block in model.blocks]
         self._activation = activation(self.config)
         self._weight = model.embed.weight
-        self._rows: list[list[int]] = []  # the token ids each row holds
-        self._caches: list[tuple[Tensor, Tensor]] = []  # per layer: keys and values, (B, K, S, D)
+        self._cache = KVCache(model.config, self._weight)
         self._rope: tuple[Tensor, Tensor] | None = None  # cos, and sin with its first half negated; (S, D)
         self._hidden: Tensor | None = None
         on_cpu = self._weight.device.type == "cpu" and self._weight.dtype in (torch.float32, torch.float64)
         self._uses_numpy = on_cpu and pays(self.config)
-        self._step: NumpyStep | None = None  # over these very caches; None when they have been replaced
+        self._step: tuple[int, NumpyStep] | None = None  # over the cache's memory as it was in this version
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -84,18 +82,18 @@ class NativeSession:
         """
         check_prompts(prompts, self.max_seq_len, self.vocab_size)
         unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-        kept = self._adopt(unique)
+        kept = self._cache.adopt(unique)
         n_new = max(len(prompt) - n for prompt, n in zip(unique, kept, strict=True))
         # A short row is padded to n_new positions; they have to fit below max_seq_len too, so it keeps less.
         kept = [min(n, self.max_seq_len - n_new) for n in kept]
-        self._rows = [list(prompt[:n]) for prompt, n in zip(unique, kept, strict=True)]
+        self._cache.rows = [list(prompt[:n]) for prompt, n in zip(unique, kept, strict=True)]
         padded = [list(prompt[n : n + n_new]) for prompt, n in zip(unique, kept, strict=True)]
         last = torch.tensor([len(new) - 1 for new in padded], device=self._weight.device)
         for new in padded:
             new.extend([0] * (n_new - len(new)))
         hidden = self._forward(torch.tensor(padded, device=self._weight.device))
         self._hidden = hidden[torch.arange(len(unique), device=last.device), last]
-        self._rows = [list(prompt) for prompt in unique]
+        self._cache.rows = [list(prompt) for prompt in unique]
         if len(unique) < len(prompts):
             place = {prompt: index for index, prompt in enumerate(unique)}
             self.reorder(torch.tensor([place[tuple(prompt)] for prompt in prompts]))
@@ -108,29 +106,24 @@ class NativeSession:
         Raises:
             UsageError: a row would pass max_seq_len.
         """
-        new = token_ids.view(len(self._rows), -1)
-        if max(map(len, self._rows)) + new.shape[1] > self.max_seq_len:
+        rows = self._cache.rows
+        new = token_ids.view(len(rows), -1)
+        if max(map(len, rows)) + new.shape[1] > self.max_seq_len:
             raise UsageError(f"the context is full: this model sees {self.max_seq_len} tokens")
         if self._uses_numpy and new.numel() == 1:
             return self._decode_one(int(new)).view(*token_ids.shape, -1)
         hidden = self._forward(new.to(self._weight.device))
         self._hidden = hidden[:, -1]
-        for row, ids in zip(self._rows, new.tolist(), strict=True):
+        for row, ids in zip(rows, new.tolist(), strict=True):
             row.extend(ids)
         return self._logits(hidden if token_ids.ndim == 2 else self._hidden)
 
     @torch.inference_mode()
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes a copy of row rows[i]; (B',) with any B' ≥ 1."""
-        order = rows.tolist()
-        if order == list(range(len(self._rows))):
-            return
-        rows = rows.to(self._weight.device)
-        self._caches = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self._caches]
-        self._step = None
-        self._rows = [list(self._rows[index]) for index in order]
+        self._cache.reorder(rows.tolist())
         if self._hidden is not None:
-            self._hidden = self._hidden[rows]
+            self._hidden = self._hidden[rows.to(self._hidden.device)]
 
     def rewind(self, n_tokens: Sequence[int]) -> None:
         """Forget the last n_tokens[i] tokens of row i; stale cache entries are overwritten later.
@@ -140,7 +133,7 @@ class NativeSession:
         Raises:
             UsageError: a row is shorter than that.
         """
-        for row, n in zip(self._rows, n_tokens, strict=True):
+        for row, n in zip(self._cache.rows, n_tokens, strict=True):
             if not 0 <= n <= len(row):
                 raise UsageError(f"cannot rewind {n} tokens of a row of {len(row)}")
             del row[len(row) - n :]
@@ -156,44 +149,11 @@ class NativeSession:
         """A second, empty session of the same model, or of another checkpoint through the opener given."""
         if model is None:
             twin = copy.copy(self)
-            twin._rows, twin._caches, twin._hidden = [], [], None
+            twin._cache, twin._hidden, twin._step = KVCache(self.config, self._weight), None, None
             return twin
         if self._opener is None:
             raise UsageError(f"this session cannot open another model ({model})")
         return self._opener(model)
-
-    def _adopt(self, prompts: list[tuple[int, ...]]) -> list[int]:
-        """Give each prompt the cached row it shares most with; how many of its tokens are cached there."""
-        if not self._rows:
-            self._allocate(len(prompts))
-            return [0] * len(prompts)
-        shared = [[common_prefix(prompt, row) for row in self._rows] for prompt in prompts]
-        parents = [max(range(len(row)), key=row.__getitem__) for row in shared]
-        self.reorder(torch.tensor(parents))
-        # The last token is fed again: its logits are what prefill gives.
-        return [min(row[parent], len(prompt) - 1) for row, parent, prompt in zip(shared, parents, prompts, strict=True)]
-
-    def _allocate(self, n_rows: int) -> None:
-        c = self.config
-        row_bytes = 2 * c.n_layer * c.n_kv_head * c.d_head * c.max_seq_len * self._weight.element_size()
-        capacity = c.max_seq_len if row_bytes <= _FULL_CACHE_BYTES else min(c.max_seq_len, 256)
-        self._caches = [
-            (self._weight.new_zeros(n_rows, c.n_kv_head, capacity, c.d_head),) * 2 for _ in range(c.n_layer)
-        ]
-        self._caches = [(k, torch.zeros_like(v)) for k, v in self._caches]
-        self._step = None
-        self._extend_rope(capacity)
-
-    def _reserve(self, n_positions: int) -> None:
-        """Grow the cache to hold at least so many positions."""
-        capacity = self._caches[0][0].shape[2]
-        if n_positions <= capacity:
-            return
-        capacity = min(self.max_seq_len, max(2 * capacity, n_positions))
-        extra = capacity - self._caches[0][0].shape[2]
-        self._caches = [(F.pad(k, (0, 0, 0, extra)), F.pad(v, (0, 0, 0, extra))) for k, v in self._caches]
-        self._step = None
-        self._extend_rope(capacity)
 
     def _extend_rope(self, capacity: int) -> None:
         if self.config.family != "llama" or (self._rope is not None and len(self._rope[0]) >= capacity):
@@ -205,26 +165,35 @@ class NativeSession:
 
     def _decode_one(self, token_id: int) -> Tensor:
         """`decode` for a single row and token without torch; (V,) float32."""
-        self._reserve(len(self._rows[0]) + 1)
-        if self._step is None:
-            self._step = self._numpy_step()
-        hidden, logits = self._step(token_id, len(self._rows[0]))
+        row = self._cache.rows[0]
+        self._reserve(len(row) + 1)
+        hidden, logits = self._numpy_step().one(token_id, len(row))
         self._hidden = torch.from_numpy(hidden)[None]
-        self._rows[0].append(token_id)
+        row.append(token_id)
         return torch.from_numpy(logits).float()
 
-    def _numpy_step(self) -> NumpyStep:
-        """The model and the caches of the first row, as views."""
+    def _reserve(self, n_positions: int) -> None:
+        """Make room for so many positions."""
+        self._cache.reserve(n_positions)
+        self._extend_rope(self._cache.capacity)
 
+    def _numpy_step(self) -> NumpyStep:
+        """The model and the cache, as views; made anew where the cache's memory is no longer the same."""
+        version = self._cache.version
+        if self._step is None or self._step[0] != version:
+            self._step = version, self._new_numpy_step()
+        return self._step[1]
+
+    def _new_numpy_step(self) -> NumpyStep:
         def array(tensor: Any) -> Any:
             return tensor.detach().numpy()
 
         layers = [
             NumpyLayer(
                 *map(array, (layer.attn_norm.weight, layer.qkv, layer.o.weight)),
-                *map(array, (layer.ff_norm.weight, layer.up, layer.down.weight, keys[0], values[0])),
+                *map(array, (layer.ff_norm.weight, layer.up, layer.down.weight, keys, values)),
             )
-            for layer, (keys, values) in zip(self._layers, self._caches, strict=True)
+            for layer, (keys, values) in zip(self._layers, self._cache.layers(), strict=True)
         ]
         assert self._rope is not None
         embed, norm, head, cos, sin = map(
@@ -234,10 +203,12 @@ class NativeSession:
 
     def _forward(self, token_ids: Tensor) -> Tensor:
         """Feed (B, T) ids after what the rows hold, writing the cache; normed hidden states (B, T, C)."""
-        lengths = [len(row) for row in self._rows]
+        lengths = [len(row) for row in self._cache.rows]
         n_new = token_ids.shape[1]
         end = max(lengths) + n_new
         self._reserve(end)
+        if self._uses_numpy and token_ids.numel() <= MOST_TOKENS:
+            return torch.from_numpy(self._numpy_step().several(token_ids.numpy(), np.array(lengths)))
         place: _Place
         if min(lengths) == max(lengths):
             place = _EvenPlace(lengths[0], end, token_ids.device)
@@ -250,7 +221,7 @@ class NativeSession:
         elif self._rope is not None:
             cos, sin = self._rope
             rope = cos[place.positions].unsqueeze(-2), sin[place.positions].unsqueeze(-2)  # (T or B, T, 1, D)
-        for layer, (keys, values) in zip(self._layers, self._caches, strict=True):
+        for layer, (keys, values) in zip(self._layers, self._cache.layers(), strict=True):
             x = x + self._attention(layer, layer.attn_norm(x), keys, values, rope, place)
             inner = F.linear(layer.ff_norm(x), layer.up, layer.up_bias)
             if self.config.family == "llama":
@@ -290,6 +261,10 @@ class NativeSession:
         return out
 
     def _logits(self, hidden: Tensor) -> Tensor:
+        n_tokens = hidden.numel() // self.config.d_model
+        if self._uses_numpy and n_tokens <= MOST_TOKENS:
+            logits = self._numpy_step().logits(hidden.numpy().reshape(n_tokens, -1))
+            return torch.from_numpy(logits).float().view(*hidden.shape[:-1], -1)
         return F.linear(hidden, self.model.head.weight).float()
 
 
