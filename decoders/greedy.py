@@ -15,6 +15,7 @@ class Greedy(Sampler):
     """Always take the likeliest token."""
 
     name = "greedy"
+    takes_arrays = True
 
     def __call__(self, logits: "Tensor", step: Step) -> int:
         """(V,) logits -> the id of the largest; the lowest id where several are equal."""

@@ -18,6 +18,7 @@ class Sample(Sampler):
 
     name = "sample"
     example = "sample 0.8"
+    takes_arrays = True
     temperature: float = option(1.0, gt=0, help="below 1 likely tokens gain, above 1 unlikely ones do")
 
     def __call__(self, logits: "Tensor", step: Step) -> int:

@@ -15,6 +15,7 @@ class Temperature(LogitsProcessor):
 
     name = "temperature"
     example = "temperature 0.8"
+    takes_arrays = True
     t: float = option(gt=0, neutral=1, help="logits are divided by it")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":

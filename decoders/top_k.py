@@ -16,6 +16,7 @@ class TopK(LogitsProcessor):
 
     name = "top-k"
     example = "top-k 40"
+    takes_arrays = True
     k: int = option(ge=1, help="how many tokens stay; equals of the last one stay too")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":

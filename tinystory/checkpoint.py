@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from tinystory.model import Transformer
 
 __all__ = [
-    "CheckpointHeader", "TensorEntry", "load_model", "locate", "model_hash", "read_header", "save_checkpoint",
+    "CheckpointHeader", "TensorEntry", "check_doubled_head", "load_model", "locate", "model_hash", "name_in_file",
+    "read_header", "save_checkpoint",
 ]  # fmt: skip
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -119,7 +120,7 @@ def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "
     state: dict[str, Tensor] = {}
     try:
         for layout in hf_layout.tensor_layout(config):
-            entry = header.tensors[_name_in_file(layout.name, prefix, config)]
+            entry = header.tensors[name_in_file(layout.name, prefix, config)]
             tensor = _finite(header.directory, layout.name, _read(header.directory, entry), target_dtype)
             for name, parameter in hf_layout.unpack(layout, tensor).items():
                 state[name] = parameter.to(target)
@@ -127,7 +128,7 @@ def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "
     except torch.OutOfMemoryError as error:
         raise TinystoryError(f"the model does not fit into the memory of {device}; try --dtype bfloat16") from error
     if config.tied_head:
-        _check_doubled_head(header, prefix)
+        check_doubled_head(header, prefix)
         state["head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
     if config.tied_head:
@@ -159,7 +160,7 @@ def meta_model(config: ModelConfig) -> "Transformer":
 def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, TensorEntry]) -> None:
     """Every expected tensor is there with its shape and a float dtype, and no other."""
     prefix = hf_layout.name_prefix(config, tensors)
-    expected = {_name_in_file(layout.name, prefix, config): layout.shape for layout in hf_layout.tensor_layout(config)}
+    expected = {name_in_file(layout.name, prefix, config): layout.shape for layout in hf_layout.tensor_layout(config)}
     if config.tied_head and _HEAD in tensors:
         expected[_HEAD] = (config.vocab_size, config.d_model)
     for name, shape in expected.items():
@@ -179,7 +180,8 @@ def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, T
             )
 
 
-def _name_in_file(full_name: str, prefix: str, config: ModelConfig) -> str:
+def name_in_file(full_name: str, prefix: str, config: ModelConfig) -> str:
+    """A tensor's name in a file, from transformers' full name and the prefix that the file has."""
     return full_name if prefix or full_name == _HEAD else full_name.split(".", 1)[1]
 
 
@@ -254,12 +256,12 @@ def _finite(directory: Path, name: str, tensor: "Tensor", dtype: "torch.dtype") 
     return converted
 
 
-def _check_doubled_head(header: CheckpointHeader, prefix: str) -> None:
+def check_doubled_head(header: CheckpointHeader, prefix: str) -> None:
     """A tied model may store its head a second time, but it must be the same: transformers would use both."""
     if _HEAD not in header.tensors or header.config is None:
         return
     embed_name = hf_layout.tensor_layout(header.config)[0].name
-    head, embed = header.tensors[_HEAD], header.tensors[_name_in_file(embed_name, prefix, header.config)]
+    head, embed = header.tensors[_HEAD], header.tensors[name_in_file(embed_name, prefix, header.config)]
     with (
         (header.directory / head.file).open("rb") as head_file,
         (header.directory / embed.file).open("rb") as embed_file,

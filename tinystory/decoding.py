@@ -17,13 +17,13 @@ from tinystory.errors import TinystoryError
 from tinystory.events import Commit, Draft, Event, Finish, FinishReason, Token
 from tinystory.noise import Noise
 from tinystory.options import check_options, is_neutral, option
-from tinystory.request import Request, Session, Step, Vocabulary, Window, common_prefix, latest_half
+from tinystory.request import Ids, Request, Session, Step, Vocabulary, Window, common_prefix, latest_half
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "Chain", "Commit", "Decoder", "Draft", "Event", "Finish", "FinishReason", "LogitsProcessor", "Request",
+    "Chain", "Commit", "Decoder", "Draft", "Event", "Finish", "FinishReason", "Ids", "LogitsProcessor", "Request",
     "Sampler", "Search", "Session", "Stage", "Step", "Token", "Vocabulary", "Window", "common_prefix", "draw",
     "latest_half", "option",
 ]  # fmt: skip
@@ -34,11 +34,13 @@ class Stage:
 
     Subclass `LogitsProcessor`, `Sampler` or `Search`, set `name`, and declare options with `option()`.
     `example` is how a user might write the stage; error messages show it where there is no default to show.
+    `takes_arrays`: it works on a `numpy_session.Logits` as on a tensor, and so before torch is there.
     """
 
     name: ClassVar[str] = ""
     example: ClassVar[str] = ""
     kind: ClassVar[Literal["processor", "sampler", "search"]]
+    takes_arrays: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the options; raises UsageError."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinystory.decoding import Session, common_prefix
+from tinystory.decoding import Ids, Session, common_prefix
 from tinystory.errors import CheckpointError, UsageError
-from tinystory.session import check_prompts
+from tinystory.rows import as_lists, check_prompts
 
 __all__ = ["HFSession"]
 
@@ -109,17 +109,19 @@ class HFSession:
         return torch.stack(logits)
 
     @torch.inference_mode()
-    def decode(self, token_ids: Tensor) -> Tensor:
+    def decode(self, token_ids: Ids) -> Tensor:
         """As `Session.decode`: (B,) gives (B, V), (B, T) gives (B, T, V); float32."""
-        new = token_ids.view(len(self._rows), -1)
-        if max(map(len, self._rows)) + new.shape[1] > self.max_seq_len:
+        given = as_lists(token_ids)
+        one_each = not isinstance(given[0], list)
+        new = [[token_id] for token_id in given] if one_each else given
+        if max(map(len, self._rows)) + len(new[0]) > self.max_seq_len:
             raise UsageError(f"the context is full: this model sees {self.max_seq_len} tokens")
-        logits = torch.stack([self._feed(row, ids) for row, ids in enumerate(new.tolist())])
-        return logits if token_ids.ndim == 2 else logits[:, -1]
+        logits = torch.stack([self._feed(row, ids) for row, ids in enumerate(new)])
+        return logits[:, -1] if one_each else logits
 
-    def reorder(self, rows: Tensor) -> None:
+    def reorder(self, rows: Ids) -> None:
         """Row i becomes a copy of row rows[i]."""
-        order = rows.tolist()
+        order = as_lists(rows)
         first: set[int] = set()
         caches = []
         for row in order:  # the first taker keeps the cache itself, others get copies

@@ -1,13 +1,12 @@
 """Keys and values of the tokens that rows hold, in one block of memory that outlives the rows.
 
+It is written for arrays of torch and of NumPy alike, and imports neither.
+
 Shapes: L layers, B rows, S positions, K key/value heads, D d_head.
 """
 
-from collections.abc import Sequence
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tinystory.config import ModelConfig
 from tinystory.request import common_prefix
@@ -16,6 +15,7 @@ __all__ = ["KVCache"]
 
 _FULL_ROW_BYTES = 64 * 2**20
 """A row up to this size is taken whole; a larger one grows by doubling."""
+_FIRST_POSITIONS = 256
 _KEPT_BYTES = 256 * 2**20
 """Memory of rows that have gone is kept for others up to this size."""
 
@@ -31,18 +31,19 @@ class KVCache:
         version: changes whenever views of the memory have become wrong.
     """
 
-    def __init__(self, config: ModelConfig, like: Tensor) -> None:
+    def __init__(self, config: ModelConfig, zeros: Callable[[tuple[int, ...]], Any]) -> None:
         """An empty cache.
 
         Args:
             config: of the model.
-            like: a tensor with the device and dtype to compute in.
+            zeros: gives an array of a shape, in the dtype and on the device to compute with. Zeros, since masked
+                positions are multiplied by 0, and 0 · NaN is NaN.
         """
         self.rows: list[list[int]] = []
         self.version = 0
         self._config = config
-        self._like = like
-        self._memory: Tensor | None = None  # (L, 2, rows, K, S, D)
+        self._zeros = zeros
+        self._memory: Any = None  # (L, 2, rows, K, S, D)
         self._left: list[list[int]] = []  # what the rows after the last one still hold
 
     @property
@@ -50,19 +51,16 @@ class KVCache:
         """Positions that a row has room for; 0 before there is any."""
         return 0 if self._memory is None else self._memory.shape[4]
 
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
+    def layers(self) -> list[tuple[Any, Any]]:
         """Keys and values of each layer, views of (B, K, S, D)."""
-        assert self._memory is not None
-        return [(keys, values) for keys, values in self._memory[:, :, : len(self.rows)].unbind()]
+        return [(keys, values) for keys, values in self._memory[:, :, : len(self.rows)]]
 
     def reserve(self, n_positions: int) -> None:
         """Make room for so many positions, at most max_seq_len."""
         if n_positions <= self.capacity:
             return
-        assert self._memory is not None
         capacity = min(self._config.max_seq_len, max(2 * self.capacity, n_positions))
-        self._memory = F.pad(self._memory, (0, 0, 0, capacity - self.capacity))
-        self.version += 1
+        self._replace(self._memory.shape[2], capacity)
 
     def adopt(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """Give each prompt the row with which it shares most; how many of its tokens are cached there.
@@ -85,48 +83,42 @@ class KVCache:
         sources = [list(self.rows[source]) for source in order]
         if len(order) > len(held):
             held += [[] for _ in range(len(order) - len(held))]
-            self._grow(len(held))
+            self._replace(len(held), self.capacity)
         moves = [(row, source) for row, source in enumerate(order) if row != source and held[row] != held[source]]
         if moves:
             self._copy(moves, held)
         if len(order) != len(self.rows):
             self.version += 1
         self.rows, self._left = sources, held[len(order) :]
-        if self._left and self._size() > _KEPT_BYTES:
-            assert self._memory is not None
-            self._memory, self._left = self._memory[:, :, : len(order)].clone(), []
-            self.version += 1
+        if self._left and self._memory.nbytes > _KEPT_BYTES:
+            self._left = []
+            self._replace(len(order), self.capacity)
 
     def _copy(self, moves: Sequence[tuple[int, int]], held: Sequence[Sequence[int]]) -> None:
         """Copy rows onto rows, from where the first of them parts from its source."""
-        assert self._memory is not None
         start = min(common_prefix(held[row], held[source]) for row, source in moves)
         end = max(len(held[source]) for _, source in moves)
-        rows, sources = torch.tensor(moves, device=self._like.device).T
+        rows, sources = ([move[side] for move in moves] for side in (0, 1))
         part = self._memory[:, :, :, :, start:end]
-        part.index_copy_(2, rows, part.index_select(2, sources))
+        part[:, :, rows] = part[:, :, sources]
 
-    def _grow(self, n_rows: int) -> None:
-        """Make room for so many rows; the new ones hold nothing."""
-        assert self._memory is not None
-        memory = self._zeros(n_rows, self.capacity)
-        end = max(len(row) for row in (*self.rows, *self._left))
-        memory[:, :, : self._memory.shape[2], :, :end] = self._memory[:, :, :, :, :end]
+    def _replace(self, n_rows: int, capacity: int) -> None:
+        """Other memory, with as much of what the old one holds as there is room for."""
+        memory = self._new_memory(n_rows, capacity)
+        n_kept, end = min(n_rows, self._memory.shape[2]), min(capacity, self.capacity)
+        memory[:, :, :n_kept, :, :end] = self._memory[:, :, :n_kept, :, :end]
         self._memory = memory
         self.version += 1
 
     def _take(self, n_rows: int) -> None:
         """The first memory."""
         c = self._config
-        row_bytes = 2 * c.n_layer * c.n_kv_head * c.d_head * c.max_seq_len * self._like.element_size()
-        self._memory = self._zeros(n_rows, c.max_seq_len if row_bytes <= _FULL_ROW_BYTES else min(c.max_seq_len, 256))
+        self._memory = self._new_memory(n_rows, min(c.max_seq_len, _FIRST_POSITIONS))
+        if self._memory.nbytes // self._memory.shape[4] * c.max_seq_len <= _FULL_ROW_BYTES * n_rows:
+            self._memory = self._new_memory(n_rows, c.max_seq_len)
         self.rows = [[] for _ in range(n_rows)]
         self.version += 1
 
-    def _zeros(self, n_rows: int, capacity: int) -> Tensor:
-        """Fresh memory; zeros, since masked positions are multiplied by 0 and 0 · NaN is NaN."""
+    def _new_memory(self, n_rows: int, capacity: int) -> Any:
         c = self._config
-        return self._like.new_zeros(c.n_layer, 2, n_rows, c.n_kv_head, capacity, c.d_head)
-
-    def _size(self) -> int:
-        return 0 if self._memory is None else self._memory.numel() * self._memory.element_size()
+        return self._zeros((c.n_layer, 2, n_rows, c.n_kv_head, capacity, c.d_head))

@@ -1,10 +1,11 @@
 """From a model's name to something that writes: checkpoint, tokenizer and session together."""
 
 import os
+import sys
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinystory.checkpoint import CheckpointHeader, load_model, locate, model_hash, read_header
 from tinystory.decoding import Session
@@ -46,6 +47,12 @@ class LoadedModel:
     dtype: str
     device: str
 
+    @property
+    def threads(self) -> int:
+        """Threads that compute: one, as long as torch is not there."""
+        torch: Any = sys.modules.get("torch")
+        return torch.get_num_threads() if torch else 1
+
     @cached_property
     def hash(self) -> str:
         """sha256 over weights, config and tokenizer, in hex."""
@@ -71,6 +78,16 @@ def load(name: str | None = None, dtype: str = "float32", device: str = "cpu") -
     """
     name, header = find_model(name)
     return load_header(name, header, dtype, device)
+
+
+def load_without_torch(name: str, header: CheckpointHeader) -> LoadedModel:
+    """Load a checkpoint for which `numpy_session.suffices` holds, in float32 on the CPU; same errors as `load`."""
+    from tinystory.numpy_session import NumpySession
+
+    tokenizer = load_tokenizer(header)
+    session = NumpySession(header, tokenizer.bos_id, tokenizer.eos_ids)
+    _check_vocabulary(header, tokenizer, session)
+    return LoadedModel(name, header, tokenizer, session, "float32", "cpu")
 
 
 def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) -> LoadedModel:
@@ -102,11 +119,15 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
             tokenizer.eos_ids,
             opener,
         )
+    _check_vocabulary(header, tokenizer, session)
+    return LoadedModel(name, header, tokenizer, session, dtype, device)
+
+
+def _check_vocabulary(header: CheckpointHeader, tokenizer: "Tokenizer", session: Session) -> None:
     if tokenizer.vocab_size > session.vocab_size:
         raise CheckpointError(
             f"{header.directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {session.vocab_size}"
         )
-    return LoadedModel(name, header, tokenizer, session, dtype, device)
 
 
 def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str) -> Session:

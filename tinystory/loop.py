@@ -99,8 +99,6 @@ def _run_search(session: Session, decoder: Decoder, search: Search, request: Req
 
 
 def _run_chains(session: Session, jobs: Sequence[tuple[int, Decoder, Request]]) -> Iterator[tuple[int, Event]]:
-    import torch
-
     rows = []
     for job, decoder, request in jobs:
         reason = request.interrupted() or ("length" if request.max_new_tokens == 0 else None)
@@ -130,14 +128,14 @@ def _run_chains(session: Session, jobs: Sequence[tuple[int, Decoder, Request]]) 
             return
         if len(going) < len(rows):
             rows = [rows[index] for index in going]
-            session.reorder(torch.tensor(going))
+            session.reorder(going)
         if any(len(row.context) > session.max_seq_len for row in rows):
             for row in rows:
                 if len(row.context) > session.max_seq_len:
                     row.shrink(session.max_seq_len)
             logits = session.prefill([row.context for row in rows])
         else:
-            logits = session.decode(torch.tensor([row.context[-1] for row in rows]))
+            logits = session.decode([row.context[-1] for row in rows])
 
 
 def _pick(row: _Row, logits: "Tensor", eos_ids: frozenset[int]) -> tuple[Token | None, FinishReason | None]:

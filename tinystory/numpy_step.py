@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tinystory.config import ModelConfig
 
-__all__ = ["MOST_TOKENS", "NumpyLayer", "NumpyStep", "pays"]
+__all__ = ["MOST_TOKENS", "NumpyLayer", "NumpyStep", "NumpyWeights", "pays"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -50,7 +50,18 @@ def product(matrix: Array, x: Array) -> Array:
 
 
 class NumpyLayer(NamedTuple):
-    """One block; matrices are (out, in), q/k/v and gate/up each fused into one, keys and values (B, K, S, D)."""
+    """One block's weights; matrices are (out, in), q/k/v and gate/up each fused into one."""
+
+    attn_norm: Array
+    qkv: Array
+    o: Array
+    ff_norm: Array
+    up: Array
+    down: Array
+
+
+class _Block(NamedTuple):
+    """A layer's weights, and keys and values (B, K, S, D)."""
 
     attn_norm: Array
     qkv: Array
@@ -62,12 +73,12 @@ class NumpyLayer(NamedTuple):
     values: Array
 
 
-class NumpyStep(NamedTuple):
-    """A model with the cache of its rows.
+class NumpyWeights(NamedTuple):
+    """A model.
 
     Attributes:
         embed: (V, C).
-        layers: the blocks; a step writes their cache.
+        layers: the blocks.
         norm: (C,), the last norm's weight.
         head: (V, C).
         cos: (S, D), as from `model.rope_tables`.
@@ -83,41 +94,50 @@ class NumpyStep(NamedTuple):
     sin: Array
     eps: float
 
+
+class NumpyStep:
+    """A model with the cache of its rows, which a step writes."""
+
+    def __init__(self, weights: NumpyWeights, caches: Sequence[tuple[Array, Array]]) -> None:
+        """Put both together; `caches` are keys and values of each layer, (B, K, S, D)."""
+        self._weights = weights
+        self._blocks = [_Block(*layer, *cache) for layer, cache in zip(weights.layers, caches, strict=True)]
+
     def one(self, token_id: int, position: int) -> tuple[Array, Array]:
         """Feed a token to the only row: the normed last hidden state (C,), and the next token's logits (V,)."""
         with np.errstate(all="ignore"):  # SiLU may overflow on its way to 0; NaN logits are refused by the chain
-            x = self.embed[token_id]
-            for layer in self.layers:
+            x = self._weights.embed[token_id]
+            for layer in self._blocks:
                 x = x + self._attention(layer, self._rms_norm(x, layer.attn_norm), position)
                 x = x + self._feed_forward(layer, self._rms_norm(x, layer.ff_norm))
-            hidden = self._rms_norm(x, self.norm)
-            return hidden, np.vecdot(self.head, hidden)
+            hidden = self._rms_norm(x, self._weights.norm)
+            return hidden, np.vecdot(self._weights.head, hidden)
 
     def several(self, token_ids: NDArray[np.int64], starts: NDArray[np.int64]) -> Array:
         """Feed (B, T) ids to the rows, row i from position starts[i] on: the normed last hidden states, (B, T, C)."""
         n_rows, n_new = token_ids.shape
         place = _Place(starts, n_new)
-        cos, sin = (table[place.positions.ravel()].T for table in (self.cos, self.sin))  # (D, N)
+        cos, sin = (table[place.positions.ravel()].T for table in (self._weights.cos, self._weights.sin))  # (D, N)
         with np.errstate(all="ignore"):
-            x = np.ascontiguousarray(self.embed[token_ids.ravel()].T)  # (C, N): a token is a column
-            for layer in self.layers:
+            x = np.ascontiguousarray(self._weights.embed[token_ids.ravel()].T)  # (C, N): a token is a column
+            for layer in self._blocks:
                 x = x + _attention(layer, self._rms_norms(x, layer.attn_norm), place, cos, sin)
                 x = x + _feed_forward(layer, self._rms_norms(x, layer.ff_norm))
-            return self._rms_norms(x, self.norm).T.reshape(n_rows, n_new, -1)
+            return self._rms_norms(x, self._weights.norm).T.reshape(n_rows, n_new, -1)
 
     def logits(self, hidden: Array) -> Array:
         """(N, C) -> (N, V)."""
         with np.errstate(all="ignore"):
-            return np.ascontiguousarray(product(self.head, np.ascontiguousarray(hidden.T)).T)
+            return np.ascontiguousarray(product(self._weights.head, np.ascontiguousarray(hidden.T)).T)
 
-    def _attention(self, layer: NumpyLayer, x: Array, position: int) -> Array:
+    def _attention(self, layer: _Block, x: Array, position: int) -> Array:
         keys, values = layer.keys[0], layer.values[0]
         n_kv_head, _, d_head = keys.shape
         half, end = d_head // 2, position + 1
         qkv = np.vecdot(layer.qkv, x).reshape(-1, d_head)
         qk, v = qkv[:-n_kv_head], qkv[-n_kv_head:]
         swapped = np.concatenate((qk[:, half:], qk[:, :half]), axis=1)
-        qk = qk * self.cos[position] + swapped * self.sin[position]
+        qk = qk * self._weights.cos[position] + swapped * self._weights.sin[position]
         keys[:, position] = qk[-n_kv_head:]
         values[:, position] = v
         q = qk[:-n_kv_head].reshape(n_kv_head, -1, d_head)  # (K, H / K, D)
@@ -128,7 +148,7 @@ class NumpyStep(NamedTuple):
         out: Array = np.vecdot(layer.o, (weights @ values[:, :end]).ravel())
         return out
 
-    def _feed_forward(self, layer: NumpyLayer, x: Array) -> Array:
+    def _feed_forward(self, layer: _Block, x: Array) -> Array:
         gate, up = np.vecdot(layer.up, x).reshape(2, -1)
         up *= gate
         up /= 1 + np.exp(-gate)
@@ -136,10 +156,10 @@ class NumpyStep(NamedTuple):
         return out
 
     def _rms_norm(self, x: Array, weight: Array) -> Array:
-        return x * (weight * (1 / math.sqrt(x.dot(x) / len(x) + self.eps)))
+        return x * (weight * (1 / math.sqrt(x.dot(x) / len(x) + self._weights.eps)))
 
     def _rms_norms(self, x: Array, weight: Array) -> Array:
-        scale = 1 / np.sqrt(np.einsum("cn,cn->n", x, x) / len(x) + self.eps)
+        scale = 1 / np.sqrt(np.einsum("cn,cn->n", x, x) / len(x) + self._weights.eps)
         normed: Array = x * weight[:, None] * scale
         return normed
 
@@ -165,7 +185,7 @@ class _Place:
             cache[self._rows, :, self.positions] = new
 
 
-def _attention(layer: NumpyLayer, x: Array, place: _Place, cos: Array, sin: Array) -> Array:
+def _attention(layer: _Block, x: Array, place: _Place, cos: Array, sin: Array) -> Array:
     """(C, N) -> (C, N); cos and sin (D, N)."""
     n_rows, n_kv_head, _, d_head = layer.keys.shape
     n_new, half = place.positions.shape[1], d_head // 2
@@ -189,7 +209,7 @@ def _attention(layer: NumpyLayer, x: Array, place: _Place, cos: Array, sin: Arra
     return product(layer.o, by_head.reshape(-1, n_rows * n_new))
 
 
-def _feed_forward(layer: NumpyLayer, x: Array) -> Array:
+def _feed_forward(layer: _Block, x: Array) -> Array:
     """(C, N) -> (C, N)."""
     gate, up = product(layer.up, x).reshape(2, -1, x.shape[1])
     up *= gate

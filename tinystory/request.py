@@ -5,7 +5,7 @@ Nothing here imports torch when it is loaded.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 from tinystory.errors import UsageError
 from tinystory.events import FinishReason
@@ -14,10 +14,14 @@ from tinystory.noise import Noise
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Request", "Session", "Step", "Vocabulary", "Window", "common_prefix", "latest_half"]
+__all__ = ["Ids", "Request", "Session", "Step", "Vocabulary", "Window", "common_prefix", "latest_half"]
 
 Window = Callable[[Sequence[int], int], Sequence[int]]
 """What stays in sight of a story that has outgrown the model: its ids and max_seq_len -> the context to go on with."""
+
+
+Ids = Union["Tensor", Sequence[int], Sequence[Sequence[int]]]
+"""Integers for a session: a tensor, or lists of the same shape."""
 
 
 class Session(Protocol):
@@ -37,11 +41,11 @@ class Session(Protocol):
         """Make the rows hold these prompts, reusing cached prefixes; (B, V). A prompt has 1..max_seq_len ids."""
         ...
 
-    def decode(self, token_ids: "Tensor") -> "Tensor":
+    def decode(self, token_ids: Ids) -> "Tensor":
         """Append (B,) ids, giving (B, V), or (B, T) ids, giving (B, T, V)."""
         ...
 
-    def reorder(self, rows: "Tensor") -> None:
+    def reorder(self, rows: Ids) -> None:
         """Row i becomes a copy of row rows[i]: keep, drop or duplicate."""
         ...
 

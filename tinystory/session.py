@@ -5,21 +5,21 @@ vocab_size. This is the cached form of `model.Transformer.forward`; a test holds
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tinystory.decoding import Session
 from tinystory.errors import UsageError
-from tinystory.kv_cache import KVCache
 from tinystory.model import Attention, FeedForward, Transformer, activation, rope_tables
-from tinystory.numpy_step import MOST_TOKENS, NumpyLayer, NumpyStep, pays
+from tinystory.numpy_step import NumpyLayer, NumpyWeights, pays
+from tinystory.rows import CachedRows
 
-__all__ = ["NativeSession", "check_prompts"]
+__all__ = ["NativeSession"]
 
 
 class _Layer(NamedTuple):
@@ -35,15 +35,16 @@ class _Layer(NamedTuple):
     down: nn.Linear
 
 
-class NativeSession:
+class NativeSession(CachedRows):
     """A `decoding.Session` over a `Transformer`.
 
     Constructing one fuses the model's weights in place: its separate matrices become views of the fused ones,
     so that nothing is held twice and the model stays usable. A second session of the model comes from `open`.
     """
 
-    can_rewind = True
-    can_reorder = True
+    prefill = torch.inference_mode()(CachedRows.prefill)
+    decode = torch.inference_mode()(CachedRows.decode)
+    reorder = torch.inference_mode()(CachedRows.reorder)
 
     def __init__(
         self,
@@ -52,110 +53,30 @@ class NativeSession:
         eos_ids: frozenset[int] = frozenset(),
         opener: Callable[[str], Session] | None = None,
     ) -> None:
+        weight = model.embed.weight
+        on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+        super().__init__(model.config, bos_id, eos_ids, weight.new_zeros, uses_numpy=on_cpu and pays(model.config))
         self.model = model
-        self.config = model.config
-        self.vocab_size = model.config.vocab_size
-        self.max_seq_len = model.config.max_seq_len
-        self.bos_id = bos_id
-        self.eos_ids = eos_ids
         self._opener = opener
         with torch.no_grad():
             self._layers = [_fused(block) for block in model.blocks]
         self._activation = activation(self.config)
-        self._weight = model.embed.weight
-        self._cache = KVCache(model.config, self._weight)
+        self._weight = weight
         self._rope: tuple[Tensor, Tensor] | None = None  # cos, and sin with its first half negated; (S, D)
-        self._hidden: Tensor | None = None
-        on_cpu = self._weight.device.type == "cpu" and self._weight.dtype in (torch.float32, torch.float64)
-        self._uses_numpy = on_cpu and pays(self.config)
-        self._step: tuple[int, NumpyStep] | None = None  # over the cache's memory as it was in this version
-
-    @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Make the rows hold these prompts and give the next-token logits, (B, V) float32.
-
-        What the rows already hold is reused: each prompt starts from the row with which it shares the longest
-        prefix, and equal prompts are computed once.
-
-        Raises:
-            UsageError: a prompt is empty, longer than max_seq_len, or has an id outside the vocabulary.
-        """
-        check_prompts(prompts, self.max_seq_len, self.vocab_size)
-        unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-        kept = self._cache.adopt(unique)
-        n_new = max(len(prompt) - n for prompt, n in zip(unique, kept, strict=True))
-        # A short row is padded to n_new positions; they have to fit below max_seq_len too, so it keeps less.
-        kept = [min(n, self.max_seq_len - n_new) for n in kept]
-        self._cache.rows = [list(prompt[:n]) for prompt, n in zip(unique, kept, strict=True)]
-        padded = [list(prompt[n : n + n_new]) for prompt, n in zip(unique, kept, strict=True)]
-        last = torch.tensor([len(new) - 1 for new in padded], device=self._weight.device)
-        for new in padded:
-            new.extend([0] * (n_new - len(new)))
-        hidden = self._forward(torch.tensor(padded, device=self._weight.device))
-        self._hidden = hidden[torch.arange(len(unique), device=last.device), last]
-        self._cache.rows = [list(prompt) for prompt in unique]
-        if len(unique) < len(prompts):
-            place = {prompt: index for index, prompt in enumerate(unique)}
-            self.reorder(torch.tensor([place[tuple(prompt)] for prompt in prompts]))
-        return self._logits(self._hidden)
-
-    @torch.inference_mode()
-    def decode(self, token_ids: Tensor) -> Tensor:
-        """Append tokens to every row: (B,) ids give (B, V) float32 logits, (B, T) ids give (B, T, V).
-
-        Raises:
-            UsageError: a row would pass max_seq_len.
-        """
-        rows = self._cache.rows
-        new = token_ids.view(len(rows), -1)
-        if max(map(len, rows)) + new.shape[1] > self.max_seq_len:
-            raise UsageError(f"the context is full: this model sees {self.max_seq_len} tokens")
-        if self._uses_numpy and new.numel() == 1:
-            return self._decode_one(int(new)).view(*token_ids.shape, -1)
-        hidden = self._forward(new.to(self._weight.device))
-        self._hidden = hidden[:, -1]
-        for row, ids in zip(rows, new.tolist(), strict=True):
-            row.extend(ids)
-        return self._logits(hidden if token_ids.ndim == 2 else self._hidden)
-
-    @torch.inference_mode()
-    def reorder(self, rows: Tensor) -> None:
-        """Row i becomes a copy of row rows[i]; (B',) with any B' ≥ 1."""
-        self._cache.reorder(rows.tolist())
-        if self._hidden is not None:
-            self._hidden = self._hidden[rows.to(self._hidden.device)]
-
-    def rewind(self, n_tokens: Sequence[int]) -> None:
-        """Forget the last n_tokens[i] tokens of row i; stale cache entries are overwritten later.
-
-        `hidden` has no value until the next decode.
-
-        Raises:
-            UsageError: a row is shorter than that.
-        """
-        for row, n in zip(self._cache.rows, n_tokens, strict=True):
-            if not 0 <= n <= len(row):
-                raise UsageError(f"cannot rewind {n} tokens of a row of {len(row)}")
-            del row[len(row) - n :]
-        self._hidden = None
-
-    def hidden(self) -> Tensor:
-        """The normed last hidden state of each row's last token; (B, C)."""
-        if self._hidden is None:
-            raise UsageError("no hidden state: nothing was decoded since the rewind")
-        return self._hidden
 
     def open(self, model: str | None = None) -> Session:
         """A second, empty session of the same model, or of another checkpoint through the opener given."""
         if model is None:
             twin = copy.copy(self)
-            twin._cache, twin._hidden, twin._step = KVCache(self.config, self._weight), None, None
+            twin._forget()
             return twin
         if self._opener is None:
             raise UsageError(f"this session cannot open another model ({model})")
         return self._opener(model)
 
-    def _extend_rope(self, capacity: int) -> None:
+    def _extend_rope(self) -> None:
+        """Have an angle for each position of the cache."""
+        capacity = self._cache.capacity
         if self.config.family != "llama" or (self._rope is not None and len(self._rope[0]) >= capacity):
             return
         positions = torch.arange(capacity, device=self._weight.device)
@@ -163,58 +84,38 @@ class NativeSession:
         sin[:, : self.config.d_head // 2].neg_()  # so that rotating is x * cos + swapped_halves(x) * sin
         self._rope = cos, sin
 
-    def _decode_one(self, token_id: int) -> Tensor:
-        """`decode` for a single row and token without torch; (V,) float32."""
-        row = self._cache.rows[0]
-        self._reserve(len(row) + 1)
-        hidden, logits = self._numpy_step().one(token_id, len(row))
-        self._hidden = torch.from_numpy(hidden)[None]
-        row.append(token_id)
-        return torch.from_numpy(logits).float()
+    def _array(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array)
 
-    def _reserve(self, n_positions: int) -> None:
-        """Make room for so many positions."""
-        self._cache.reserve(n_positions)
-        self._extend_rope(self._cache.capacity)
+    def _numpy_weights(self) -> NumpyWeights:
+        """The model's own memory."""
 
-    def _numpy_step(self) -> NumpyStep:
-        """The model and the cache, as views; made anew where the cache's memory is no longer the same."""
-        version = self._cache.version
-        if self._step is None or self._step[0] != version:
-            self._step = version, self._new_numpy_step()
-        return self._step[1]
-
-    def _new_numpy_step(self) -> NumpyStep:
         def array(tensor: Any) -> Any:
             return tensor.detach().numpy()
 
+        self._extend_rope()
+        assert self._rope is not None
         layers = [
             NumpyLayer(
                 *map(array, (layer.attn_norm.weight, layer.qkv, layer.o.weight)),
-                *map(array, (layer.ff_norm.weight, layer.up, layer.down.weight, keys, values)),
+                *map(array, (layer.ff_norm.weight, layer.up, layer.down.weight)),
             )
-            for layer, (keys, values) in zip(self._layers, self._cache.layers(), strict=True)
+            for layer in self._layers
         ]
-        assert self._rope is not None
         embed, norm, head, cos, sin = map(
             array, (self._weight, self.model.norm.weight, self.model.head.weight, *self._rope)
         )
-        return NumpyStep(embed, layers, norm, head, cos, sin, self.config.norm_eps)
+        return NumpyWeights(embed, layers, norm, head, cos, sin, self.config.norm_eps)
 
-    def _forward(self, token_ids: Tensor) -> Tensor:
-        """Feed (B, T) ids after what the rows hold, writing the cache; normed hidden states (B, T, C)."""
-        lengths = [len(row) for row in self._cache.rows]
-        n_new = token_ids.shape[1]
-        end = max(lengths) + n_new
-        self._reserve(end)
-        if self._uses_numpy and token_ids.numel() <= MOST_TOKENS:
-            return torch.from_numpy(self._numpy_step().several(token_ids.numpy(), np.array(lengths)))
+    def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> Tensor:
+        self._extend_rope()
+        device, n_new = self._weight.device, len(token_ids[0])
         place: _Place
         if min(lengths) == max(lengths):
-            place = _EvenPlace(lengths[0], end, token_ids.device)
+            place = _EvenPlace(lengths[0], lengths[0] + n_new, device)
         else:
-            place = _RaggedPlace(lengths, n_new, token_ids.device)
-        x = F.embedding(token_ids, self._weight)
+            place = _RaggedPlace(lengths, n_new, device)
+        x = F.embedding(torch.tensor(token_ids, device=device), self._weight)
         rope = None
         if self.model.pos_embed is not None:
             x = x + self.model.pos_embed.weight[place.positions]
@@ -260,11 +161,7 @@ class NativeSession:
         out: Tensor = layer.o(mixed.transpose(1, 2).reshape(n_rows, n_new, -1))
         return out
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        n_tokens = hidden.numel() // self.config.d_model
-        if self._uses_numpy and n_tokens <= MOST_TOKENS:
-            logits = self._numpy_step().logits(hidden.numpy().reshape(n_tokens, -1))
-            return torch.from_numpy(logits).float().view(*hidden.shape[:-1], -1)
+    def _logits_of_many(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.model.head.weight).float()
 
 
@@ -328,18 +225,3 @@ def _join(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
         parameter.detach() for linear in linears for name, parameter in linear.named_parameters() if name == "bias"
     ]
     return joined, torch.cat(biases) if biases else None
-
-
-def check_prompts(prompts: Sequence[Sequence[int]], max_seq_len: int, vocab_size: int) -> None:
-    """Refuse what no model can take.
-
-    Raises:
-        UsageError: no prompt, an empty or too long one, or an id outside the vocabulary.
-    """
-    if not prompts:
-        raise UsageError("there is no prompt")
-    for prompt in prompts:
-        if not 1 <= len(prompt) <= max_seq_len:
-            raise UsageError(f"a prompt has {len(prompt)} tokens; this model takes 1 to {max_seq_len}")
-        if min(prompt) < 0 or max(prompt) >= vocab_size:
-            raise UsageError(f"a prompt has token id {max(prompt)}; this vocabulary ends at {vocab_size - 1}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tinystory.decoding import Session
+from tinystory.decoding import Ids, Session
 from tinystory.noise import Noise
 
 if TYPE_CHECKING:
@@ -94,10 +94,11 @@ class ToySession(Session):
         self.calls.append(Call("prefill", len(self.rows), computed))
         return torch.stack([self.logits_after(row) for row in self.rows])
 
-    def decode(self, token_ids: "Tensor") -> "Tensor":
+    def decode(self, token_ids: Ids) -> "Tensor":
         """Append (B,) ids, giving (B, V), or (B, T) ids, giving (B, T, V)."""
         import torch
 
+        token_ids = torch.as_tensor(token_ids)
         if token_ids.ndim not in (1, 2) or len(token_ids) != len(self.rows):
             raise ValueError(f"decode got ids of shape {tuple(token_ids.shape)} for {len(self.rows)} rows")
         self._has_hidden = True
@@ -109,8 +110,11 @@ class ToySession(Session):
             columns.append(torch.stack([self.logits_after(row) for row in self.rows]))
         return columns[0] if token_ids.ndim == 1 else torch.stack(columns, dim=1)
 
-    def reorder(self, rows: "Tensor") -> None:
+    def reorder(self, rows: Ids) -> None:
         """Row i becomes a copy of row rows[i]."""
+        import torch
+
+        rows = torch.as_tensor(rows)
         if not self.can_reorder:
             raise ValueError("this session cannot reorder")
         self.rows = [self.rows[index] for index in rows.tolist()]

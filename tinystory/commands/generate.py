@@ -19,12 +19,13 @@ from tinystory.commands.writing import (
 )
 from tinystory.decoding import Decoder
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.loading import LoadedModel, find_model, load_header
+from tinystory.loading import LoadedModel, find_model, load_header, load_without_torch
 from tinystory.plugins import discover
 from tinystory.spec import format_spec, parse_spec
 from tinystory.visible import visible
 
 if TYPE_CHECKING:
+    from tinystory.checkpoint import CheckpointHeader
     from tinystory.generate import Story, StoryRequest, TextEvent
 
 __all__ = ["run"]
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     name, header = find_model(args.model)
     prompt, seed = prompt_of(args), seed_of(args)
     with interrupts() as interrupted:
-        model = load_header(name, header, args.dtype, args.device)
+        model = _load(args, name, header, decoder)
         requests = _requests(args, decoder, prompt, seed, lambda: bool(interrupted))
         printer = (_JsonLines if args.jsonl else _Json if args.json else _Plain)(args, model, requests[0])
         try:
@@ -55,6 +56,15 @@ def run(args: argparse.Namespace) -> int:
             raise
         printer.end()
     return 128 + interrupted[0] if interrupted else 0
+
+
+def _load(args: argparse.Namespace, name: str, header: "CheckpointHeader", decoder: Decoder) -> LoadedModel:
+    """The model; without torch where that is enough, since importing it takes longer than a story."""
+    from tinystory.numpy_session import suffices
+
+    if suffices(header, decoder, args.dtype, args.device):
+        return load_without_torch(name, header)
+    return load_header(name, header, args.dtype, args.device)
 
 
 def _requests(

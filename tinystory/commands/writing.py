@@ -1,6 +1,7 @@
 """What the commands that write stories share: prompt, seed, interrupts, notices, and the fields of their JSON."""
 
 import argparse
+import importlib.metadata
 import os
 import platform
 import random
@@ -98,19 +99,17 @@ def styled(args: argparse.Namespace, stream: TextIO) -> bool:
 
 def common_fields(args: argparse.Namespace, model: LoadedModel, seed: int) -> dict[str, Any]:
     """What holds for every story of a call."""
-    import torch
-
     return {
         "seed": seed,
         "model": model.name,
         "model_hash": model.hash,
         "dtype": model.dtype,
         "device": model.device,
-        "threads": torch.get_num_threads(),
+        "threads": model.threads,
         "max_tokens": args.max_tokens,
         "versions": {
             "tinystory": tinystory.__version__,
-            "torch": torch.__version__,
+            "torch": importlib.metadata.version("torch"),
             "python": platform.python_version(),
         },
     }

@@ -1,0 +1,142 @@
+"""A small llama model as a session that needs no torch: the first word comes before torch could be imported.
+
+The very step that the torch session takes for a few tokens, on weights read straight from the checkpoint; so greedy
+and sampled stories are the same. Decoders get NumPy arrays that answer to the names torch uses.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinystory.checkpoint import CheckpointHeader
+from tinystory.checkpoint_arrays import read_arrays
+from tinystory.config import ModelConfig
+from tinystory.decoding import Decoder, Session
+from tinystory.errors import UsageError
+from tinystory.numpy_step import MOST_TOKENS, NumpyLayer, NumpyWeights, pays
+from tinystory.rows import CachedRows
+
+__all__ = ["Logits", "NumpySession", "suffices"]
+
+_LONGEST_CONTEXT = 4096
+"""Positions up to which the table of rotations is made at once."""
+
+
+def suffices(header: CheckpointHeader, decoder: Decoder, dtype: str, device: str) -> bool:
+    """Whether a story can be written without torch: a small plain model on the CPU, and stages that say they can."""
+    config = header.config
+    plain = config is not None and pays(config) and config.rope_scaling is None
+    fits = plain and config is not None and config.max_seq_len <= _LONGEST_CONTEXT
+    return fits and (dtype, device) == ("float32", "cpu") and all(stage.takes_arrays for stage in decoder.stages)
+
+
+class Logits(NDArray[np.float32]):
+    """Logits with the few names of a torch tensor that the stages with `takes_arrays` use."""
+
+    def numpy(self, *, force: bool = False) -> NDArray[np.float32]:
+        """The plain array."""
+        return self.view(np.ndarray)
+
+    def topk(self, k: int) -> "_TopK":
+        """The k largest in falling order, (k,)."""
+        return _TopK(np.sort(np.partition(self.numpy(), len(self) - k)[len(self) - k :])[::-1])
+
+    def masked_fill(self, mask: NDArray[np.bool_], value: float) -> "Logits":
+        """A copy with `value` where the mask is."""
+        return np.where(mask, np.float32(value), self).view(Logits)
+
+
+class _TopK(NamedTuple):
+    values: NDArray[np.float32]
+
+
+class NumpySession(CachedRows):
+    """A `decoding.Session` over NumPy arrays; weights are float32."""
+
+    def __init__(
+        self,
+        header: CheckpointHeader,
+        bos_id: int | None,
+        eos_ids: frozenset[int],
+        opener: Callable[[str], Session] | None = None,
+    ) -> None:
+        """Read the weights of a checkpoint for which `suffices` holds.
+
+        Raises:
+            CheckpointError: they are not finite, or the files changed meanwhile.
+        """
+        assert header.config is not None
+        super().__init__(header.config, bos_id, eos_ids, _zeros, uses_numpy=True)
+        self._opener = opener
+        self._weights = _weights(header.config, read_arrays(header))
+
+    def open(self, model: str | None = None) -> Session:
+        """A second, empty session of the same model, or of another checkpoint through the opener given."""
+        if model is None:
+            twin = copy.copy(self)
+            twin._forget()
+            return twin
+        if self._opener is None:
+            raise UsageError(f"this session cannot open another model ({model})")
+        return self._opener(model)
+
+    def _array(self, array: NDArray[Any]) -> Logits:
+        return array.view(Logits)
+
+    def _numpy_weights(self) -> NumpyWeights:
+        return self._weights
+
+    def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> NDArray[Any]:
+        ids, starts, width = np.array(token_ids), np.array(lengths), max(1, MOST_TOKENS // len(token_ids))
+        pieces = [
+            self._numpy_step().several(ids[:, start : start + width], starts + start)
+            for start in range(0, ids.shape[1], width)
+        ]
+        return np.concatenate(pieces, axis=1)
+
+    def _logits_of_many(self, hidden: NDArray[Any]) -> Logits:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        step = self._numpy_step()
+        pieces = [step.logits(flat[start : start + MOST_TOKENS]) for start in range(0, len(flat), MOST_TOKENS)]
+        return np.concatenate(pieces).reshape(*hidden.shape[:-1], -1).view(Logits)
+
+
+def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.zeros(shape, np.float32)
+
+
+def _weights(config: ModelConfig, arrays: dict[str, NDArray[np.float32]]) -> NumpyWeights:
+    """The model from arrays by our names."""
+
+    def joined(block: str, *names: str) -> NDArray[np.float32]:
+        return np.concatenate([arrays.pop(f"{block}.{name}.weight") for name in names])
+
+    layers = [
+        NumpyLayer(
+            arrays.pop(f"{block}.attn_norm.weight"),
+            joined(block, "attn.q", "attn.k", "attn.v"),
+            arrays.pop(f"{block}.attn.o.weight"),
+            arrays.pop(f"{block}.ff_norm.weight"),
+            joined(block, "ff.gate", "ff.up"),
+            arrays.pop(f"{block}.ff.down.weight"),
+        )
+        for block in (f"blocks.{n}" for n in range(config.n_layer))
+    ]
+    embed = arrays["embed.weight"]
+    head = embed if config.tied_head else arrays["head.weight"]
+    cos, sin = _rotations(config)
+    return NumpyWeights(embed, layers, arrays["norm.weight"], head, cos, sin, config.norm_eps)
+
+
+def _rotations(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """As `model.rope_tables`, for every position, the first half of sin negated; each (S, D)."""
+    exponents = np.arange(0, config.d_head, 2) / config.d_head
+    angles = np.arange(config.max_seq_len)[:, None] * config.rope_theta**-exponents
+    sin = np.sin(angles)
+    return (
+        np.concatenate((np.cos(angles),) * 2, axis=1).astype(np.float32),
+        np.concatenate((-sin, sin), axis=1).astype(np.float32),
+    )

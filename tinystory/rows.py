@@ -1,0 +1,212 @@
+"""Rows of a model that have a cache: the part of a session that is the same whatever computes it.
+
+It is written for arrays of torch and of NumPy alike, and does not import torch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinystory.config import ModelConfig
+from tinystory.errors import UsageError
+from tinystory.kv_cache import KVCache
+from tinystory.numpy_step import MOST_TOKENS, NumpyStep, NumpyWeights
+
+__all__ = ["CachedRows", "as_lists", "check_prompts"]
+
+
+class CachedRows(ABC):
+    """Prefill, decode, reorder, rewind and hidden of a `request.Session`; a subclass computes what NumPy does not.
+
+    Shapes: B rows, T new positions, C d_model, V vocab_size.
+    """
+
+    can_rewind = True
+    can_reorder = True
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        bos_id: int | None,
+        eos_ids: frozenset[int],
+        zeros: Callable[[tuple[int, ...]], Any],
+        *,
+        uses_numpy: bool,
+    ) -> None:
+        """Empty rows.
+
+        Args:
+            config: of the model.
+            bos_id: what a story begins with.
+            eos_ids: what ends one.
+            zeros: gives the memory of the cache, as for `KVCache`.
+            uses_numpy: a few tokens at a time are computed in NumPy.
+        """
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.max_seq_len = config.max_seq_len
+        self.bos_id = bos_id
+        self.eos_ids = eos_ids
+        self._zeros = zeros
+        self._uses_numpy = uses_numpy
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin with no rows and a cache of their own."""
+        self._cache = KVCache(self.config, self._zeros)
+        self._hidden: Any = None  # (B, C) of the last tokens; None after a rewind
+        self._step: tuple[int, NumpyStep] | None = None  # over the cache's memory as it was in this version
+
+    @abstractmethod
+    def _array(self, array: NDArray[Any]) -> Any:
+        """What NumPy has computed, as an array of the kind that decoders get; logits are float32."""
+
+    @abstractmethod
+    def _numpy_weights(self) -> NumpyWeights:
+        """The model, for as many positions as the cache has room for."""
+
+    @abstractmethod
+    def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> Any:
+        """Feed (B, T) ids to rows of these lengths, writing the cache; normed hidden states (B, T, C)."""
+
+    @abstractmethod
+    def _logits_of_many(self, hidden: Any) -> Any:
+        """(..., C) -> (..., V) float32."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Any:
+        """Make the rows hold these prompts and give the next-token logits, (B, V) float32.
+
+        What the rows already hold is reused: each prompt starts from the row with which it shares the longest
+        prefix, and equal prompts are computed once.
+
+        Raises:
+            UsageError: a prompt is empty, longer than max_seq_len, or has an id outside the vocabulary.
+        """
+        check_prompts(prompts, self.max_seq_len, self.vocab_size)
+        unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+        kept = self._cache.adopt(unique)
+        n_new = max(len(prompt) - n for prompt, n in zip(unique, kept, strict=True))
+        # A short row is padded to n_new positions; they have to fit below max_seq_len too, so it keeps less.
+        kept = [min(n, self.max_seq_len - n_new) for n in kept]
+        self._cache.rows = [list(prompt[:n]) for prompt, n in zip(unique, kept, strict=True)]
+        padded = [list(prompt[n : n + n_new]) for prompt, n in zip(unique, kept, strict=True)]
+        last = [len(new) - 1 for new in padded]
+        for new in padded:
+            new.extend([0] * (n_new - len(new)))
+        self._hidden = self._forward(padded)[list(range(len(unique))), last]
+        self._cache.rows = [list(prompt) for prompt in unique]
+        if len(unique) < len(prompts):
+            place = {prompt: index for index, prompt in enumerate(unique)}
+            self.reorder([place[tuple(prompt)] for prompt in prompts])
+        return self._logits(self._hidden)
+
+    def decode(self, token_ids: Any) -> Any:
+        """Append tokens to every row: (B,) ids give (B, V) float32 logits, (B, T) ids give (B, T, V).
+
+        Args:
+            token_ids: an array or nested lists.
+
+        Raises:
+            UsageError: a row would pass max_seq_len.
+        """
+        given = as_lists(token_ids)
+        rows = self._cache.rows
+        one_each = not isinstance(given[0], list)
+        new = [[token_id] for token_id in given] if one_each else given
+        if max(map(len, rows)) + len(new[0]) > self.max_seq_len:
+            raise UsageError(f"the context is full: this model sees {self.max_seq_len} tokens")
+        if self._uses_numpy and len(new) == len(new[0]) == 1:
+            logits = self._decode_one(new[0][0])
+            return logits if one_each else logits[None]
+        hidden = self._forward(new)
+        self._hidden = hidden[:, -1]
+        for row, ids in zip(rows, new, strict=True):
+            row.extend(ids)
+        return self._logits(self._hidden if one_each else hidden)
+
+    def _decode_one(self, token_id: int) -> Any:
+        """`decode` for a single row and token; (1, V)."""
+        row = self._cache.rows[0]
+        self._cache.reserve(len(row) + 1)
+        hidden, logits = self._numpy_step().one(token_id, len(row))
+        self._hidden = self._array(hidden[None])
+        row.append(token_id)
+        return self._array(logits[None].astype(np.float32, copy=False))
+
+    def _forward(self, token_ids: list[list[int]]) -> Any:
+        """Feed (B, T) ids after what the rows hold, writing the cache; normed hidden states (B, T, C)."""
+        lengths = [len(row) for row in self._cache.rows]
+        self._cache.reserve(max(lengths) + len(token_ids[0]))
+        if not self._is_few(len(token_ids) * len(token_ids[0])):
+            return self._forward_many(token_ids, lengths)
+        return self._array(self._numpy_step().several(np.array(token_ids), np.array(lengths)))
+
+    def _logits(self, hidden: Any) -> Any:
+        """(..., C) -> (..., V) float32."""
+        shape = hidden.shape[:-1]
+        n_tokens = int(np.prod(shape))
+        if not self._is_few(n_tokens):
+            return self._logits_of_many(hidden)
+        logits = self._numpy_step().logits(np.asarray(hidden).reshape(n_tokens, -1))
+        return self._array(logits.astype(np.float32, copy=False).reshape(*shape, -1))
+
+    def _is_few(self, n_tokens: int) -> bool:
+        return self._uses_numpy and n_tokens <= MOST_TOKENS
+
+    def _numpy_step(self) -> NumpyStep:
+        """The model and the cache; made anew where the cache's memory is no longer the same."""
+        version = self._cache.version
+        if self._step is None or self._step[0] != version:
+            caches = [(np.asarray(keys), np.asarray(values)) for keys, values in self._cache.layers()]
+            self._step = version, NumpyStep(self._numpy_weights(), caches)
+        return self._step[1]
+
+    def reorder(self, rows: Any) -> None:
+        """Row i becomes a copy of row rows[i]; (B',) with any B' ≥ 1."""
+        order = as_lists(rows)
+        self._cache.reorder(order)
+        if self._hidden is not None:
+            self._hidden = self._hidden[order]
+
+    def rewind(self, n_tokens: Sequence[int]) -> None:
+        """Forget the last n_tokens[i] tokens of row i; stale cache entries are overwritten later.
+
+        `hidden` has no value until the next decode.
+
+        Raises:
+            UsageError: a row is shorter than that.
+        """
+        for row, n in zip(self._cache.rows, n_tokens, strict=True):
+            if not 0 <= n <= len(row):
+                raise UsageError(f"cannot rewind {n} tokens of a row of {len(row)}")
+            del row[len(row) - n :]
+        self._hidden = None
+
+    def hidden(self) -> Any:
+        """The normed last hidden state of each row's last token; (B, C)."""
+        if self._hidden is None:
+            raise UsageError("no hidden state: nothing was decoded since the rewind")
+        return self._hidden
+
+
+def as_lists(array: Any) -> Any:
+    """Nested lists of an array, or of what is lists already."""
+    return array.tolist() if hasattr(array, "tolist") else list(array)
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], max_seq_len: int, vocab_size: int) -> None:
+    """Refuse what no model can take.
+
+    Raises:
+        UsageError: no prompt, an empty or too long one, or an id outside the vocabulary.
+    """
+    if not prompts:
+        raise UsageError("there is no prompt")
+    for prompt in prompts:
+        if not 1 <= len(prompt) <= max_seq_len:
+            raise UsageError(f"a prompt has {len(prompt)} tokens; this model takes 1 to {max_seq_len}")
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise UsageError(f"a prompt has token id {max(prompt)}; this vocabulary ends at {vocab_size - 1}")
