@@ -24,6 +24,6 @@ class MinLength(LogitsProcessor):
 
         if len(step.token_ids) - step.n_prompt >= self.n:
             return logits
-        ends = torch.tensor(sorted(step.eos_ids), dtype=torch.long, device=logits.device)
+        ends = torch.tensor([i for i in step.eos_ids if i < len(logits)], dtype=torch.long, device=logits.device)
         output = logits.index_fill(0, ends, -math.inf)
         return output if output.max() > -math.inf else logits
