@@ -3,7 +3,8 @@
 The previous token and the key seed a generator, which draws a share gamma of the vocabulary as green. Who has the key
 counts green tokens: without a watermark their share is gamma, with it more. The lists are those of transformers
 ("lefthash", width 1) on a CPU, bit for bit; here they come from the CPU whatever the model runs on, so that a text can
-be checked anywhere.
+be checked anywhere. torch seeds that generator with the lowest 32 bits of (key · previous id): keys that agree in them
+are one key, and after token 0 the list is the same for all.
 """
 
 import math
@@ -63,8 +64,10 @@ class Detection:
 def detect(token_ids: Sequence[int], vocab_size: int, key: int = KEY, gamma: float = GAMMA) -> Detection:
     """Look for a watermark in token ids; key and gamma are those it was written with.
 
-    A pair that comes again says nothing new, so it counts once. The p-value is the exact binomial tail: the normal
-    approximation of the z-score (and of transformers) is far off where p is small, the very place that matters.
+    A pair that comes again says nothing new, so it counts once. The p-value is the tail of the binomial distribution,
+    summed: the normal approximation behind transformers' is off by orders of magnitude where p is small, the very place
+    that matters. What pairs with the same first token share is a list drawn without putting back, which scatters less
+    than the binomial: if anything p is too large.
 
     Raises:
         ValueError: there are fewer than two ids.
