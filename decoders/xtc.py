@@ -26,9 +26,8 @@ class XTC(LogitsProcessor):
         """(V,) logits -> those below the threshold and the smallest of the others; the lowest id of equals stays."""
         if step.noise("xtc").uniform() > self.probability:
             return logits
-        probs = logits.softmax(dim=-1)
-        likely = probs >= self.threshold
+        likely = logits.softmax(dim=-1) >= self.threshold
         if not likely.any():
             return logits
-        least = probs.masked_fill(~likely, math.inf).argmin()
+        least = logits.masked_fill(~likely, math.inf).argmin()
         return logits.masked_fill(likely.index_fill(0, least, False), -math.inf)

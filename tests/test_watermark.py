@@ -20,7 +20,7 @@ from tinystory.testing import ToySession
 from tinystory_decoders.sample import Sample
 from tinystory_decoders.watermark import Watermark, binomial_tail, detect, green_list
 
-keys = st.integers(1, 2**63) | st.sampled_from([1, 15485863])
+keys = st.integers(1, 2**63) | st.sampled_from([1, 15485863, 10**30 + 7])
 
 
 @cache
@@ -83,6 +83,12 @@ def test_by_hand():
     output = Watermark(key=5, delta=1.5)(logits, step_after([1, 3]))
     assert output.tolist() == [-INF if i == min(green) else 1.5 * (i in green) for i in range(8)]
     assert any(set(green_list(3, 8, key=key).tolist()) != green for key in range(6, 10))
+
+
+def test_what_makes_two_keys_one():
+    """A fact of torch's generator, told in the module's docstring."""
+    assert green_list(3, 64, key=5).equal(green_list(3, 64, key=5 + 2**32))
+    assert green_list(0, 64, key=5).equal(green_list(0, 64, key=6))
 
 
 def test_repeated_pairs_count_once():
