@@ -1,8 +1,8 @@
 """Mirostat (Basu et al. 2021, arXiv 2007.14966): sampling that holds a chosen surprise, by feedback.
 
-`mu`, the most surprise a token may have, starts at 2 · tau and moves against the error after each token. So the mean over
-n tokens is off by the way that mu has come, divided by eta · n: a few tenths of a bit over a story, nothing in the long
-run. A target above what the model itself would reach cannot be held: then nothing is removed.
+`mu`, the most surprise a token may have, starts at 2 · tau and moves against the error after each token. So the mean
+over n tokens is off by the way that mu has come, divided by eta · n: a few tenths of a bit over a story, nothing in the
+long run. A target above what the model itself would reach cannot be held: then nothing is removed.
 
 The surprise is that of the distribution which reaches this stage, as in the paper; llama.cpp takes it after
 truncation, where it is smaller. Version 1 looks for a cut among ranks by way of Zipf's law; N is the number of tokens
