@@ -27,6 +27,7 @@ many_logits = (
 probabilities = st.floats(0, 1, exclude_min=True) | st.sampled_from([0.1, 0.5, 0.9, 0.95, 1.0])
 many_examples = settings(deadline=None, max_examples=300)
 enough_examples = settings(deadline=None, max_examples=200)
+some_examples = settings(deadline=None, max_examples=80)
 
 
 @st.composite
