@@ -129,13 +129,13 @@ finally:
 @pytest.mark.parametrize(
     ("line", "answers"),
     [
-        ("tinystory decoders top-", {"top-k", "top-p"}),
+        ("tinystory decoders top-", {"top-a", "top-h", "top-k", "top-n-sigma", "top-p"}),
         ("tinystory --resume ow", {"owl"}),
         ("tinystory --theme ", {"auto", "dark", "light"}),
         ("tinystory --keys v", {"vi"}),
         ("tinystory generate On", set()),  # a prompt: files are no help
         ("tinystory replay st", {"story.json"}),
-        ("tinystory generate --decoder=top-", {"--decoder=top-k", "--decoder=top-p"}),
+        ("tinystory generate --decoder=min-", {"--decoder=min-length", "--decoder=min-p"}),
     ],
 )
 def test_each_value_has_its_answers_without_torch(surroundings, tmp_path, line, answers):

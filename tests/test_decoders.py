@@ -7,8 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from logits_cases import (
+    HALVES,
+    INF,
+    REQUEST,
+    STEP,
+    assert_drawn_by,
+    assert_parity,
+    kept,
+    many_examples,
+    many_logits,
+    probabilities,
+    step_at,
+)
 
 from tinystory.decoding import (
     Commit,
@@ -16,10 +29,8 @@ from tinystory.decoding import (
     Draft,
     Finish,
     LogitsProcessor,
-    Request,
     Sampler,
     Search,
-    Step,
     Token,
     draw,
     option,
@@ -37,39 +48,7 @@ from tinystory_decoders.temperature import Temperature
 from tinystory_decoders.top_k import TopK
 from tinystory_decoders.top_p import TopP
 
-REQUEST = Request((0,), max_new_tokens=1, seed=3)
-STEP = Step(REQUEST, [0], frozenset({1}))
-INF = math.inf
-
-
-def step_at(position):
-    return Step(REQUEST, [0] * position, frozenset())
-
-
-def kept(logits):
-    return set(torch.isfinite(logits).nonzero()[:, 0].tolist())
-
-
-one_logit = st.one_of(
-    st.floats(-30, 30, width=32),
-    st.integers(-3, 3).map(float),  # ties
-    st.sampled_from([-INF, -INF, 1e4, -1e4]),
-)
-many_logits = (
-    st.lists(one_logit, min_size=1, max_size=40)
-    .filter(lambda values: max(values) > -INF)
-    .map(lambda values: torch.tensor(values, dtype=torch.float32))
-)
-probabilities = st.floats(0, 1, exclude_min=True) | st.sampled_from([0.1, 0.5, 0.9, 0.95, 1.0])
-many_examples = settings(deadline=None, max_examples=300)
-
-
 # Parity. transformers is imported inside, so that the other tests do not wait for it.
-
-
-def assert_parity(ours, warper, logits):
-    theirs = warper(torch.zeros((1, 1), dtype=torch.long), logits[None].clone())[0]
-    torch.testing.assert_close(ours(logits, STEP), theirs, rtol=0, atol=0)
 
 
 @pytest.mark.parity
@@ -128,8 +107,6 @@ def test_parity_on_a_whole_vocabulary(seed):
 
 
 # By hand, on the distribution [1/2, 1/4, 1/8, 1/8].
-
-HALVES = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
 
 
 @pytest.mark.parametrize(
@@ -285,15 +262,10 @@ def test_neutral_values_switch_off():
     ],
 )
 def test_draws_follow_the_distribution(processors, temperature, probs):
-    """Chi-square; 21.1 is exceeded by chance once in 10,000 times with 3 degrees of freedom."""
     chain = Decoder(processors, Sample(temperature)).chain
     state = chain.start(REQUEST)
     logits, _ = chain.process(HALVES, STEP, state)
-    drawn = [chain.sampler(logits, step_at(position)) for position in range(20_000)]
-    observed, expected = np.bincount(drawn, minlength=4), 20_000 * np.asarray(probs)
-    assert (observed[expected == 0] == 0).all()
-    possible = expected > 0
-    assert float(((observed - expected)[possible] ** 2 / expected[possible]).sum()) < 21.1
+    assert_drawn_by(lambda position: chain.sampler(logits, step_at(position)), probs)
 
 
 def test_siblings_and_seeds_draw_differently():

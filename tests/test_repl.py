@@ -605,7 +605,7 @@ def offered(text, registry):
     [
         ("/deco", ["decoder ", "decoders "]),
         ("/q", ["quit"]),
-        ("/decoder t", ["temperature ", "top-k ", "top-p "]),
+        ("/decoder t", ["temperature ", "top-a ", "top-h ", "top-k ", "top-n-sigma ", "top-p ", "typical "]),
         ("/decoder top-k 40 | te", ["temperature "]),
         ("/decoder top-k 40|gr", ["greedy"]),
         ("/decoder greedy | t", []),

@@ -1,0 +1,38 @@
+"""Blocking of repeated n-grams (Paulus, Xiong and Socher 2017, arXiv 1705.04304, for n = 3).
+
+The text is the whole story, prompt and BOS included, as in transformers. Where every token left would repeat one,
+transformers leaves none; here all stay.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinystory.decoding import LogitsProcessor, Step, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NoRepeat(LogitsProcessor):
+    """Never write the same n tokens in a row twice."""
+
+    name = "no-repeat"
+    example = "no-repeat 3"
+    n: int = option(ge=1, help="how many tokens in a row must not come again")
+
+    def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
+        """(V,) logits -> −inf for tokens that would complete an n-gram of the text."""
+        import torch
+
+        if len(step.token_ids) < self.n:
+            return logits
+        token_ids = np.array(step.token_ids)
+        ngrams = np.lib.stride_tricks.sliding_window_view(token_ids, self.n)
+        latest = token_ids[len(token_ids) - self.n + 1 :]
+        repeats = ngrams[(ngrams[:, :-1] == latest).all(axis=1), -1]
+        output = logits.index_fill(0, torch.from_numpy(repeats).to(logits.device), -math.inf)
+        return output if output.max() > -math.inf else logits

@@ -1,0 +1,23 @@
+"""Top-a sampling (BlinkDL 2022, in the repository of RWKV-LM; there is no paper)."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinystory.decoding import LogitsProcessor, Step, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TopA(LogitsProcessor):
+    """Keep tokens by the square of the top probability: many where the model is undecided, few where it is sure."""
+
+    name = "top-a"
+    a: float = option(0.2, ge=0, le=1, neutral=0, help="share of the squared top probability a token must reach")
+
+    def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
+        """(V,) logits -> those of tokens with probability of at least a · (the largest)², −inf elsewhere."""
+        probs = logits.softmax(dim=-1)
+        return logits.masked_fill(probs < self.a * probs.max() ** 2, -math.inf)

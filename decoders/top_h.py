@@ -1,0 +1,36 @@
+"""Top-H sampling (Baghaei Potraghloo et al. 2025, "Top-H decoding", arXiv 2509.02510).
+
+As in transformers, only the 100 likeliest tokens are looked at, and their probabilities are renormalised first. For
+that, and because the last token of a sum rarely fits into it, even h = 1 removes something: no value is neutral.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinystory.decoding import LogitsProcessor, Step, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TopH(LogitsProcessor):
+    """Keep the likeliest tokens that together hold a share of the entropy."""
+
+    name = "top-h"
+    h: float = option(0.4, gt=0, le=1, help="share of the entropy that the kept tokens may hold")
+
+    def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
+        """(V,) logits -> those kept, likeliest first, while the sum of −p ln p is at most h · H; −inf elsewhere."""
+        import torch
+
+        top, token_ids = logits.topk(min(100, len(logits)))
+        log_probs = top - top.logsumexp(dim=-1)
+        probs = log_probs.softmax(dim=-1)
+        entropy = -(log_probs.clamp(min=torch.finfo(logits.dtype).min) * probs).sum()
+        # A probability of 0 gives NaN here, which compares as false: such a token is not kept.
+        stays = (-probs * probs.log()).cumsum(dim=-1) <= self.h * entropy
+        stays[0] = True
+        kept = token_ids[stays]
+        return torch.full_like(logits, -math.inf).index_copy(0, kept, logits[kept])

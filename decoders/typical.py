@@ -1,0 +1,34 @@
+"""Locally typical sampling (Meister et al. 2022, arXiv 2202.00666)."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinystory.decoding import LogitsProcessor, Step, option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Typical(LogitsProcessor):
+    """Keep the tokens about as surprising as the model expects the next one to be."""
+
+    name = "typical"
+    example = "typical 0.9"
+    mass: float = option(gt=0, le=1, neutral=1, help="probability the kept tokens reach together")
+
+    def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
+        """(V,) logits -> those whose surprise is nearest to the entropy, −inf elsewhere.
+
+        The likeliest token goes where it is too sure a thing; tokens as far from the entropy as the last one kept
+        stay too.
+        """
+        log_probs = logits.log_softmax(dim=-1)
+        entropy = -(log_probs * log_probs.exp()).nansum()
+        distance = (-log_probs - entropy).abs()
+        ascending, token_ids = distance.sort()
+        cumulative = logits[token_ids].softmax(dim=-1).cumsum(dim=-1)
+        # Float32 sums may end below 1, hence the min.
+        last_kept = min(int((cumulative < self.mass).sum()), len(logits) - 1)
+        return logits.masked_fill(distance > ascending[last_kept], -math.inf)
