@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tinystory.decoding import Decoder, Request, Session
@@ -155,7 +156,7 @@ def _batches(plan: Plan) -> Iterator[_Batch]:
         n_batches = math.ceil(n_prompts / (_SEARCHES_TOGETHER if decoder.search else _ROWS_TOGETHER))
         edges = [index * n_prompts // n_batches for index in range(n_batches + 1)]
         for seed in plan.seeds_of(spec):
-            for first, stop in zip(edges, edges[1:], strict=False):
+            for first, stop in pairwise(edges):
                 yield _Batch(spec, seed, first, stop)
 
 

@@ -53,7 +53,8 @@ def distances(measures: Mapping[str, Measure], real: Mapping[str, Real], weights
         doublings.append(np.log2(1 + away / side.spread))
     if not doublings:
         return np.full(len(weights), np.inf)
-    return np.nan_to_num(np.mean(doublings, axis=0), nan=np.inf)
+    mean: Floats = np.mean(doublings, axis=0)
+    return np.where(np.isnan(mean), np.inf, mean)
 
 
 def rank(plain_distances: Mapping[str, float], resampled: Mapping[str, Floats]) -> tuple[list[str], list[str]]:

@@ -56,11 +56,12 @@ class Journal:
         Raises:
             OSError: it cannot be written; what is there of it will be cut off.
         """
+        line = _line(record)
         with self.path.open("ab") as file:
-            file.write(_line(record))
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.records.append(dict(record))
+        self.records.append(json.loads(line))  # as it will be read another time
 
     def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
         try:

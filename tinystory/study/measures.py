@@ -140,10 +140,20 @@ def measured(
     found["ended_properly"] = Ratio(np.array(ended, np.float64), one)
     lengths = np.array([[len(story) for story in stories] for stories in split], np.float64)
     if vocabulary is not None:
-        unknown = [[sum(word not in vocabulary for word in story) for story in stories] for stories in split]
-        found["unknown_words"] = Ratio(np.array(unknown, np.float64), lengths)
+        whole = [
+            [_whole_words(story, by_itself) for story, by_itself in zip(stories, group.finished, strict=True)]
+            for stories, group in zip(split, groups, strict=True)
+        ]
+        unknown = [[sum(word not in vocabulary for word in story) for story in stories] for stories in whole]
+        n_words = [[len(story) for story in stories] for stories in whole]
+        found["unknown_words"] = Ratio(np.array(unknown, np.float64), np.array(n_words, np.float64))
     found["words"] = Ratio(lengths, one)
     return found
+
+
+def _whole_words(story: Sequence[str], finished: bool) -> Sequence[str]:
+    """Without the last word where a story was cut off: it may be half a word."""
+    return story if finished else story[:-1]
 
 
 def _for_each(reference: tuple[Floats, Floats], n_groups: int) -> tuple[Floats, Floats]:

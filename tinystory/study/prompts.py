@@ -27,9 +27,8 @@ def read_prompts(path: Path, limit: int | None = None) -> tuple[str, ...]:
     Raises:
         UsageError: the file cannot be read, is of another form, or has fewer than `FEWEST` prompts.
     """
-    with reading(path):
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
+    with reading(path), path.open("rb") as file:
+        raw = file.read(_MOST_BYTES + 1)
     if len(raw) > _MOST_BYTES:
         raise UsageError(f"{visible(str(path))} has more than {_MOST_BYTES:,} bytes: it is no file of prompts")
     try:
