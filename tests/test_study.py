@@ -6,12 +6,13 @@ import random
 import numpy as np
 import pytest
 
+from tinystory import report
 from tinystory.errors import UsageError
 from tinystory.plugins import discover
-from tinystory.report import distinct, rarefied
+from tinystory.report import rarefied
 from tinystory.study import grid
 from tinystory.study.bleu import self_bleu
-from tinystory.study.bootstrap import Distinct, Gap, Ratio, estimate, plain, resamples
+from tinystory.study.bootstrap import Ratio, distinct, estimate, gap, plain, resamples
 from tinystory.study.criterion import distances, rank, real_side
 from tinystory.study.excerpts import real_groups
 from tinystory.study.grid import decoders_of, read_grid
@@ -159,10 +160,20 @@ def test_nothing_to_measure_is_none():
 def test_the_gap_of_profiles_by_hand():
     # Two prompts, two buckets: means 2 and 5 against 1 and 1, with three quarters of the weight on the first.
     sums, counts = np.array([[[4.0, 5.0], [4.0, 0.0]]]), np.array([[[2.0, 1.0], [2.0, 0.0]]])
-    gap = Gap(sums, counts, np.array([[1.0, 1.0]]), np.array([[0.75, 0.25]]))
-    assert plain(gap, 2).tolist() == [0.75 * 1 + 0.25 * 4]
-    # Without the first prompt the second bucket is empty, and does not count.
-    assert gap.by_group(np.array([[0.0, 2.0]]))[0, 0] == 1
+    measure = gap(sums, counts, np.array([[1.0, 1.0]]), np.array([[0.75, 0.25]]))
+    assert plain(measure, 2).tolist() == [0.75 * 1 + 0.25 * 4]
+    # Without the first prompt the second bucket is empty, and does not count; without the second nothing changes much.
+    assert measure.without.tolist() == [[1.0, 0.75 * 1 + 0.25 * 4]]
+
+
+def test_the_interval_of_a_small_gap_is_about_the_gap():
+    """Resampling the absolute differences themselves would give an interval above the figure."""
+    luck = np.random.default_rng(1)
+    sums = luck.normal(2, 1, (1, 40, 12))
+    measure = gap(sums, np.ones_like(sums), np.full((1, 12), 2.0), np.full((1, 12), 1 / 12))
+    found = estimate(measure, resamples(40))
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(np.abs(sums.mean(axis=1) - 2).mean())
 
 
 def texts(seed, n=6):
@@ -172,16 +183,16 @@ def texts(seed, n=6):
 
 def test_distinct_is_that_of_the_report_with_and_without_each_story():
     stories, m = texts(1), 20
-    measure = Distinct([stories], 2, m)
-    assert plain(measure, 6)[0] == pytest.approx(distinct(stories, 2, m))
+    measure = distinct([stories], 2, m)
+    assert plain(measure, 6)[0] == pytest.approx(report.distinct(stories, 2, m))
     # All weight on one story moves the figure by that story's pseudo-value.
-    without = [distinct(stories[:i] + stories[i + 1 :], 2, m) for i in range(6)]
-    pseudo = [6 * distinct(stories, 2, m) - 5 * one for one in without]
+    without = [report.distinct(stories[:i] + stories[i + 1 :], 2, m) for i in range(6)]
+    pseudo = [6 * report.distinct(stories, 2, m) - 5 * one for one in without]
     moved = measure.by_group(np.array([[0, 0, 6.0, 0, 0, 0]]))[0, 0]
-    assert moved == pytest.approx(distinct(stories, 2, m) + pseudo[2] - sum(pseudo) / 6)
+    assert moved == pytest.approx(report.distinct(stories, 2, m) + pseudo[2] - sum(pseudo) / 6)
     found = estimate(measure, resamples(6))
     assert found.low < found.value < found.high
-    assert np.isnan(plain(Distinct([stories], 2, 0), 6)[0])
+    assert np.isnan(plain(distinct([stories], 2, 0), 6)[0])
 
 
 def test_rarefied_counts_kinds():

@@ -220,7 +220,7 @@ def test_table_json_page_and_plots(study, story_file, tmp_path):
         "# The decoder study\n\n`tinystory study -d greedy -d 'top-k 60 | sample' --prompts prompts.txt"
     )
     assert str(tmp_path) not in text
-    assert "`top-k 3 \\| sample`" in text
+    assert "`top-k 60 \\| sample`" in text
     for link in re.findall(r"!\[\w+\]\((.*?)\)", text):
         assert (page.parent / link).read_bytes().startswith(b"\x89PNG")
     assert text.count("![") == 2
@@ -229,6 +229,14 @@ def test_table_json_page_and_plots(study, story_file, tmp_path):
     code, out, _ = study(*arguments, "--json")
     assert json.loads(out) == found
     assert page.read_text(encoding="utf-8") == text
+
+
+def test_an_interrupt_says_how_to_go_on(study, monkeypatch):
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collection, "write", interrupted)
+    assert study("-d", "greedy", "--seeds", 1) == (130, "", "tinystory: stopped; the same command goes on from here\n")
 
 
 def test_a_changed_study_is_refused_in_one_line(study):
@@ -246,7 +254,7 @@ def test_stories_from_scratch_with_a_grid_from_a_file(checkpoint, story_file, tm
     grid.write_text("sample\nzigzag 2 | sample\n", encoding="utf-8")
     arguments = ["--grid", grid, "--limit", 2, "--seeds", 1, "-n", 8, "--real", story_file, "-o", tmp_path / "out"]
     assert main(["study", *map(str, arguments), "-m", str(checkpoint)]) == 0
-    assert capsys.readouterr().err == "tinystory: left out: zigzag 2 | sample (zigzag is not installed)\n"
+    assert capsys.readouterr().err == "tinystory: 1 decoders of the grid are left out: zigzag is not installed\n"
     page = (tmp_path / "out" / "study.md").read_text(encoding="utf-8")
     assert "## Not measured\n\n- `zigzag 2 | sample`: zigzag is not installed" in page
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import sys
@@ -41,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     registry = discover(args.decoder_file)
     warn(args, registry.warnings)
     decoders, skipped = _decoders(args, registry)
-    warn(args, [f"left out: {spec} ({reason})" for spec, reason in skipped.items()])
+    if skipped:
+        reasons = ", ".join(dict.fromkeys(skipped.values()))
+        warn(args, [f"{len(skipped)} decoders of the grid are left out: {reasons}"])
     name, header = find_model(args.model)
     from tinystory.sources import read_stories
 
@@ -64,7 +65,11 @@ def run(args: argparse.Namespace) -> int:
         def show(done: int, total: int, label: str) -> None:
             progress(done, total=total, description=visible(label))
 
-        failed = collect(model.session, model.tokenizer, plan, real, journal, show)
+        try:
+            failed = collect(model.session, model.tokenizer, plan, real, journal, show)
+        except KeyboardInterrupt:
+            warn(args, ["stopped; the same command goes on from here"])
+            raise
     warn(args, [f"{spec} failed: {reason}" for spec, reason in failed.items()])
     if len(failed) == len(decoders):
         raise TinystoryError("every decoder failed")
@@ -185,7 +190,7 @@ def _write_down(args: argparse.Namespace, found: Mapping[str, Any]) -> None:
     target = args.page or args.out / "study.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     plots = _plot(args, found, target.parent / target.stem)
-    links = [os.path.join(target.stem, name) for name in plots]
+    links = [f"{target.stem}/{name}" for name in plots]
     write_atomically(target, page(found, found["command"], links).encode())
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tinystory.report import ngrams, rarefied
 
-__all__ = ["Distinct", "Estimate", "Floats", "Gap", "Measure", "Ratio", "estimate", "plain", "resamples"]
+__all__ = ["Estimate", "Floats", "Jackknife", "Measure", "Ratio", "distinct", "estimate", "gap", "plain", "resamples"]
 
 Floats = NDArray[np.float64]
 
@@ -75,56 +75,54 @@ class Ratio(Measure):
 
 
 @dataclass(frozen=True, eq=False)
-class Gap(Measure):
-    """How far a profile of surprise by position is from another: the mean absolute difference over the buckets.
+class Jackknife(Measure):
+    """A figure whose resamples are made of what each prompt adds to it, about the plain figure.
 
-    A bucket counts for as much as `shares` says; one without a token on either side does not count.
+    With P prompts, a figure F and F_i without prompt i, that is P · F − (P − 1) · F_i (pseudo-values: Tukey 1958). For
+    figures that a prompt drawn twice would distort: its n-grams would all be repeated, or a difference would grow.
 
     Attributes:
-        sums: (G, P, K) of the values in a bucket.
-        counts: (G, P, K), how many.
-        reference: (G, K), the profile that each group is held against.
-        shares: (G, K), at least 0.
+        whole: (G,), the figure of all prompts.
+        without: (G, P), of all but each one.
     """
 
-    sums: Floats
-    counts: Floats
-    reference: Floats
-    shares: Floats
+    whole: Floats
+    without: Floats
 
     def by_group(self, weights: Floats) -> Floats:
         """See `Measure`."""
-        profile = _quotient(weights @ self.sums, weights @ self.counts)  # (G, R, K)
-        gaps = np.abs(profile - self.reference[:, None, :])
-        counted = np.where(np.isnan(gaps), 0, self.shares[:, None, :])
-        return _quotient((np.nan_to_num(gaps) * counted).sum(axis=-1), counted.sum(axis=-1))
+        # The mean of the pseudo-values corrects the figure; what counts here is only how they differ.
+        added = (self.without.shape[1] - 1) * (self.without.mean(axis=1, keepdims=True) - self.without)
+        return self.whole[:, None] + _quotient(added @ weights.T, weights.sum(axis=1))
 
 
-class Distinct(Measure):
+def gap(sums: Floats, counts: Floats, reference: Floats, shares: Floats) -> Jackknife:
+    """How far a profile of surprise by position is from another: the mean absolute difference over the buckets.
+
+    Args:
+        sums: (G, P, K) of the values in a bucket.
+        counts: (G, P, K), how many; a bucket without a value, here or in the reference, does not count.
+        reference: (G, K), the profile that each group is held against.
+        shares: (G, K), how much a bucket counts, at least 0.
+    """
+    n_prompts = sums.shape[1]
+    weights = np.vstack([np.ones(n_prompts), 1 - np.eye(n_prompts)])  # all prompts, then all but each one
+    away = np.abs(_quotient(weights @ sums, weights @ counts) - reference[:, None, :])  # (G, 1 + P, K)
+    counted = np.where(np.isnan(away), 0, shares[:, None, :])
+    figures = _quotient((np.nan_to_num(away) * counted).sum(axis=-1), counted.sum(axis=-1))
+    return Jackknife(figures[:, 0], figures[:, 1:])
+
+
+def distinct(groups: Sequence[Sequence[Sequence[str]]], n: int, n_ngrams: int) -> Jackknife:
     """Distinct-n of each group over `n_ngrams` of its n-grams; see `report.distinct`.
 
-    A story drawn twice would repeat all its n-grams and make any resample look poor. So what is resampled is what
-    each story adds (jackknife pseudo-values: Tukey 1958), about the plain figure: with P stories, a figure F and F_i
-    without story i, that is P · F − (P − 1) · F_i.
+    Args:
+        groups: G times the words of P stories.
+        n: words of an n-gram.
+        n_ngrams: at most as many as a group has without any one of its stories; 0 measures nothing.
     """
-
-    def __init__(self, groups: Sequence[Sequence[Sequence[str]]], n: int, n_ngrams: int) -> None:
-        """Count once.
-
-        Args:
-            groups: G times the words of P stories.
-            n: words of an n-gram.
-            n_ngrams: at most as many as a group has without any one of its stories; 0 measures nothing.
-        """
-        figures = [_with_and_without(stories, n, n_ngrams) for stories in groups]
-        self._whole = np.array([whole for whole, _ in figures])[:, None]
-        n_stories = len(groups[0])
-        self._added = np.array([n_stories * whole - (n_stories - 1) * without for whole, without in figures])
-
-    def by_group(self, weights: Floats) -> Floats:
-        """See `Measure`."""
-        moved = _quotient((self._added - self._added.mean(axis=1, keepdims=True)) @ weights.T, weights.sum(axis=1))
-        return self._whole + moved
+    figures = [_with_and_without(stories, n, n_ngrams) for stories in groups]
+    return Jackknife(np.array([whole for whole, _ in figures]), np.array([without for _, without in figures]))
 
 
 def _with_and_without(stories: Sequence[Sequence[str]], n: int, n_ngrams: int) -> tuple[float, Floats]:

@@ -13,7 +13,7 @@ import numpy as np
 from tinystory.generate import ends_sentence
 from tinystory.report import ngram_count, repeated, words
 from tinystory.study.bleu import self_bleu
-from tinystory.study.bootstrap import Distinct, Floats, Gap, Measure, Ratio
+from tinystory.study.bootstrap import Floats, Measure, Ratio, distinct, gap
 
 __all__ = ["BUCKET_TOKENS", "Group", "Profile", "comparable_ngrams", "measured", "profile_of", "reference_of"]
 
@@ -120,12 +120,12 @@ def measured(
     split = [[words(text) for text in group.texts] for group in groups]
     one = np.ones((len(groups), len(groups[0].texts)))
     found: dict[str, Measure] = {
-        "bits_gap": Gap(profile.sums, profile.counts, *_for_each(reference, len(groups))),
+        "bits_gap": gap(profile.sums, profile.counts, *_for_each(reference, len(groups))),
         "bits_per_token": Ratio(profile.sums.sum(axis=-1), profile.counts.sum(axis=-1)),
     }
     fits = all(_ngrams_without_longest(group) >= distinct_ngrams for group in groups)
     for n in (1, 2, 3):
-        found[f"distinct_{n}"] = Distinct(split, n, distinct_ngrams if fits else 0)
+        found[f"distinct_{n}"] = distinct(split, n, distinct_ngrams if fits else 0)
     scores = [self_bleu(stories) for stories in split]
     found["self_bleu"] = Ratio(
         np.array([[score or 0.0 for score in group] for group in scores]),

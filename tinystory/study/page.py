@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinystory.study.table import cells, headings
+from tinystory.study.table import cells, heading_of, headings
 
 __all__ = ["page"]
 
@@ -37,15 +37,16 @@ dash where that is not defined (searches) or the sampler does not tell |
 | words | of a story, without the prompt |
 | tokens/CPU s | while writing; chains in batches of up to 32 stories, a search by itself |
 
-Intervals are 95 % bootstrap intervals over the prompts (1,000 resamples, the same ones for every decoder); for
-distinct-2, where a story drawn twice would repeat all of itself, over jackknife pseudo-values."""
+Intervals are 95 % bootstrap intervals over the prompts (1,000 resamples, the same ones for every decoder); for the bits
+gap and distinct-2, which a story drawn twice would distort, over jackknife pseudo-values."""
 
 _CRITERION = """\
-Laid down in the code before the results. For each of {measures}: z is how far a decoder is from real stories, in
-standard deviations between the groups of real stories; the gap of the bits counts only where it is above that of real
-stories. The distance is the mean of log2(1 + z): 1 is as far as one handful of real stories is from the rest, and each
-further 1 about doubles that. The least distance wins. A decoder that is no further than the winner in at least 5 % of
-the resamples is tied with it (marked =)."""
+Laid down in the code before the results. It takes {measures}.
+
+For each of these, z is how far a decoder is from real stories, in standard deviations between the groups of real
+stories; the gap of the bits counts only where it is above that of real stories. The distance is the mean of log2(1 + z):
+1 is as far as one handful of real stories is from the rest, and each further 1 about doubles that. The least distance
+wins. A decoder that is no further than the winner in at least 5 % of the resamples is tied with it (marked =)."""
 
 
 def page(found: Mapping[str, Any], command: str, plots: Sequence[str]) -> str:
@@ -58,7 +59,7 @@ def page(found: Mapping[str, Any], command: str, plots: Sequence[str]) -> str:
     """
     seeds = ", ".join(map(str, found["seeds"]))
     left_out = found["left_out_of_criterion"]
-    measures = ", ".join(name.replace("_", " ") for name in found["criterion"])
+    measures = ", ".join(heading_of(name) for name in found["criterion"])
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     parts = [
         "# The decoder study",
@@ -70,7 +71,7 @@ def page(found: Mapping[str, Any], command: str, plots: Sequence[str]) -> str:
         _METHOD.format(**found),
         "## The criterion",
         _CRITERION.format(measures=measures or "nothing"),
-        *([f"Left out here, unknown or without a spread: {', '.join(left_out)}."] if left_out else []),
+        *([f"Left out here, unknown or without a spread: {', '.join(map(heading_of, left_out))}."] if left_out else []),
         "## Results",
         _verdict(found),
         _table(found),

@@ -26,13 +26,14 @@ def plot_quality(found: Mapping[str, Any], path: Path) -> None:
     Raises:
         TinystoryError: matplotlib is not installed, or the file cannot be written.
     """
-    figure = new_figure((14, 7))
+    figure = new_figure((16, 7))
+    grid = figure.add_gridspec(1, 3, width_ratios=(5, 5, 4))
     views = (
         ("distinct_2", "distinct-2: more varied →", "bits_gap", "bits per token, gap to real stories: better ↓"),
         ("self_bleu", "self-BLEU: less varied →", "bits_per_token", "bits per token: more surprising →"),
     )
     for index, (x, x_label, y, y_label) in enumerate(views):
-        axes = figure.add_subplot(1, 3, index + 1)
+        axes = figure.add_subplot(grid[index])
         for place, row in enumerate(found["decoders"], start=1):
             color = _NEAREST_COLOR if place == 1 or row["spec"] in found["tied"] else _COLOR
             _point(axes, row["measures"], x, y, color=color, label=str(place))
@@ -44,7 +45,7 @@ def plot_quality(found: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(alpha=0.25)
-    legend = figure.add_subplot(1, 3, 3)
+    legend = figure.add_subplot(grid[2])
     legend.axis("off")
     lines = [f"{place:>2}  {row['spec']}" for place, row in enumerate(found["decoders"], start=1)]
     legend.text(0, 1, "\n".join(["★  real stories", *lines]), va="top", family="monospace", fontsize=9)

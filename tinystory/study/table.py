@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["cells", "headings"]
+__all__ = ["cells", "heading_of", "headings"]
 
 _COLUMNS = (  # heading, name of a measure, unit
     ("bits gap", "bits_gap", "bits"),
@@ -17,6 +17,11 @@ _COLUMNS = (  # heading, name of a measure, unit
     ("words", "words", "count"),
 )
 _MISSING = "–"
+
+
+def heading_of(name: str) -> str:
+    """Of the column with a measure."""
+    return next(heading for heading, column, _ in _COLUMNS if column == name)
 
 
 def headings(found: Mapping[str, Any]) -> list[str]:
