@@ -44,9 +44,10 @@ _CRITERION = """\
 Laid down in the code before the results. It takes {measures}.
 
 For each of these, z is how far a decoder is from real stories, in standard deviations between the groups of real
-stories; the gap of the bits counts only where it is above that of real stories. The distance is the mean of log2(1 + z):
-1 is as far as one handful of real stories is from the rest, and each further 1 about doubles that. The least distance
-wins. A decoder that is no further than the winner in at least 5 % of the resamples is tied with it (marked =)."""
+stories; the gap of the bits counts only where it is above that of real stories. The distance is the mean of
+log2(1 + z): 1 is as far as one handful of real stories is from the rest, and each further 1 about doubles that. The
+least distance wins. A decoder that is no further than the winner in at least 5 % of the resamples is tied with it
+(marked =)."""
 
 
 def page(found: Mapping[str, Any], command: str, plots: Sequence[str]) -> str:
