@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.generate import Ended, Story, StoryRequest, write

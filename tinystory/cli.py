@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "write one story with several decoders, side by side",
     "replay": "check that the stories of a session come about as they are written down",
     "eval": "measure a model on stories: perplexity, bits per byte, accuracy, and what its own are like",
+    "study": "write with many decoders from many prompts, and measure how like real stories each one's are",
     "decoders": "list the decoders, or show one",
     "info": "show what a checkpoint is",
     "import": "make a checkpoint from a llama2.c model",
@@ -150,6 +151,31 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(settings=(length,))
 
 
+def _study(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--real", required=True, metavar="DATA", help="held-out real stories to measure against, as for eval")
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="the study's folder; what is done there is kept")
+    described = "go on from these: a YAML list, a text with <|endoftext|> between, or lines (default: from scratch)"
+    add("--prompts", type=Path, metavar="FILE", help=described)
+    add("--limit", type=int, metavar="N", help="take the first N prompts; without prompts, N stories (default 44)")
+    add("--train", metavar="FILE", help="the training text: count the words that it does not have")
+    described = "a decoder to study; may be repeated (default: a built-in grid)"
+    add("-d", "--decoder", dest="decoders", action="append", default=[], metavar="SPEC", help=described)
+    add("--grid", type=Path, metavar="FILE", help="decoders to study, a spec on each line")
+    add("--seeds", type=int, default=2, metavar="N", help="write N stories a prompt, with N seeds (default 2)")
+    add("--search-seeds", type=int, metavar="N", help="of these seeds, searches write with the first N only")
+    add("--page", type=Path, metavar="FILE", help="write the page there, not as study.md into the study's folder")
+    add("--json", action="store_true", help="print one JSON object, not the table")
+    _add_model_flags(parser)
+    _add_decoder_file_flag(parser)
+    # One command gives one study: whatever the settings say.
+    fixed = Setting("seed", 0), Setting("max_tokens", 200)
+    _add_setting(parser, "-s", "--seed", metavar="N", help=f"the first of the seeds (default {fixed[0].value})")
+    described = f"at most N tokens a story (default {fixed[1].value}, whatever the settings say)"
+    _add_setting(parser, "-n", "--max-tokens", metavar="N", help=described)
+    parser.set_defaults(settings=fixed)
+
+
 def _decoders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this one, with its options")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -184,6 +210,7 @@ _FLAGS: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
     "compare": _compare,
     "replay": _replay,
     "eval": _eval,
+    "study": _study,
     "decoders": _decoders,
     "info": _info,
     "import": _import,

@@ -1,4 +1,4 @@
-"""The picture of a run: `metrics.jsonl` drawn as `metrics.png` and `metrics.svg`."""
+"""Figures without a display, and the picture of a run: `metrics.jsonl` drawn as `metrics.png` and `metrics.svg`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from tinystory.errors import TinystoryError
 
-__all__ = ["PANELS", "plot_metrics", "plot_runs", "read_metrics"]
+__all__ = ["PANELS", "new_figure", "plot_metrics", "plot_runs", "read_metrics", "save_figure"]
 
 PANELS = (
     ("loss, nats per token", ("train_loss", "valid_loss")),
@@ -43,7 +43,7 @@ def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         TinystoryError: matplotlib is not installed, or the file cannot be written.
     """
-    figure = _figure((12, 6.5))
+    figure = new_figure((12, 6.5))
     for index, (title, keys) in enumerate(PANELS):
         axes = figure.add_subplot(2, 3, index + 1)
         for key in keys:
@@ -58,7 +58,7 @@ def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.tick_params(labelsize=8)
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -71,7 +71,7 @@ def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> No
     Raises:
         TinystoryError: matplotlib is not installed, or the file cannot be written.
     """
-    figure = _figure((9, 5))
+    figure = new_figure((9, 5))
     axes = figure.add_subplot()
     for name, records in runs.items():
         points = [(record["tokens"] / 1e6, record["valid_loss"]) for record in records if "valid_loss" in record]
@@ -81,11 +81,18 @@ def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> No
     axes.set_ylabel("validation loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(size: tuple[float, float]) -> Any:
-    """An empty figure that needs no display; size in inches."""
+def new_figure(size: tuple[float, float]) -> Any:
+    """An empty figure that needs no display.
+
+    Args:
+        size: width and height in inches.
+
+    Raises:
+        TinystoryError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -96,7 +103,12 @@ def _figure(size: tuple[float, float]) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure; the suffix chooses the format.
+
+    Raises:
+        TinystoryError: it cannot be written; what was there is untouched.
+    """
     temporary = path.with_name(f".{path.name}")
     try:
         figure.savefig(temporary, format=path.suffix[1:], dpi=110)

@@ -19,7 +19,7 @@ from tinystory.generate import ends_sentence
 
 __all__ = [
     "COPIED_NGRAM", "StoryReport", "balanced_quotes", "describe", "distinct", "known_runs", "ngram_count", "ngrams",
-    "repeated", "words",
+    "rarefied", "repeated", "words",
 ]  # fmt: skip
 
 COPIED_NGRAM = 8
@@ -202,16 +202,27 @@ def distinct(stories: Sequence[Sequence[str]], n: int, n_ngrams: int | None = No
     if n_ngrams is not None and n_ngrams < 0:
         raise ValueError(f"n_ngrams is {n_ngrams}; it must be at least 0")
     count_of = Counter(chain.from_iterable(ngrams(story, n) for story in stories))
-    counts, n_kinds = np.unique(np.fromiter(count_of.values(), np.int64), return_counts=True)
-    total = count_of.total()
-    chosen = total if n_ngrams is None else min(n_ngrams, total)
-    if not chosen:
-        return None
-    # missed[c - 1]: C(total - c, chosen) / C(total, chosen) as a product of c factors. At most total - chosen
-    # n-grams can be missed: the factor after those is exactly 0, and so is every longer product.
+    chosen = count_of.total() if n_ngrams is None else min(n_ngrams, count_of.total())
+    return rarefied(np.fromiter(count_of.values(), np.int64), chosen) / chosen if chosen else None
+
+
+def rarefied(counts: NDArray[np.int64], n: int) -> float:
+    """How many kinds there are among n things, in the mean over all choices of n (Hurlbert 1971, Ecology 52).
+
+    Args:
+        counts: how many there are of each kind, at least 0.
+        n: how many are chosen, from 1 to all of them.
+
+    >>> rarefied(np.array([2, 2]), 2)  # the formula is at `distinct`
+    1.6666666666666667
+    """
+    counts, n_kinds = np.unique(counts[counts > 0], return_counts=True)
+    total = counts @ n_kinds
+    # missed[c - 1]: C(total - c, n) / C(total, n) as a product of c factors. At most total - n things can be
+    # missed: the factor after those is exactly 0, and so is every longer product.
     step = np.arange(counts[-1])
-    missed = np.cumprod((total - chosen - step) / (total - step))
-    return min(1.0, float(n_kinds @ (1 - missed[counts - 1])) / chosen)
+    missed = np.cumprod((total - n - step) / (total - step))
+    return min(float(n), float(n_kinds @ (1 - missed[counts - 1])))
 
 
 def repeated(story: Sequence[str], n: int) -> tuple[int, int]:

@@ -1,8 +1,14 @@
-"""A rich console that leaves a closed pipe to the command line, which ends silently."""
+"""What the commands show figures on: a console that leaves a closed pipe to the command line, and a progress bar."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 
-__all__ = ["PipeConsole"]
+__all__ = ["PipeConsole", "progress_bar", "table_console"]
 
 
 class PipeConsole(Console):
@@ -11,3 +17,32 @@ class PipeConsole(Console):
     def on_broken_pipe(self) -> None:
         """Called while a BrokenPipeError is handled; raise it again."""
         raise BrokenPipeError
+
+
+def table_console(args: argparse.Namespace, width: int = 200) -> Console:
+    """Standard output for tables; `width` is taken where it is no terminal, so that rows stay whole for grep."""
+    return PipeConsole(
+        width=None if sys.stdout.isatty() else width,
+        force_terminal=True if args.color == "always" else None,
+        color_system=None if args.color == "never" else "auto",
+        markup=False,
+        highlight=False,
+    )
+
+
+@contextmanager
+def progress_bar(args: argparse.Namespace, label: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar on standard error, where that is a terminal.
+
+    Yields:
+        A function that takes how many are done, and by name `total` and `description` where these change.
+    """
+    if args.quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda _done, **_changes: None
+        return
+    from rich.progress import Progress
+
+    console = Console(stderr=True, color_system=None if args.color == "never" else "auto")
+    with Progress(console=console, transient=True, refresh_per_second=4) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done, **changes: bar.update(task, completed=done, **changes)

@@ -3,15 +3,14 @@
 import argparse
 import dataclasses
 import json
-import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from tinystory.commands.console import progress_bar, table_console
 from tinystory.decoding import Decoder
 from tinystory.errors import UsageError
 from tinystory.loading import LoadedModel, find_model, load_header
@@ -20,8 +19,6 @@ from tinystory.spec import format_spec, parse_spec
 from tinystory.visible import visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tinystory.evaluation import Evaluation
     from tinystory.generate import Story
 
@@ -65,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_header(name, header, args.dtype, args.device)
     from tinystory.evaluation import evaluate
 
-    with _progress(args, "scoring", len(stories)) as progress:
+    with progress_bar(args, "scoring", len(stories)) as progress:
         result = evaluate(model.session, model.tokenizer, stories, cut=args.cut, progress=progress)
     report = _story_report(args, model, decoder, stories, training) if decoder else None
     (_print_json if args.json else _print_text)(args, model, result, report)
@@ -162,7 +159,7 @@ def _write(args: argparse.Namespace, model: LoadedModel, decoder: Decoder, seed:
     numbers = range(args.stories)
     requests = [StoryRequest("", decoder, seed, args.max_tokens, number=number) for number in numbers]
     found: dict[int, Story] = {}
-    with _progress(args, "writing", args.stories) as progress:
+    with progress_bar(args, "writing", args.stories) as progress:
         for start in numbers[::_TOGETHER]:
             for event in write(model.session, model.tokenizer, requests[start : start + _TOGETHER]):
                 if isinstance(event, Ended):
@@ -213,7 +210,7 @@ def _print_report(args: argparse.Namespace, report: dict[str, Any]) -> None:
         if ours is not None or theirs is not None:
             difference = None if ours is None or theirs is None or field == "stories" else ours - theirs
             table.add_row(label, _shown(ours, unit), _shown(theirs, unit), _shown(difference, unit, "+"))
-    console = _console(args)
+    console = table_console(args)
     console.print()
     console.print(table)
     where = f"in {report['train']}" if report["train"] else f"in {report['reference_stories']:,} other real stories"
@@ -234,34 +231,6 @@ def _shown(value: float | None, unit: str, sign: str = "") -> str:
     if unit == "share":
         return f"{100 * value:+.2f} pp" if sign else f"{value:.2%}"
     return f"{value:{sign},.{0 if unit == 'count' else 1}f}"
-
-
-def _console(args: argparse.Namespace) -> "Console":
-    from tinystory.commands.console import PipeConsole
-
-    return PipeConsole(
-        # Without a terminal there is no width to fit: rows stay whole for grep.
-        width=None if sys.stdout.isatty() else 200,
-        force_terminal=True if args.color == "always" else None,
-        color_system=None if args.color == "never" else "auto",
-        markup=False,
-        highlight=False,
-    )
-
-
-@contextmanager
-def _progress(args: argparse.Namespace, label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; gives the function that says how many are done."""
-    if args.quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield lambda _done: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True, color_system=None if args.color == "never" else "auto")
-    with Progress(console=console, transient=True, refresh_per_second=4) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)
 
 
 def _note(args: argparse.Namespace, line: str) -> None:

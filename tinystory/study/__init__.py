@@ -1,0 +1,1 @@
+"""The decoder study: a grid of decoders over many prompts, measured against real stories."""

@@ -1,0 +1,168 @@
+"""What a study has found: from the records of its journal to figures, as they stand in `study.json`."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from tinystory.study.bootstrap import Estimate, Floats, Measure, Ratio, estimate, resamples
+from tinystory.study.collection import Plan
+from tinystory.study.criterion import CRITERION, distances, rank, real_side
+from tinystory.study.excerpts import Excerpt
+from tinystory.study.measures import (
+    BUCKET_TOKENS,
+    Group,
+    Profile,
+    comparable_ngrams,
+    measured,
+    profile_of,
+    reference_of,
+)
+
+__all__ = ["findings"]
+
+Record = Mapping[str, Any]
+
+
+def findings(
+    plan: Plan,
+    real: Sequence[Sequence[Excerpt]],
+    records: Sequence[Record],
+    *,
+    vocabulary: Collection[str] | None = None,
+    failed: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Measure everything.
+
+    Args:
+        plan: of the study; its work is done.
+        real: groups of real excerpts.
+        records: of the journal; what is not in the plan is passed over.
+        vocabulary: the words of the training text, where that is known.
+        failed: decoders that could not write their stories, and why; they are only named.
+
+    Returns:
+        What goes into `study.json`: figures as `{"value", "low", "high"}`, shares from 0 to 1, surprise in bits.
+    """
+    failed = failed or {}
+    sides = {spec: _written(plan, spec, records) for spec in plan.decoders if spec not in failed}
+    real_groups = _real(real, records)
+    ngrams = comparable_ngrams(list(sides.values()), real_groups)
+    weights = resamples(len(plan.prompts))
+    ones = np.ones((1, len(plan.prompts)))
+    real_profile = profile_of(real_groups, plan.max_tokens)
+
+    def measures_of(groups: Sequence[Group], profile: Profile, reference: tuple[Floats, Floats]) -> dict[str, Measure]:
+        return dict(measured(groups, profile, reference, distinct_ngrams=ngrams, vocabulary=vocabulary))
+
+    real_measures = measures_of(real_groups, real_profile, reference_of(real_profile, leave_one_out=True))
+    likeness = real_side(real_measures, len(plan.prompts))
+    reference = reference_of(real_profile)
+    rows: dict[str, dict[str, Any]] = {}
+    near: dict[str, float] = {}
+    resampled: dict[str, Floats] = {}
+    for spec, groups in sides.items():
+        profile = profile_of(groups, plan.max_tokens)
+        found = measures_of(groups, profile, reference)
+        near[spec] = float(distances(found, likeness, ones)[0])
+        resampled[spec] = distances(found, likeness, weights)
+        impossible = _impossible(spec, len(plan.prompts), records)
+        if impossible:
+            found["impossible"] = impossible
+        rows[spec] = {
+            "spec": spec,
+            "seeds": list(plan.seeds_of(spec)),
+            "distance": _distance(near[spec], resampled[spec]),
+            "measures": {name: asdict(estimate(one, weights)) for name, one in found.items()},
+            "profile": profile.mean(),
+            **_speed(plan, spec, records),
+        }
+    order, tied = rank(near, resampled)
+    return {
+        "winner": order[0] if order and np.isfinite(near[order[0]]) else None,
+        "tied": tied,
+        "criterion": {name: asdict(side) for name, side in likeness.items()},
+        "left_out_of_criterion": [name for name in CRITERION if name not in likeness],
+        "prompts": len(plan.prompts),
+        "seeds": list(plan.seeds),
+        "max_tokens": plan.max_tokens,
+        "bucket_tokens": BUCKET_TOKENS,
+        "distinct_ngrams": ngrams,
+        "real": {
+            "groups": len(real_groups),
+            "measures": {name: asdict(estimate(one, weights)) for name, one in real_measures.items()},
+            "profile": real_profile.mean(),
+        },
+        "decoders": [rows[spec] for spec in order],
+        "failed": dict(failed),
+    }
+
+
+def _written(plan: Plan, spec: str, records: Sequence[Record]) -> list[Group]:
+    """The stories of a decoder, a group for each seed."""
+    groups = []
+    for seed in plan.seeds_of(spec):
+        by_number = {
+            record["first"] + index: story
+            for record in records
+            if record["kind"] == "stories" and (record["spec"], record["seed"]) == (spec, seed)
+            for index, story in enumerate(record["stories"])
+        }
+        stories = [by_number[number] for number in range(len(plan.prompts))]
+        groups.append(
+            Group(
+                tuple(story["completion"] for story in stories),
+                tuple(story["bits"] for story in stories),
+                tuple(story["finish_reason"] == "eos" for story in stories),
+            )
+        )
+    return groups
+
+
+def _real(real: Sequence[Sequence[Excerpt]], records: Sequence[Record]) -> list[Group]:
+    bits = {record["group"]: record["bits"] for record in records if record["kind"] == "real"}
+    return [
+        Group(
+            tuple(excerpt.text for excerpt in group),
+            tuple(bits[number]),
+            tuple(excerpt.finished for excerpt in group),
+        )
+        for number, group in enumerate(real)
+    ]
+
+
+def _impossible(spec: str, n_stories: int, records: Sequence[Record]) -> Ratio | None:
+    """The share of real tokens that a decoder makes impossible; None where that is not known."""
+    counts: dict[int, tuple[int, int] | None] = {}
+    for record in records:
+        if record["kind"] == "coverage" and spec in record["impossible"]:
+            counts[record["story"]] = record["impossible"][spec]
+    known = [count for number in range(n_stories) if (count := counts.get(number))]
+    if len(known) < n_stories:
+        return None
+    table = np.array(known, np.float64)
+    return Ratio(table[None, :, 0], table[None, :, 1])
+
+
+def _distance(value: float, resampled: Floats) -> dict[str, float | None]:
+    finite = resampled[np.isfinite(resampled)]
+    if not np.isfinite(value) or not len(finite):
+        return asdict(Estimate(None, None, None))
+    low, high = np.quantile(finite, (0.025, 0.975))
+    return asdict(Estimate(value, float(low), float(high)))
+
+
+def _speed(plan: Plan, spec: str, records: Sequence[Record]) -> dict[str, float | int]:
+    mine = [
+        record
+        for record in records
+        if record["kind"] == "stories" and record["spec"] == spec and record["seed"] in plan.seeds_of(spec)
+    ]
+    tokens = sum(len(story["bits"]) for record in mine for story in record["stories"])
+    seconds = sum(record["cpu_seconds"] for record in mine)
+    return {
+        "tokens": tokens,
+        "cpu_seconds": round(seconds, 3),
+        "tokens_per_cpu_second": round(tokens / seconds, 1) if seconds else 0.0,
+    }

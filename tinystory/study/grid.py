@@ -1,0 +1,102 @@
+"""The decoders of a study: specs from a file, or the built-in ones; what is not installed is left out, and said."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tinystory.decoding import Decoder
+from tinystory.errors import UsageError
+from tinystory.plugins import Registry
+from tinystory.records import reading
+from tinystory.spec import format_spec, parse_spec
+from tinystory.visible import visible
+
+__all__ = ["BUILT_IN", "decoders_of", "read_grid"]
+
+BUILT_IN = (
+    "greedy",
+    "sample",
+    "sample 0.8",
+    "sample 0.6",
+    "top-k 40 | sample",
+    "top-k 40 | sample 0.8",
+    "top-p 0.95 | sample",
+    "top-p 0.9 | sample",
+    "min-p 0.1 | sample",
+    "min-p 0.05 | sample",
+    "typical 0.95 | sample",
+    "epsilon 0.001 | sample",
+    "eta 0.001 | sample",
+    "top-h 0.4 | sample",
+    "top-n-sigma 1 | sample",
+    "top-a 0.2 | sample",
+    "min-p 0.05 | xtc | sample",
+    "dynamic-temperature low=0.5 high=1.2 | sample",
+    "repetition-penalty 1.1 | sample 0.8",
+    "no-repeat 4 | sample 0.8",
+    "dry | sample 0.8",
+    "mirostat",
+    "expert-amateur mini | sample",
+    "no-repeat 3 | greedy",
+    "beam 4",
+    "no-repeat 3 | beam 4",
+    "diverse-beam",
+    "contrastive",
+    "sample 0.8 | best-of 4",
+)
+"""Every method of the catalogue once or twice, at values their authors or peers suggest; nothing was tuned here."""
+
+
+def read_grid(path: Path) -> list[str]:
+    """The specs of a file, one on a line; empty lines and lines that begin with # are left out.
+
+    Raises:
+        UsageError: the file cannot be read, or has no spec.
+    """
+    with reading(path):
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    specs = [spec for line in text.splitlines() if (spec := line.strip()) and not spec.startswith("#")]
+    if not specs:
+        raise UsageError(f"{visible(str(path))} has no decoder spec; write one on each line")
+    return specs
+
+
+def decoders_of(
+    specs: Iterable[str], registry: Registry, *, skip_unknown: bool = False
+) -> tuple[dict[str, Decoder], dict[str, str]]:
+    """Read specs.
+
+    Args:
+        specs: as users write them.
+        registry: of the stages.
+        skip_unknown: leave out the specs with a stage that is not installed.
+
+    Returns:
+        The decoders by canonical spec, each once, in order; and why a spec was left out, by the spec as written.
+
+    Raises:
+        UsageError: a spec is wrong, or none is left.
+    """
+    known = {*registry.names(), *registry.aliases}
+    decoders: dict[str, Decoder] = {}
+    skipped: dict[str, str] = {}
+    for spec in specs:
+        try:
+            decoder = parse_spec(spec, registry)
+        except UsageError as error:
+            missing = [name for name in _names(spec) if name not in known]
+            if not (skip_unknown and missing):
+                raise UsageError(f"{spec!r}: {error}") from error
+            skipped[spec] = f"{missing[0]} is not installed"
+        else:
+            decoders.setdefault(format_spec(decoder), decoder)
+    if not decoders:
+        raise UsageError(f"no decoder is left to study: {_listed(skipped)}")
+    return decoders, skipped
+
+
+def _names(spec: str) -> list[str]:
+    return [words[0] for stage in spec.split("|") if (words := stage.split())]
+
+
+def _listed(skipped: Mapping[str, str]) -> str:
+    return "; ".join(dict.fromkeys(skipped.values())) or "give one with -d"

@@ -1,0 +1,68 @@
+"""The findings of a study as the cells of one table, for the terminal and for the page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["cells", "heading_of", "headings"]
+
+_COLUMNS = (  # heading, name of a measure, unit
+    ("bits gap", "bits_gap", "bits"),
+    ("bits/token", "bits_per_token", "bits"),
+    ("distinct-2", "distinct_2", "ratio"),
+    ("self-BLEU", "self_bleu", "ratio"),
+    ("repeated 4-grams", "repeated_4grams", "share"),
+    ("ended properly", "ended_properly", "share"),
+    ("unknown words", "unknown_words", "share"),
+    ("impossible", "impossible", "share"),
+    ("words", "words", "count"),
+)
+_MISSING = "–"
+
+
+def heading_of(name: str) -> str:
+    """Of the column with a measure."""
+    return next(heading for heading, column, _ in _COLUMNS if column == name)
+
+
+def headings(found: Mapping[str, Any]) -> list[str]:
+    """Of the columns: place and spec first, speed last."""
+    return ["", "decoder", "distance", *(heading for heading, _, _ in _shown(found)), "tokens/CPU s"]
+
+
+def cells(found: Mapping[str, Any], *, intervals: bool = False) -> list[list[str]]:
+    """A row for real stories and one for each decoder, the nearest to real stories first.
+
+    Args:
+        found: what `findings` gives.
+        intervals: write each figure's interval under it, after a `<br>`.
+    """
+    columns = _shown(found)
+    real = found["real"]["measures"]
+    rows = [["", "real stories", _MISSING, *(_cell(real.get(name), unit, intervals) for _, name, unit in columns), ""]]
+    for place, row in enumerate(found["decoders"], start=1):
+        figures = [_cell(row["measures"].get(name), unit, intervals) for _, name, unit in columns]
+        speed = f"{row['tokens_per_cpu_second']:,.0f}"
+        mark = "=" if row["spec"] in found["tied"] else ""
+        rows.append([f"{place}{mark}", row["spec"], _cell(row["distance"], "ratio", intervals), *figures, speed])
+    return rows
+
+
+def _shown(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The columns that have a figure."""
+    rows = [found["real"], *found["decoders"]]
+    return [column for column in _COLUMNS if any(column[1] in row["measures"] for row in rows)]
+
+
+def _cell(figure: Mapping[str, float | None] | None, unit: str, intervals: bool) -> str:
+    if figure is None or figure["value"] is None:
+        return _MISSING
+    shown = _number(figure["value"], unit)
+    if not intervals or figure["low"] is None or figure["high"] is None:
+        return shown
+    return f"{shown}<br>{_number(figure['low'], unit)} … {_number(figure['high'], unit)}"
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "share":
+        return f"{value:.2%}"
+    return f"{value:,.0f}" if unit == "count" else f"{value:.2f}" if unit == "bits" else f"{value:.3f}"
