@@ -10,8 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinystory.decoding import (
-    Chain, ChainState, Event, Finish, FinishReason, Request, Search, Session, Step, Token, option,
-)  # fmt: skip
+    Chain,
+    ChainState,
+    Event,
+    Finish,
+    FinishReason,
+    Request,
+    Search,
+    Session,
+    Step,
+    Token,
+    option,
+)
 from tinystory.searching import Rows, Telling, shared_length
 
 if TYPE_CHECKING:
@@ -86,7 +96,7 @@ class Group:
     def value(self, hypothesis: Hypothesis, forgiven: float = 0.0) -> float:
         """By what stories of different lengths are compared; an EOS counts as a token."""
         n_picked = len(hypothesis.tokens) + (hypothesis.reason == "eos")
-        return (hypothesis.score + forgiven) / max(1, n_picked) ** self._length_penalty
+        return (hypothesis.score + forgiven) / float(max(1, n_picked) ** self._length_penalty)
 
     def own_value(self, hypothesis: Hypothesis) -> float:
         """The same without what was paid for diversity."""
@@ -125,7 +135,9 @@ class Group:
         candidates = best(totals.flatten(), max(2, 1 + len(eos_ids)) * self.width)
         self.n_candidates += len(candidates)
 
-        live, parents, ended = [], [], []
+        live: list[Hypothesis] = []
+        ended: list[Hypothesis] = []
+        parents: list[int] = []
         for place, (score, index) in enumerate(candidates):
             parent, token_id = divmod(index, logits.shape[-1])
             old = self.live[parent]

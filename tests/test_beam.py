@@ -292,11 +292,10 @@ def test_a_cancel_keeps_what_was_shown(n_calls):
 
 def test_a_stop_ends_the_story_at_its_token():
     told = []
-    decoder = Decoder((), None, Beam(4))
-    for _, event in run(ToySession(**ENDLESS), [(decoder, Request((0, 5, 3), 12, 1, stop=lambda: len(told) >= 2))]):
-        if isinstance(event, Commit):
-            told += event.tokens
-    assert (len(told), event.reason) == (2, "stop")
+    request = Request((0, 5, 3), 12, 1, stop=lambda: len(told) >= 2)
+    events = run(ToySession(**ENDLESS), [(Decoder((), None, Beam(4)), request)])
+    last = [told.extend(event.tokens) if isinstance(event, Commit) else event for _, event in events][-1]
+    assert (len(told), last.reason) == (2, "stop")
 
 
 # Sessions.
