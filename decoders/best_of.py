@@ -30,7 +30,8 @@ class BestOf(Search):
 
     `mean-logprob` wants the tokens likely, `typical` as surprising as the model expects (Meister et al. 2022, arXiv
     2202.00666), `distinct` few token pairs twice, `repeats` few runs of four tokens twice; the last two favour short
-    stories. Candidate i of sibling s has the luck of sibling s · n + i: `best-of 4` chooses among what `--num 4` writes.
+    stories. Candidate i of sibling s has the luck of sibling s · n + i, so `best-of 4` chooses among what `--num 4`
+    writes.
     """
 
     name = "best-of"

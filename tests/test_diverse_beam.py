@@ -25,7 +25,7 @@ def written(search, session, prompt=(0, 5, 3), max_new_tokens=10, story=0, proce
 
 
 def reference(session, prompt, limit, width, n_groups, penalty):
-    """Diverse beam search by dictionaries: the best of each group as (own log-probability a token, new ids), best first.
+    """Diverse beam search by dictionaries: each group's best as (own log-probability a token, new ids), best first.
 
     A story is its picked ids, EOS included; its value is its augmented sum of log-probabilities over their number.
     """
