@@ -221,6 +221,35 @@ def test_of_equal_candidates_the_first_come_first():
     assert len(best(scores, 99)) == 6
 
 
+def test_early_stopping_stops_early_and_may_miss_the_best():
+    fewer = worse = 0
+    for seed in range(12):
+        sessions = [ToySession(seed=seed, vocab_size=6), ToySession(seed=seed, vocab_size=6)]
+        late, early = (
+            events_of(Beam(3, 2.0, stop), session)[-1] for stop, session in zip((False, True), sessions, strict=True)
+        )
+        assert len(sessions[1].calls) <= len(sessions[0].calls)
+        assert early.statistics["score"] <= late.statistics["score"]
+        fewer += len(sessions[1].calls) < len(sessions[0].calls)
+        worse += early.statistics["score"] < late.statistics["score"]
+    assert fewer > worse > 0
+
+
+def test_enough_stories_go_on_however_many_ways_to_end_there_are():
+    """Four of six tokens end a story and are the likeliest everywhere: two stories go on all the same."""
+
+    class ManyEnds(ToySession):
+        def __init__(self):
+            super().__init__(vocab_size=6)
+            self.eos_ids = frozenset({1, 2, 3, 4})
+
+        def logits_after(self, token_ids):
+            return torch.tensor([0.1, 5.0, 5.0, 5.0, 5.0, 0.0])
+
+    ids, reason = written(Beam(2, length_penalty=10), ManyEnds(), max_new_tokens=5)
+    assert (len(ids), reason) == (4, "eos")
+
+
 # Processors.
 
 
