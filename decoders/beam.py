@@ -2,7 +2,8 @@
 
 The rules are those of transformers' `generate(num_beams=width, do_sample=False)`: what counts as a candidate, when a
 story has ended, how its length is weighed, and when to stop. As there, the processors are given log-probabilities,
-and what they leave is added up as it is.
+and what they leave is added up as it is: a temperature alone changes nothing, and what a truncation leaves is not
+made to sum to one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -148,11 +149,10 @@ class Group:
                 continue
             state = chain.observe(old.state, token_id, processed[parent][1])
             penalty = old.penalty + float(penalties[token_id])
-            if reason == "eos":
-                new = Hypothesis(old.token_ids, old.tokens, state, score, penalty, reason)
-            else:
-                tokens = (*old.tokens, Token.of(logits[parent], token_id))
-                new = Hypothesis((*old.token_ids, token_id), tokens, state, score, penalty, reason)
+            token_ids, tokens = old.token_ids, old.tokens
+            if reason != "eos":
+                token_ids, tokens = (*token_ids, token_id), (*tokens, Token.of(logits[parent], token_id))
+            new = Hypothesis(token_ids, tokens, state, score, penalty, reason)
             if reason:
                 ended.append(new)
             else:
@@ -196,7 +196,7 @@ def follow(
                 group.first_row = len(parents) - len(group.live)
                 for hypothesis in group.live:
                     penalties[hypothesis.token_ids[-1]] += diversity
-        n_steps, n_alive = n_steps + 1, n_alive + len(parents)
+        n_steps, n_alive = n_steps + bool(parents), n_alive + len(parents)
 
         leaders = [(group, ranking[min(nth, len(ranking) - 1)]) for group in groups if (ranking := group.ranking())]
         leaders.sort(key=lambda leader: leader[0].own_value(leader[1]), reverse=True)
@@ -206,7 +206,7 @@ def follow(
         reason = yield from telling.tell(leader.tokens, shared_length(possible) if parents else len(leader.tokens))
         if reason or not parents:
             statistics = {
-                "beams": n_alive / n_steps,
+                "beams": n_alive / max(1, n_steps),
                 "candidates": float(sum(g.n_candidates for g in groups)),
                 "finished": float(sum(g.n_ended for g in groups)),
                 "score": group.own_value(leader),
