@@ -350,7 +350,7 @@ def test_a_beam_costs_one_row_for_each_story_alive():
 
 
 @pytest.mark.parametrize(
-    "stage", [Beam(), Beam(1), Beam(2, 0.0), Beam(7, 2.5, early_stopping=True), Beam(3, -1.0), Beam(100)]
+    "stage", [Beam(), Beam(1), Beam(2, 0.0), Beam(7, 2.5, early_stopping=True), Beam(3, -1.0), Beam(30)]
 )
 def test_beams_conform(stage):
     assert conformance(stage) == []

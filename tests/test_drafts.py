@@ -86,7 +86,7 @@ def test_without_colour_there_is_no_draft(shown):
     assert shown(("story", "Once"), ("draft", " a dog"), ("story", " a"), color=False) == "Once a"
 
 
-@pytest.mark.parametrize("column", [*range(0, 45), 79, 80, 81])
+@pytest.mark.parametrize("column", [0, 1, 7, *range(28, 43), 79, 80, 81])
 @pytest.mark.parametrize("text", ["a", "x" * 90, "so the dog ran and " * 8, "猫" * 60, "one\ntwo \x1b[2J" * 9])
 def test_a_draft_stays_on_its_line(shown, column, text):
     sent = shown(("story", "s" * column), ("draft", text))[column:]
