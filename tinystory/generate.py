@@ -99,7 +99,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class DraftText:
-    """A guess at what follows; replaced by the next event of the story."""
+    """A guess at what follows the text so far, up to a stop text; replaced by the next event of the story."""
 
     story: int
     text: str
@@ -148,7 +148,7 @@ def write(session: Session, tokenizer: Tokenizer, requests: Sequence[StoryReques
         if isinstance(event, Commit):
             yield Text(index, writer.add(event.tokens), event.tokens)
         elif isinstance(event, Draft):
-            yield DraftText(index, tokenizer.detokenize([token.id for token in event.tokens]))
+            yield DraftText(index, writer.draft(event.tokens))
         else:
             rest = writer.finish()
             if rest:
@@ -208,6 +208,9 @@ class _Writer:
         self.pieces.append(text)
         return text
 
+    def draft(self, tokens: Sequence[Token]) -> str:
+        return self.stop.peek(self.detokenizer.peek([token.id for token in tokens]))
+
     def finish(self) -> str:
         text = self.stop.add(self.detokenizer.finish()) + self.stop.finish()
         self.pieces.append(text)
@@ -246,15 +249,24 @@ class _StopFilter:
         if not self.stops or self.hit:
             return "" if self.hit else text
         self._held += text
-        found = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
-        if found:
+        end = self._end(self._held)
+        if end is not None:
             self.hit = True
-            return self._release(min(found))
+            return self._release(end)
         maybe = max((n for stop in self.stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
         return self._release(len(self._held) - maybe)
 
+    def peek(self, text: str) -> str:
+        """What would be shown after what has been passed on, if nothing followed this text."""
+        text = self._held + text
+        return "" if self.hit else text[: self._end(text)]
+
     def finish(self) -> str:
         return "" if self.hit else self._release(len(self._held))
+
+    def _end(self, text: str) -> int | None:
+        """Where the first stop text begins."""
+        return min((at for stop in self.stops if (at := text.find(stop)) >= 0), default=None)
 
     def _release(self, n: int) -> str:
         passed, self._held = self._held[:n], self._held[n:]

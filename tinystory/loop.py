@@ -94,14 +94,23 @@ def _run_search(session: Session, decoder: Decoder, search: Search, request: Req
     for verb in ("rewind", "reorder"):
         if getattr(search, f"needs_{verb}") and not getattr(session, f"can_{verb}"):
             raise UsageError(f"{search.name} has to {verb} the model's cache, and this model cannot")
+    reason = _over(request)
+    if reason:
+        yield Finish(reason)
+        return
     with named(search):
         yield from search.search(session, request, decoder.chain)
+
+
+def _over(request: Request) -> FinishReason | None:
+    """Whether a story ends before it has begun, and why."""
+    return request.interrupted() or ("length" if request.max_new_tokens == 0 else None)
 
 
 def _run_chains(session: Session, jobs: Sequence[tuple[int, Decoder, Request]]) -> Iterator[tuple[int, Event]]:
     rows = []
     for job, decoder, request in jobs:
-        reason = request.interrupted() or ("length" if request.max_new_tokens == 0 else None)
+        reason = _over(request)
         if reason:
             yield job, Finish(reason)
             continue

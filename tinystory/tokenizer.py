@@ -159,6 +159,15 @@ class Detokenizer:
         self._n_emitted += len(piece)
         return piece
 
+    def peek(self, token_ids: Sequence[int]) -> str:
+        """What would become certain with these tokens; they are not added."""
+        if self.token_bytes is None:
+            return self._tokenizer.detokenize([*self._token_ids, *token_ids])[self._n_emitted :]
+        before = self._utf8.getstate()
+        text = self._utf8.decode(b"".join(self.token_bytes.get(token_id, b"") for token_id in token_ids))
+        self._utf8.setstate(before)
+        return text
+
     def finish(self) -> str:
         """What is left: an unfinished character as U+FFFD."""
         if self.token_bytes is not None:

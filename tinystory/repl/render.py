@@ -6,6 +6,7 @@ any background.
 
 import inspect
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ _LIGHT_COLORS = ("7", "15")
 _PLAIN_NOTE = "— "
 """Tells notes from stories where there is no dim."""
 _RESET = "\x1b[0m"
+_SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[K"
+"""Of the cursor's place; of the rest of its line."""
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+_SHORTEST_DRAFT = 8
 _GAP = 2
 _NARROWEST_COLUMN = 20
 
@@ -92,7 +97,7 @@ Block = Line | Table | Outline | Bars | Spans
 
 
 class Screen:
-    """A terminal written to in order, by plain writes: nothing is ever painted over."""
+    """A terminal written to in order, by plain writes: nothing is ever painted over but a draft, the rest of a line."""
 
     def __init__(self, stream: TextIO, *, color: bool, theme: Theme = "dark") -> None:
         self._stream = stream
@@ -101,6 +106,8 @@ class Screen:
         self._sgr["mark"] = self._sgr["heat4"]
         self._at_line_start = True
         self._written = False
+        self._column = 0
+        self._has_draft = False
 
     def story(self, text: str, style: Style = "") -> None:
         """Add story text where the last piece ended."""
@@ -108,6 +115,22 @@ class Screen:
             # A style ends before each newline, so that nothing but letters is ever styled.
             self._write("\n".join(self._styled(visible(line), style) for line in text.split("\n")))
             self._at_line_start = text.endswith("\n")
+
+    def draft(self, text: str) -> None:
+        """Show how a story may go on, dim, as far as the line reaches; whatever is written next takes its place.
+
+        The cursor stays where the story ends. Where there is no dim, a draft could be taken for the story: there it is
+        not shown.
+        """
+        if self.color:
+            width = get_terminal_size().columns
+            at = self._column % width
+            # A full line leaves the cursor on its last letter, which erasing would take.
+            shown = "" if self._column and not at else _draft_line(visible(text.replace("\n", " ")), width - 1 - at)
+            erased = _ERASE if self._has_draft else ""
+            self._stream.write(erased + (_SAVE + self._styled(shown, "dim") + _RESTORE if shown else ""))
+            self._stream.flush()
+            self._has_draft = bool(shown)
 
     def written(self, text: str) -> None:
         """Pass on what has been laid out, and made visible, already."""
@@ -162,9 +185,11 @@ class Screen:
         return f"{self._sgr[style]}{text}{_RESET}" if style and self.color and text else text
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
+        self._stream.write(_ERASE + text if self._has_draft else text)
         self._stream.flush()
-        self._written = True
+        self._written, self._has_draft = True, False
+        _, newline, line = text.rpartition("\n")
+        self._column = (0 if newline else self._column) + get_cwidth(_ESCAPES.sub("", line))
 
 
 def background(theme: str, environment: Mapping[str, str] = os.environ) -> Theme:
@@ -255,6 +280,19 @@ def _bar(share: float, width: int) -> str:
     """So much of a width, to an eighth of a cell; something of whatever is not nothing."""
     eighths = max(round(share * 8 * width), 1 if share else 0) if width > 0 else 0
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _draft_line(text: str, room: int) -> str:
+    """A draft in so many cells: its beginning, and its latest words where it is longer; nothing where cells are few."""
+    if room < _SHORTEST_DRAFT:
+        return ""
+    if get_cwidth(text) <= room:
+        return text
+    end = text[len(text) - room // 3 :]
+    end = end[end.find(" ") + 1 :]
+    while get_cwidth(end) > room // 3:
+        end = end[1:]
+    return _cut(text, room - 1 - get_cwidth(end)) + " " + end
 
 
 def _padded(text: str, width: int) -> str:

@@ -7,7 +7,7 @@ from shutil import get_terminal_size
 from tinystory.columns import Columns
 from tinystory.comparison import measures
 from tinystory.decoding import Token
-from tinystory.generate import Ended, Text, TextEvent, Trimmed
+from tinystory.generate import DraftText, Ended, Text, TextEvent, Trimmed
 from tinystory.repl.commands.writing import checklist, has_word
 from tinystory.repl.pieces import spans
 from tinystory.repl.render import REASONS, Screen, Spans, Style, statistics_line
@@ -28,6 +28,8 @@ def stream(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: 
             screen.story(event.text, _tint(studio, event.tokens))
             if screen.color and ticks.add(event.text):
                 screen.story(" ✓", "good")
+        elif isinstance(event, DraftText):
+            screen.draft(event.text)
         elif isinstance(event, Trimmed):
             trimmed = True
         elif isinstance(event, Ended):
