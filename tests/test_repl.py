@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from tinystory.repl import app as app_module
 from tinystory.repl import terminal as terminal_module
 from tinystory.repl.app import App, ChatSettings, chat
 from tinystory.repl.backend import ModelBackend
+from tinystory.repl.browser import Alternative, Browser
 from tinystory.repl.commands import COMMANDS, execute
 from tinystory.repl.completion import complete
 from tinystory.repl.history import open_history
@@ -321,6 +323,42 @@ def test_escapes_of_a_writer_a_name_and_an_error_are_shown(make, talk):
     assert "\x07" not in output
     assert "␛[7mx\nbad ␛[31m" in output
     assert "␛]0;m␇" in output
+
+
+def test_escape_leaves_the_token_browser_however_soon_it_comes(make, monkeypatch):
+    """The prompt's timer for the Alt-Up just pressed once took the Escape that was pending in the browser."""
+    monkeypatch.setenv("TERM", "xterm")
+    left_by = []
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+
+        def alternatives(place):
+            if place == 1 and not left_by:  # the first time that it is on the screen
+                left_by.append("nothing")
+                keyboard.send_text("\x1b[D\x1b")
+            return [Alternative("x", 0.5, taken=True)]
+
+        class Watched(Browser):
+            def application(self, *, color):
+                window = super().application(color=color)
+                run = window.run_async
+
+                async def watched():
+                    result = await run()
+                    left_by.append((self.place, result))
+                    keyboard.send_text(CTRL_D)
+                    return result
+
+                window.run_async = watched
+                return window
+
+        monkeypatch.setattr(app_module, "browser_of", lambda studio: Watched(["a", "b"], alternatives))
+        rescue = threading.Timer(10, lambda: (left_by.append("q"), keyboard.send_text("q")))
+        rescue.start()
+        keyboard.send_text("\x1b\x1b[A")
+        code = App(make(), Screen(io.StringIO(), color=False), ChatSettings(color=False)).run()
+        rescue.cancel()
+    assert left_by == ["nothing", (0, None)]
+    assert code == 0
 
 
 def test_bytes_that_are_no_text_become_replacement_characters(make, talk):

@@ -1,5 +1,6 @@
 """The prompt loop: reads a line, lets the studio act on it, shows what comes of it, until the user leaves."""
 
+import asyncio
 import base64
 import os
 import re
@@ -21,7 +22,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.plugins import discover
 from tinystory.repl.backend import ModelBackend
-from tinystory.repl.browser import Browser
+from tinystory.repl.browser import LONE_ESCAPE_SECONDS, Browser
 from tinystory.repl.commands import Reply, execute
 from tinystory.repl.commands.tree import step_aside
 from tinystory.repl.completion import Names, StudioCompleter
@@ -128,6 +129,7 @@ class App:
         plain = create_app_session(output=PlainTextOutput(sys.stdout)) if self._dumb else nullcontext()
         with plain:
             self._session = self._prompt_session()
+        self._session.app.ttimeoutlen = LONE_ESCAPE_SECONDS
         # Importing torch holds Python's lock for long moments: it begins when the prompt is on the screen.
         self._session.app.after_render += lambda _: studio.backend.start()
 
@@ -255,6 +257,9 @@ class App:
             async with in_terminal():
                 found: list[Browser] = []
                 self._guarded(lambda: found.append(browser_of(self.studio)))
+                # Both read from one parser, and the prompt's timer for the key just pressed may still be running: it
+                # would take an Escape that was meant for the browser.
+                await asyncio.sleep(2 * prompt.ttimeoutlen)
                 choice = await found[0].application(color=self.settings.color).run_async() if found else None
             if choice:
                 place, rank = choice
