@@ -36,7 +36,7 @@ from tinystory.repl.render import Line, Screen, Story, background, toolbar
 from tinystory.repl.settings import ChatSettings
 from tinystory.repl.stream import show_columns, show_story, stream
 from tinystory.repl.studio import Studio, Turn
-from tinystory.repl.terminal import Writing
+from tinystory.repl.terminal import Hushed, Writing
 from tinystory.repl.versus import show_versus
 from tinystory.spec import parse_spec
 
@@ -194,7 +194,9 @@ class App:
         if text.startswith("/") and not text.startswith("//"):
             if not self._dumb:  # where nothing can be erased, the line is still there
                 self.screen.show(Line(PROMPT + text, "dim"))
-            return self._answer(execute(self.studio, text))
+            with Hushed():  # or Ctrl-C would leave its ^C among what is said
+                reply = execute(self.studio, text)
+            return self._answer(reply)
         text = text.removeprefix("/") if text.startswith("//") else text
         self._write((self.studio.turn(text.rstrip(" \t")),))
         return False
