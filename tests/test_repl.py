@@ -30,7 +30,7 @@ from tinystory.repl.browser import Alternative, Browser
 from tinystory.repl.commands import COMMANDS, execute
 from tinystory.repl.completion import complete
 from tinystory.repl.history import open_history
-from tinystory.repl.render import Line, Screen, Table, background, show_value, toolbar
+from tinystory.repl.render import HEAT, Line, Screen, Table, background, show_value, toolbar
 from tinystory.repl.seams import joint
 from tinystory.repl.studio import Studio
 from tinystory.repl.terminal import Writing
@@ -789,11 +789,33 @@ def test_toolbar_drops_what_does_not_fit():
     assert toolbar(["a\nb\x1b"], 80) == " a b␛"
 
 
+def luminance(number):
+    """Relative luminance, as WCAG defines it, of a colour of the 256 from 16 on."""
+    if number < 232:
+        place = number - 16
+        steps = (place // 36, place // 6 % 6, place % 6)
+        values = [0 if step == 0 else 55 + 40 * step for step in steps]
+    else:
+        values = [8 + 10 * (number - 232)] * 3
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (value / 255 for value in values)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_every_tint_can_be_read_on_its_background():
+    assert luminance(231) == pytest.approx(1)
+    for theme, backgrounds, least in [("dark", [0], 4.5), ("light", [1], 4.5), ("any", [0, 1], 3)]:
+        for number in HEAT[theme]:
+            for ground in backgrounds:
+                low, high = sorted([luminance(number), ground])
+                assert (high + 0.05) / (low + 0.05) >= least, (theme, number, ground)
+        assert len(set(HEAT[theme])) == 5
+
+
 def test_the_background_is_as_told_or_as_the_terminal_says():
     assert background("light", {"COLORFGBG": "15;0"}) == "light"
     assert background("dark", {"COLORFGBG": "0;15"}) == "dark"
     assert [background("auto", {"COLORFGBG": value}) for value in ("0;15", "0;default;7", "15;0", "")] == [
-        "light", "light", "dark", "dark"
+        "light", "light", "dark", "any"
     ]  # fmt: skip
 
 

@@ -325,7 +325,7 @@ def decoding(chat):
 
 def seeing(chat):
     chat.says("/color surprise", "surprise: ≤ 1 bit  2.5  4.5  7  above 7 bits", r"^The cat")
-    assert re.search(r"\x1b\[[0-9;]*38;5;(114|150|222|215|203)m", chat.shown(styled=True))
+    assert re.search(r"\x1b\[[0-9;]*38;5;(28|64|136|166|196)m", chat.shown(styled=True))
     chat.says("/color off", "colours are off")
     chat.says("/top -1 5", r"^→? *\d +\d+\.\d% +.*█")
     chat.says("/trace -1", r"\d,?\d+ → .*20 → ", r"top-k 20 +20 left", r"took .* by this decoder")
@@ -421,7 +421,7 @@ def test_the_studio_without_colours_on_a_wide_screen(tour):
 
 @pytest.mark.parametrize(
     ("options", "environment", "greens"),
-    [((), {}, 114), (("--theme", "light"), {}, 22), ((), {"COLORFGBG": "0;15"}, 22), ((), {"COLORFGBG": "15;0"}, 114)],
+    [((), {}, 28), (("--theme", "light"), {}, 22), ((), {"COLORFGBG": "0;15"}, 22), ((), {"COLORFGBG": "15;0"}, 114)],
 )
 def test_tints_are_those_of_the_background(tour, options, environment, greens):
     chat = tour(options=options, **environment)

@@ -27,11 +27,17 @@ Style = Literal["", "bold", "dim", "note", "good", "heat0", "heat1", "heat2", "h
 """A note is what the program says between pieces of a story; heat goes from expected to surprising; a mark is red, and
 in brackets where there is no colour."""
 
-Theme = Literal["dark", "light"]
+Theme = Literal["dark", "light", "any"]
+"""What the terminal's background is; any where it does not tell."""
 
 _SGR = {"bold": "\x1b[1m", "dim": "\x1b[2m", "note": "\x1b[2m", "good": "\x1b[1m"}
-HEAT: Mapping[Theme, tuple[int, ...]] = {"dark": (114, 150, 222, 215, 203), "light": (22, 64, 94, 130, 160)}
-"""Of the 256 colours, from green to red; each has a contrast of at least 4.5 with its background."""
+HEAT: Mapping[Theme, tuple[int, ...]] = {
+    "dark": (114, 150, 222, 215, 203),
+    "light": (22, 58, 94, 130, 160),
+    "any": (28, 64, 136, 166, 196),
+}
+"""Of the 256 colours, from green to red; each has a contrast of at least 4.5 with its background, of at least 3 with
+black and white where that is not known."""
 _LIGHT_COLORS = ("7", "15")
 _PLAIN_NOTE = "— "
 """Tells notes from stories where there is no dim."""
@@ -168,10 +174,11 @@ class Screen:
 
 
 def background(theme: str, environment: Mapping[str, str] = os.environ) -> Theme:
-    """The theme to use for a wish: for `auto`, light where COLORFGBG says that the background is, else dark."""
-    if theme == "auto":
-        theme = "light" if environment.get("COLORFGBG", "").split(";")[-1] in _LIGHT_COLORS else "dark"
-    return "light" if theme == "light" else "dark"
+    """The theme to use for a wish: for `auto`, what COLORFGBG says of the background."""
+    if theme != "auto":
+        return "light" if theme == "light" else "dark"
+    told = environment.get("COLORFGBG", "").split(";")[-1]
+    return "light" if told in _LIGHT_COLORS else "dark" if told.isdecimal() else "any"
 
 
 def statistics_line(story: generate.Story) -> str:
