@@ -197,7 +197,7 @@ def test_ctrl_c_keeps_the_story_and_twice_leaves(terminal):
     chat.expect(READY)
     chat.child.setwinsize(3, 1)
     chat.send("and\r")
-    chat.expect(f"and w{5 + n_tokens + 4} ")
+    chat.expect(f"and\r\nw{5 + n_tokens + 4}\r\n")
     chat.child.sendintr()
     chat.expect("cancelled")
     chat.expect(READY)
@@ -248,7 +248,7 @@ def test_keys_typed_ahead_stay_out_of_the_story_and_are_not_lost(terminal):
     chat.expect("Once w5 w6")
     chat.send("/len 7\r\x1b[200~two\rlines\x1b[201~")
     story = chat.expect("60 tokens")
-    assert "".join(f" w{i}" for i in range(7, 65)) in story
+    assert [f"w{i}" for i in range(7, 65)] == story.split()[:58]
     assert "len" not in story
     chat.expect("at most 7")
     chat.expect("two")

@@ -286,7 +286,9 @@ def interrupted(chat):
     chat.says("/reset", "decoder: sample 0.8")
     chat.says("/len 20", "at most 20 tokens at a time")
 
-    (chat.folder / "long.txt").write_text("Once upon a time there was a dog.\n<|endoftext|>\n" * 35_000, encoding="utf-8")
+    (chat.folder / "long.txt").write_text(
+        "Once upon a time there was a dog.\n<|endoftext|>\n" * 35_000, encoding="utf-8"
+    )
     chat.type("/ppl long.txt")
     chat.press("Enter")
     chat.until(lambda: not re.search(" tokens$", chat.screen().rstrip()), "a chat that reads a file")

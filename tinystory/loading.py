@@ -49,7 +49,7 @@ class LoadedModel:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over weights, config and tokenizer, in hex; raises CheckpointError where they were replaced meanwhile."""
+        """sha256 over weights, config and tokenizer, in hex; raises CheckpointError where they were replaced."""
         return model_hash(self.header.directory, self.header.stamp)
 
 

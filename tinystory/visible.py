@@ -13,7 +13,8 @@ def visible(text: str) -> str:
     r"""The same text with control and invisible formatting characters shown as what they are.
 
     C0 controls become their Unicode pictures (ESC is ␛), anything else that moves the cursor, turns the writing
-    direction, hides or is no character at all (U+FFFE, which no XML may have) becomes its code point. Newline, tab and the joiners that scripts and emoji need stay.
+    direction, hides or is no character at all (U+FFFE, which no XML may have) becomes its code point. Newline, tab
+    and the joiners that scripts and emoji need stay.
 
     >>> visible("a\x1b[2Jb")
     'a␛[2Jb'

@@ -9,12 +9,14 @@ import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from shutil import get_terminal_size
 from typing import Literal, TextIO
 
 from prompt_toolkit.utils import get_cwidth
 
 from tinystory import generate
+from tinystory.repl.wrapping import Wrapping
 from tinystory.spec import format_spec
 from tinystory.visible import visible
 
@@ -107,12 +109,12 @@ class Screen:
         self._sgr["mark"] = self._sgr["heat4"]
         self._at_line_start = True
         self._written = False
+        self._wrapping: Wrapping[Style] = Wrapping(lambda: max(1, get_terminal_size().columns))
 
     def story(self, text: str, style: Style = "") -> None:
-        """Add story text where the last piece ended."""
+        """Add story text where the last piece ended; near the edge a word waits until it is known to fit."""
         if text:
-            # A style ends before each newline, so that nothing but letters is ever styled.
-            self._write("\n".join(self._styled(visible(line), style) for line in text.split("\n")))
+            self._put(self._wrapping.add(visible(text), style))
             self._at_line_start = text.endswith("\n")
 
     def written(self, text: str) -> None:
@@ -129,8 +131,10 @@ class Screen:
     def fresh_line(self) -> None:
         """Begin a new line, unless there is one."""
         if not self._at_line_start:
+            self._put(self._wrapping.settle())
             self._write("\n")
             self._at_line_start = True
+        self._wrapping.restart()
 
     def gap(self) -> None:
         """Leave a line blank, but for the first of all."""
@@ -161,6 +165,16 @@ class Screen:
             else:
                 lines = _table_lines(block, width)
             self._write("".join(self._styled(visible(line), style) + "\n" for line in lines))
+
+    def _put(self, pieces: Iterable[tuple[str, Style]]) -> None:
+        """Write pieces of a story."""
+        text = ""
+        for style, alike in groupby(pieces, key=lambda piece: piece[1]):
+            # A style ends before each newline, so that nothing but letters is ever styled.
+            lines = "".join(piece for piece, _ in alike).split("\n")
+            text += "\n".join(self._styled(line, style) for line in lines)
+        if text:
+            self._write(text)
 
     def _styled(self, text: str, style: Style) -> str:
         if style == "mark" and text and not self.color:
