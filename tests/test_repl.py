@@ -30,7 +30,7 @@ from tinystory.repl.browser import Alternative, Browser
 from tinystory.repl.commands import COMMANDS, execute
 from tinystory.repl.completion import complete
 from tinystory.repl.history import open_history
-from tinystory.repl.render import HEAT, Line, Screen, Table, background, show_value, toolbar
+from tinystory.repl.render import HEAT, Line, Outline, Screen, Table, background, show_value, toolbar
 from tinystory.repl.seams import joint
 from tinystory.repl.studio import Studio
 from tinystory.repl.terminal import Writing
@@ -817,6 +817,24 @@ def test_the_background_is_as_told_or_as_the_terminal_says():
     assert [background("auto", {"COLORFGBG": value}) for value in ("0;15", "0;default;7", "15;0", "")] == [
         "light", "light", "dark", "any"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (100, "● 2  The owl had a vase. It was big and brig…  top-k 40 | sample 0.8 · seed 7 · 176 tok · 1.34 bits"),
+        (76, "● 2  The owl had a vase.…  top-k 40 | sampl… · seed 7 · 176 tok · 1.34 bits"),
+        (60, "● 2  The owl had a vase. It…   seed 7 · 176 tok · 1.34 bits"),
+        (40, "● 2  The owl had a vase. It…  1.34 bits"),
+        (30, "● 2  The owl had a vase. It…"),
+    ],
+)
+def test_a_row_of_the_tree_keeps_the_figures_and_cuts_the_spec(monkeypatch, width, line):
+    """In 80 columns, two stages were enough for a row to lose all it had to say."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    facts = "top-k 40 | sample 0.8 · seed 7 · 176 tok · 1.34 bits"
+    shown = printed([Outline((("● 2", "The owl had a vase. It was big and bright and old.", facts, ""),))])
+    assert shown == line + "\n"
 
 
 def test_a_long_first_cell_does_not_take_the_width_of_the_second(monkeypatch):

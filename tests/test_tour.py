@@ -218,7 +218,7 @@ def writing(chat):
     chat.says("/stats", r"surprise +\d+\.\d+ bits/token")
     chat.says("/undo", r"^Once upon a time, ")
     chat.says("/redo", r"^Once upon a time, ")
-    chat.says("/trim", r"^Once upon a time, .*[.!?”\"]$")
+    chat.says("/trim", r"^Once upon a time, [^>]*[.!?”\"]$")
     chat.says("/seed random", "seed: random, a fresh one")
     chat.says("/seed 7", "^seed: 7$")
     chat.says("/stop the", 'a piece ends before "the"')

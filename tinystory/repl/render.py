@@ -46,6 +46,7 @@ _PLAIN_NOTE = "— "
 _RESET = "\x1b[0m"
 _GAP = 2
 _NARROWEST_COLUMN = 20
+_NARROWEST_FACT = 8
 
 REASONS = {"eos": "the end", "length": "length", "stop": "stop text", "cancelled": "cancelled"}
 """Why a piece ended, for a writer."""
@@ -250,14 +251,26 @@ def _wrapped(text: str, width: int) -> Iterable[str]:
 
 
 def _outline_lines(outline: Outline, width: int) -> Iterable[tuple[str, Style]]:
-    """Branch, as much of the text as there is room for, facts; the facts go first where there is none."""
+    """Branch, as much of the text as there is room for, facts; of those the first is cut where there is not enough."""
     for branch, text, facts, style in outline.rows:
         room = width - 1 - get_cwidth(branch) - _GAP
-        with_facts = room - get_cwidth(facts) - _GAP
+        facts = _fitting(facts, room - _NARROWEST_COLUMN - _GAP)
+        with_facts = room - get_cwidth(facts) - _GAP if facts else 0
         if with_facts >= _NARROWEST_COLUMN:
             text = _cut(visible(text), with_facts)
             text += " " * (with_facts - get_cwidth(text) + _GAP) + facts
         yield f"{branch}{' ' * _GAP}{_cut(visible(text), max(room, 1))}", style
+
+
+def _fitting(facts: str, room: int) -> str:
+    """The facts, or as many of the last ones as fit, with what is left of the one before."""
+    if get_cwidth(facts) <= room:
+        return facts
+    first, joint, rest = facts.partition(" · ")
+    for_first = room - get_cwidth(joint + rest)
+    if for_first >= _NARROWEST_FACT:
+        return _cut(first, for_first) + joint + rest
+    return _fitting(rest, room) if rest else ""
 
 
 def _bar_lines(bars: Bars, width: int) -> Iterable[tuple[str, Style]]:
