@@ -679,6 +679,7 @@ def test_completion_of_folders(registry, tmp_path, monkeypatch):
     assert offered(f"/model {tmp_path}/.h", registry) == [".hidden/"]
     assert offered("/model ~/model-", registry) == ["model-two/"]
     assert offered("/model def", registry)[0] == "default"
+    assert "mini" in offered("/versus default mi", registry)
     assert offered("/model /nowhere/x", registry) == []
 
 
