@@ -1,7 +1,7 @@
 """What the chat prints: story text as it comes, dim notices, tables. The only place that writes to the terminal.
 
-Everything passes through `visible`, and no colour is set, only weights of the terminal's own: it stays readable on
-any background.
+Everything passes through `visible`. But for the tints of tokens no colour is set, only weights of the terminal's own:
+it stays readable on any background.
 """
 
 import inspect
@@ -35,10 +35,10 @@ Theme = Literal["dark", "light", "any"]
 _SGR = {"bold": "\x1b[1m", "dim": "\x1b[2m", "note": "\x1b[2m", "good": "\x1b[1m"}
 HEAT: Mapping[Theme, tuple[int, ...]] = {
     "dark": (114, 150, 222, 215, 203),
-    "light": (22, 58, 94, 130, 160),
+    "light": (22, 64, 94, 130, 160),
     "any": (28, 64, 136, 166, 196),
 }
-"""Of the 256 colours, from green to red; each has a contrast of at least 4.5 with its background, of at least 3 with
+"""Of the 256 colours, from green to red; each has a contrast of at least 4 with its background, of at least 3 with
 black and white where that is not known."""
 _LIGHT_COLORS = ("7", "15")
 _PLAIN_NOTE = "— "

@@ -54,8 +54,8 @@ class Wrapping(Generic[S]):
         """The pieces that have been held back."""
         pieces = [*self._gap, *self._word]
         width = self._width()
-        if self._gap and self._word and self._column and self._column + _cells(pieces) > width:
-            pieces = [("\n", self._gap[0][1]), *self._word]
+        if self._gap and self._word and self._column + _cells(pieces) > width:
+            pieces = [("\n", self._gap[0][1]), *self._word] if self._column else self._word
             self._column = 0
         self._column += _cells(pieces)
         if self._column > width:  # the terminal has broken it
