@@ -2,13 +2,14 @@
 
 Every figure comes from interleaved pairs (ours, theirs, then theirs, ours), so that a machine busy with other things
 slows both alike; ratios are taken within a pair, and above 1 tinystory is ahead. CPU time counts the work done, wall
-time what a person waits. Five parts:
+time what a person waits. Six parts:
 
     decode   tokens per second at batch 1, end of story disabled, so that both write the same number of tokens
     start    a whole process, from its start to the first byte of the story
     memory   the peak of that process
     train    scored tokens per second of training, the model of -m and AdamW on both sides
     studio   what commands of the studio cost, not beside transformers but beside writing one story
+    chat     what a chat takes to its prompt and to its first story, beside importing torch
 """
 
 import argparse
@@ -25,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench_chat import measure_chat
 from bench_pairs import Measurement, Run, run_pairs, timed
 from bench_studio import measure_studio
 from bench_train import measure_training
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from tinystory.decoding import Session
     from tinystory.loading import LoadedModel
 
-PARTS = ("decode", "start", "memory", "train", "studio")
+PARTS = ("decode", "start", "memory", "train", "studio", "chat")
 PROMPT = "Once upon a time"
 SEED = 7
 SPECS: dict[str, dict[str, Any]] = {
@@ -119,6 +121,8 @@ def bench(args: argparse.Namespace) -> int:
     # Children first: one that is started by a large process may be counted with that size.
     if {"start", "memory"} & set(parts):
         found += measure_processes(header.directory, args)
+    if "chat" in parts:
+        found += measure_chat(header.directory, args)
     if "decode" in parts:
         found += measure_decode(header.directory, args, checks)
     if "studio" in parts:

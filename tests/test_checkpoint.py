@@ -18,13 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from tinystory import hub
+from tinystory import hub, loading
 from tinystory import model_hash as model_hash_module
 from tinystory.checkpoint import load_model, locate, model_hash, read_header, save_checkpoint
 from tinystory.config import ModelConfig, RopeScaling
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.hf_layout import from_hf_config, to_hf_config, token_ids
 from tinystory.model import Transformer
+from tinystory.repl.backend import ModelBackend
 
 LLAMA = ModelConfig.llama(16, 2, 2, 8, 32, 12, n_kv_head=1)
 GPT2 = ModelConfig.gpt2(16, 2, 2, 8, 32)
@@ -705,6 +706,36 @@ def test_broken_hash_cache_is_ignored(tmp_path, save, cache, content):
     cache.mkdir()  # cannot be written
     assert model_hash(tmp_path / "a") == first
     assert os.listdir(cache.parent) == ["model_hash.json"]
+
+
+def test_a_model_whose_files_are_replaced_has_no_other_models_hash(tmp_path, checkpoint, cache, monkeypatch):
+    """The hash once was that of whatever lay there when it was asked for."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    loaded = loading.load(str(folder))
+    backend = ModelBackend.open(str(folder), "float32", "cpu")
+    slow = ModelBackend.open(str(folder), "float32", "cpu")
+    assert backend.wait(lambda: False)
+    backend._thread.join()  # which knows the hash then
+    first = backend.model_hash()
+    assert first == model_hash(folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(CheckpointError, match="have changed since"):
+        _ = loaded.hash
+    assert backend.model_hash() == first
+    assert slow.model_hash() == ""
+    with pytest.raises(TinystoryError, match="changed while they were read"):
+        slow.wait(lambda: False)
+
+
+def test_hash_of_files_that_change_while_they_are_read_is_not_remembered(tmp_path, save, cache, monkeypatch):
+    save(tmp_path / "a")
+    stamps = iter(["before", "after"])
+    monkeypatch.setattr(model_hash_module, "_stamp", lambda directory, names: next(stamps))
+    with pytest.raises(CheckpointError, match="have changed"):
+        model_hash(tmp_path / "a")
+    assert not cache.exists()
 
 
 def test_hash_of_what_is_no_checkpoint(tmp_path, cache):

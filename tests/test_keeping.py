@@ -1,6 +1,7 @@
 """Keeping stories in a chat: autosave, resuming, naming, exports, the clipboard."""
 
 import errno
+import html
 import json
 import os
 import re
@@ -437,6 +438,31 @@ def test_export_as_svg_stands_alone_and_is_well_formed(make, tmp_path):
     assert "[bold]*Once*[/bold] <script>|" in text
     assert "1st" in text
     assert len(set(re.findall(r"fill: (#[0-9a-f]{6})", content))) >= 5
+
+
+@pytest.mark.parametrize("name", ["a.svg", "a.html"])
+def test_what_is_no_character_is_shown_in_a_picture(make, tmp_path, name):
+    """XML may have neither controls nor noncharacters, escaped or not; U+FFFE once made an SVG that nothing opened."""
+    studio = make()
+    write(studio, "a\ufffeb\uffffc\x01d\x9be")
+    content = exported(studio, tmp_path, name)
+    assert not set(content) & set("\ufffe\uffff\x01\x9b")
+    assert "<U+FFFE>" in html.unescape(content)
+    if name.endswith(".svg"):
+        assert "a<U+FFFE>b<U+FFFF>c␁d<U+009B>e" in "".join(ElementTree.fromstring(content).itertext())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are a POSIX thing")
+def test_a_replaced_file_keeps_its_mode(make, tmp_path):
+    studio = make()
+    write(studio, "Once")
+    for mode in (0o600, 0o664):
+        path = tmp_path / "a.txt"
+        path.write_text("mine")
+        path.chmod(mode)
+        execute(studio, f"/export {path} !")
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        assert path.read_text() == "Once, and so on.\n"
 
 
 def test_an_unknown_ending_names_the_five(make, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -25,10 +26,11 @@ from tinystory.repl import app as app_module
 from tinystory.repl import terminal as terminal_module
 from tinystory.repl.app import App, ChatSettings, chat
 from tinystory.repl.backend import ModelBackend
+from tinystory.repl.browser import Alternative, Browser
 from tinystory.repl.commands import COMMANDS, execute
 from tinystory.repl.completion import complete
 from tinystory.repl.history import open_history
-from tinystory.repl.render import Line, Screen, Table, background, show_value, toolbar
+from tinystory.repl.render import HEAT, Line, Outline, Screen, Table, background, show_value, toolbar
 from tinystory.repl.seams import joint
 from tinystory.repl.studio import Studio
 from tinystory.repl.terminal import Writing
@@ -321,6 +323,42 @@ def test_escapes_of_a_writer_a_name_and_an_error_are_shown(make, talk):
     assert "\x07" not in output
     assert "␛[7mx\nbad ␛[31m" in output
     assert "␛]0;m␇" in output
+
+
+def test_escape_leaves_the_token_browser_however_soon_it_comes(make, monkeypatch):
+    """The prompt's timer for the Alt-Up just pressed once took the Escape that was pending in the browser."""
+    monkeypatch.setenv("TERM", "xterm")
+    left_by = []
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+
+        def alternatives(place):
+            if place == 1 and not left_by:  # the first time that it is on the screen
+                left_by.append("nothing")
+                keyboard.send_text("\x1b[D\x1b")
+            return [Alternative("x", 0.5, taken=True)]
+
+        class Watched(Browser):
+            def application(self, *, color):
+                window = super().application(color=color)
+                run = window.run_async
+
+                async def watched():
+                    result = await run()
+                    left_by.append((self.place, result))
+                    keyboard.send_text(CTRL_D)
+                    return result
+
+                window.run_async = watched
+                return window
+
+        monkeypatch.setattr(app_module, "browser_of", lambda studio: Watched(["a", "b"], alternatives))
+        rescue = threading.Timer(10, lambda: (left_by.append("q"), keyboard.send_text("q")))
+        rescue.start()
+        keyboard.send_text("\x1b\x1b[A")
+        code = App(make(), Screen(io.StringIO(), color=False), ChatSettings(color=False)).run()
+        rescue.cancel()
+    assert left_by == ["nothing", (0, None)]
+    assert code == 0
 
 
 def test_bytes_that_are_no_text_become_replacement_characters(make, talk):
@@ -641,6 +679,7 @@ def test_completion_of_folders(registry, tmp_path, monkeypatch):
     assert offered(f"/model {tmp_path}/.h", registry) == [".hidden/"]
     assert offered("/model ~/model-", registry) == ["model-two/"]
     assert offered("/model def", registry)[0] == "default"
+    assert "mini" in offered("/versus default mi", registry)
     assert offered("/model /nowhere/x", registry) == []
 
 
@@ -751,12 +790,52 @@ def test_toolbar_drops_what_does_not_fit():
     assert toolbar(["a\nb\x1b"], 80) == " a b␛"
 
 
+def luminance(number):
+    """Relative luminance, as WCAG defines it, of a colour of the 256 from 16 on."""
+    if number < 232:
+        place = number - 16
+        steps = (place // 36, place // 6 % 6, place % 6)
+        values = [0 if step == 0 else 55 + 40 * step for step in steps]
+    else:
+        values = [8 + 10 * (number - 232)] * 3
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (value / 255 for value in values)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_every_tint_can_be_read_on_its_background():
+    assert luminance(231) == pytest.approx(1)
+    for theme, backgrounds, least in [("dark", [0], 4), ("light", [1], 4), ("any", [0, 1], 3)]:
+        for number in HEAT[theme]:
+            for ground in backgrounds:
+                low, high = sorted([luminance(number), ground])
+                assert (high + 0.05) / (low + 0.05) >= least, (theme, number, ground)
+        assert len(set(HEAT[theme])) == 5
+
+
 def test_the_background_is_as_told_or_as_the_terminal_says():
     assert background("light", {"COLORFGBG": "15;0"}) == "light"
     assert background("dark", {"COLORFGBG": "0;15"}) == "dark"
     assert [background("auto", {"COLORFGBG": value}) for value in ("0;15", "0;default;7", "15;0", "")] == [
-        "light", "light", "dark", "dark"
+        "light", "light", "dark", "any"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (100, "● 2  The owl had a vase. It was big and brig…  top-k 40 | sample 0.8 · seed 7 · 176 tok · 1.34 bits"),
+        (76, "● 2  The owl had a vase.…  top-k 40 | sampl… · seed 7 · 176 tok · 1.34 bits"),
+        (60, "● 2  The owl had a vase. It…   seed 7 · 176 tok · 1.34 bits"),
+        (40, "● 2  The owl had a vase. It…  1.34 bits"),
+        (30, "● 2  The owl had a vase. It…"),
+    ],
+)
+def test_a_row_of_the_tree_keeps_the_figures_and_cuts_the_spec(monkeypatch, width, line):
+    """In 80 columns, two stages were enough for a row to lose all it had to say."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    facts = "top-k 40 | sample 0.8 · seed 7 · 176 tok · 1.34 bits"
+    shown = printed([Outline((("● 2", "The owl had a vase. It was big and bright and old.", facts, ""),))])
+    assert shown == line + "\n"
 
 
 def test_a_long_first_cell_does_not_take_the_width_of_the_second(monkeypatch):

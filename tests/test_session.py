@@ -191,6 +191,15 @@ def test_any_transformers_model_runs_behind_the_same_verbs(hf_model):
 
 
 @pytest.mark.parity
+def test_a_session_leaves_nothing_in_the_model(hf_model):
+    """Each session, and each one opened beside it, once left a hook in the model."""
+    session = HFSession(hf_model)
+    session.prefill([[1, 2]])
+    session.open().prefill([[3, 4]])
+    assert not hf_model.get_output_embeddings()._forward_pre_hooks
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("kind", ["Mamba", "OpenAIGPT"])
 def test_a_model_without_an_ordinary_cache_runs_whole_rows(kind):
     """These once ended in an AttributeError: their output has no past_key_values."""

@@ -29,6 +29,19 @@ WRITTEN = r"\d+ tokens? · \d+ tokens/s · "
 """The line under a story."""
 WRONG = ("unexpected error", "Traceback", "please report it", "\x1b", "^[[")
 ADDED_LINE = "and they all went home."
+ENDLESS = '''
+import math
+from dataclasses import dataclass
+from tinystory.decoding import LogitsProcessor
+
+@dataclass(frozen=True)
+class Endless(LogitsProcessor):
+    """No story ends by itself."""
+    name = "endless"
+
+    def __call__(self, logits, step):
+        return logits.index_fill(0, logits.new_tensor(sorted(step.eos_ids)).long(), -math.inf)
+'''
 
 
 def found(pattern, text):
@@ -50,6 +63,8 @@ class Tour:
         editor = folder / "editor.sh"
         editor.write_text(f'#!/bin/sh\nprintf "%s" " {ADDED_LINE}" >> "$1"\n', encoding="utf-8")
         editor.chmod(0o700)
+        endless = folder / "endless.py"
+        endless.write_text(ENDLESS, encoding="utf-8")
         settings = folder / "tmux.conf"
         # What is copied lands in tmux, and a chat that has left stays to be looked at.
         settings.write_text("set -g set-clipboard on\nset -g remain-on-exit on\nset -g history-limit 50000\n")
@@ -70,7 +85,8 @@ class Tour:
             **environment,
         }
         columns, rows = size
-        chat = [sys.executable, "-m", "tinystory", "chat", "--seed", "7", "-n", "20", *options]
+        chat = [sys.executable, "-m", "tinystory", "chat", "--seed", "7", "-n", "20"]
+        chat += ["--decoder-file", str(endless), *options]
         self._tmux("-f", str(settings), "new-session", "-d", "-x", f"{columns}", "-y", f"{rows}", "-c", f"{folder}",
                    "--", "sh", "-c", 'trap : INT; "$@"; echo $? > status', "sh", *chat)  # fmt: skip
 
@@ -202,7 +218,7 @@ def writing(chat):
     chat.says("/stats", r"surprise +\d+\.\d+ bits/token")
     chat.says("/undo", r"^Once upon a time, ")
     chat.says("/redo", r"^Once upon a time, ")
-    chat.says("/trim", r"^Once upon a time, .*[.!?”\"]$")
+    chat.says("/trim", r"^Once upon a time, [^>]*[.!?”\"]$")
     chat.says("/seed random", "seed: random, a fresh one")
     chat.says("/seed 7", "^seed: 7$")
     chat.says("/stop the", 'a piece ends before "the"')
@@ -254,14 +270,29 @@ def keys(chat):
 
 
 def interrupted(chat):
-    """Ctrl-C while a story is written keeps what there is."""
-    chat.says("/len 10000", "at most 10000 tokens")
-    chat.type("A long way")
-    chat.press("Enter")
-    chat.until(lambda: re.search(r"(?m)^A long way \w+", chat.shown()), "a story that has begun")
-    chat.keys("C-c", sees=WRITTEN)
-    assert re.search(r"tokens/s · .* bits/token · (cancelled|the end) · ", chat.shown())
+    """Ctrl-C while a story is written keeps what there is; it ends columns and looking up, too."""
+    chat.says("/len 100000", "at most 100000 tokens")
+    chat.says("/decoder endless | sample 0.8", "decoder: endless")
+    chat.after(lambda: chat.type("A long way"), "> A long way", prompt=False)
+    chat.after(lambda: chat.press("Enter"), r"^A long way \w+", prompt=False)
+    chat.keys("C-c", sees=rf"{WRITTEN}.* bits/token · cancelled · endless")
+    assert re.search(r" \d\d+ (of 512 tokens|tokens, 512 in sight)$", chat.screen().rstrip())
+    chat.says("/undo", "(a blank page)")
+
+    chat.says("/new", "a blank page")
+    chat.after(lambda: chat.type("/versus default mini"), "> /versus default mini", prompt=False)
+    chat.after(lambda: chat.press("Enter"), r"^default +│ mini", r"^\w.*│ \w", prompt=False)
+    chat.keys("C-c", sees=(r"^cancelled +│ cancelled", "to look at only"))
+    chat.says("/reset", "decoder: sample 0.8")
     chat.says("/len 20", "at most 20 tokens at a time")
+
+    (chat.folder / "long.txt").write_text(
+        "Once upon a time there was a dog.\n<|endoftext|>\n" * 35_000, encoding="utf-8"
+    )
+    chat.type("/ppl long.txt")
+    chat.press("Enter")
+    chat.until(lambda: not re.search(" tokens$", chat.screen().rstrip()), "a chat that reads a file")
+    chat.keys("C-c", sees="^cancelled$")
 
 
 def the_tree(chat):
@@ -296,7 +327,7 @@ def decoding(chat):
 
 def seeing(chat):
     chat.says("/color surprise", "surprise: ≤ 1 bit  2.5  4.5  7  above 7 bits", r"^The cat")
-    assert re.search(r"\x1b\[[0-9;]*38;5;(114|150|222|215|203)m", chat.shown(styled=True))
+    assert re.search(r"\x1b\[[0-9;]*38;5;(28|64|136|166|196)m", chat.shown(styled=True))
     chat.says("/color off", "colours are off")
     chat.says("/top -1 5", r"^→? *\d +\d+\.\d% +.*█")
     chat.says("/trace -1", r"\d,?\d+ → .*20 → ", r"top-k 20 +20 left", r"took .* by this decoder")
@@ -314,8 +345,15 @@ def seeing(chat):
     marked = chosen(chat)
     chat.press("Down")
     chat.until(lambda: chosen(chat) == marked + 1, "the arrow a line further")
-    chat.keys("q")
+    chat.keys("Escape")
     assert "Esc leaves" not in chat.screen()
+    chat.keys("M-Up", sees="Esc leaves", prompt=False)
+    chat.press("Left", "Escape")
+    chat.until(lambda: "Esc leaves" not in chat.screen(), "the prompt, right after an arrow")
+    chat.ready()
+    chat.keys("M-Up", sees="Esc leaves", prompt=False)
+    chat.press("q")
+    chat.ready()
     chat.keys("M-Up", sees="Esc leaves", prompt=False)
     chat.press("Left")
     chat.press("Down")
@@ -385,7 +423,7 @@ def test_the_studio_without_colours_on_a_wide_screen(tour):
 
 @pytest.mark.parametrize(
     ("options", "environment", "greens"),
-    [((), {}, 114), (("--theme", "light"), {}, 22), ((), {"COLORFGBG": "0;15"}, 22), ((), {"COLORFGBG": "15;0"}, 114)],
+    [((), {}, 28), (("--theme", "light"), {}, 22), ((), {"COLORFGBG": "0;15"}, 22), ((), {"COLORFGBG": "15;0"}, 114)],
 )
 def test_tints_are_those_of_the_background(tour, options, environment, greens):
     chat = tour(options=options, **environment)

@@ -23,6 +23,7 @@ from tinystory.visible import visible
         ("\u2028\u2029", "<U+2028><U+2029>"),
         ("\ud83d", "<U+D83D>"),
         ("\ue000", "<U+E000>"),
+        ("\ufffe\uffff\ufdd0\U0010ffff\ufffd", "<U+FFFE><U+FFFF><U+FDD0><U+10FFFF>\ufffd"),
         ("tag\U000e0041", "tag<U+E0041>"),
         ("[bold]not markup[/bold]", "[bold]not markup[/bold]"),
         (

@@ -14,7 +14,7 @@ from tinystory.checkpoint_directory import locate, resolve
 from tinystory.checkpoint_save import save_checkpoint
 from tinystory.config import ModelConfig
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
-from tinystory.model_hash import model_hash
+from tinystory.model_hash import file_stamp, model_hash
 from tinystory.safetensors_header import TensorEntry, read_tensors
 from tinystory.untrusted import read_json_object, shown
 from tinystory.vocabulary import read_vocabulary
@@ -51,6 +51,7 @@ class CheckpointHeader:
         bos_id: the token that a story begins with, if any.
         eos_ids: the tokens that end one.
         provenance: the content of tinystory.json, empty where there is none.
+        stamp: tells whether the files are still those that were read.
     """
 
     directory: Path
@@ -61,6 +62,7 @@ class CheckpointHeader:
     bos_id: int | None
     eos_ids: frozenset[int]
     provenance: Mapping[str, Any]
+    stamp: str = ""
 
 
 def read_header(directory: Path) -> CheckpointHeader:
@@ -76,6 +78,7 @@ def read_header(directory: Path) -> CheckpointHeader:
     hf_config = read_json_object(directory / "config.json")
     config = hf_layout.from_hf_config(hf_config)
     tensors = read_tensors(directory)
+    stamp = file_stamp(directory)
     if config is not None:
         _check_tensors(directory, config, tensors)
         vocab_size: int | None = config.vocab_size
@@ -86,7 +89,8 @@ def read_header(directory: Path) -> CheckpointHeader:
     generation_config = _read_optional(directory / "generation_config.json")
     bos_id, eos_ids = hf_layout.token_ids(hf_config, generation_config, vocab_size)
     provenance = _read_optional(directory / "tinystory.json")
-    return CheckpointHeader(directory, config, hf_config, _main_dtype(tensors), tensors, bos_id, eos_ids, provenance)
+    dtype = _main_dtype(tensors)
+    return CheckpointHeader(directory, config, hf_config, dtype, tensors, bos_id, eos_ids, provenance, stamp)
 
 
 def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "cpu") -> "Transformer":

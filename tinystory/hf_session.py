@@ -54,7 +54,6 @@ class HFSession:
         self._caches: list[Any] = []
         self._hidden: list[Tensor | None] = []
         self._head_input: Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._keep_head_input)
         self._caches_tokens, self.can_rewind = self._probe_cache()
 
     @classmethod
@@ -160,13 +159,18 @@ class HFSession:
 
     def _feed(self, row: int, ids: list[int]) -> Tensor:
         """Append ids to one row; (T, V) float32."""
-        if self._caches_tokens:
-            new = torch.tensor([ids], device=self.model.device)
-            output = self.model(input_ids=new, past_key_values=self._caches[row], use_cache=True)
-            self._caches[row] = output.past_key_values
-        else:
-            whole = torch.tensor([self._rows[row] + ids], device=self.model.device)
-            output = self.model(input_ids=whole)
+        # Not for good: the model outlives its sessions.
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(self._keep_head_input)
+        try:
+            if self._caches_tokens:
+                new = torch.tensor([ids], device=self.model.device)
+                output = self.model(input_ids=new, past_key_values=self._caches[row], use_cache=True)
+                self._caches[row] = output.past_key_values
+            else:
+                whole = torch.tensor([self._rows[row] + ids], device=self.model.device)
+                output = self.model(input_ids=whole)
+        finally:
+            hook.remove()
         self._rows[row].extend(ids)
         assert self._head_input is not None
         self._hidden[row] = self._head_input[0, -1]

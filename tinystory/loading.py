@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tinystory.checkpoint import CheckpointHeader, load_model, locate, model_hash, read_header
 from tinystory.decoding import Session
 from tinystory.errors import CheckpointError, UsageError
+from tinystory.model_hash import file_stamp
 
 if TYPE_CHECKING:
     from tinystory.tokenizer import Tokenizer
@@ -55,8 +56,8 @@ class LoadedModel:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over weights, config and tokenizer, in hex."""
-        return model_hash(self.header.directory)
+        """sha256 over weights, config and tokenizer, in hex; raises CheckpointError where they were replaced."""
+        return model_hash(self.header.directory, self.header.stamp)
 
 
 def find_model(name: str | None) -> tuple[str, CheckpointHeader]:
@@ -86,12 +87,12 @@ def load_without_torch(name: str, header: CheckpointHeader) -> LoadedModel:
 
     tokenizer = load_tokenizer(header)
     session = NumpySession(header, tokenizer.bos_id, tokenizer.eos_ids)
-    _check_vocabulary(header, tokenizer, session)
+    _check_fit(header, tokenizer, session)
     return LoadedModel(name, header, tokenizer, session, "float32", "cpu")
 
 
 def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) -> LoadedModel:
-    """Load what `find_model` found; same errors as `load`."""
+    """Load what `find_model` found; same errors as `load`, and CheckpointError where the files are others by now."""
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     _check_device(device)
@@ -119,11 +120,13 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
             tokenizer.eos_ids,
             opener,
         )
-    _check_vocabulary(header, tokenizer, session)
+    _check_fit(header, tokenizer, session)
     return LoadedModel(name, header, tokenizer, session, dtype, device)
 
 
-def _check_vocabulary(header: CheckpointHeader, tokenizer: "Tokenizer", session: Session) -> None:
+def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Session) -> None:
+    if file_stamp(header.directory) != header.stamp:  # what was read may be of two models
+        raise CheckpointError(f"the files in {header.directory} changed while they were read; load the model again")
     if tokenizer.vocab_size > session.vocab_size:
         raise CheckpointError(
             f"{header.directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {session.vocab_size}"

@@ -1,5 +1,6 @@
 """The prompt loop: reads a line, lets the studio act on it, shows what comes of it, until the user leaves."""
 
+import asyncio
 import base64
 import os
 import re
@@ -21,7 +22,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.plugins import discover
 from tinystory.repl.backend import ModelBackend
-from tinystory.repl.browser import Browser
+from tinystory.repl.browser import LONE_ESCAPE_SECONDS, Browser
 from tinystory.repl.commands import Reply, execute
 from tinystory.repl.commands.tree import step_aside
 from tinystory.repl.completion import Names, StudioCompleter
@@ -35,7 +36,7 @@ from tinystory.repl.render import Line, Screen, Story, background, toolbar
 from tinystory.repl.settings import ChatSettings
 from tinystory.repl.stream import show_columns, show_story, stream
 from tinystory.repl.studio import Studio, Turn
-from tinystory.repl.terminal import Writing
+from tinystory.repl.terminal import Hushed, Writing
 from tinystory.repl.versus import show_versus
 from tinystory.spec import parse_spec
 
@@ -128,6 +129,7 @@ class App:
         plain = create_app_session(output=PlainTextOutput(sys.stdout)) if self._dumb else nullcontext()
         with plain:
             self._session = self._prompt_session()
+        self._session.app.ttimeoutlen = LONE_ESCAPE_SECONDS
         # Importing torch holds Python's lock for long moments: it begins when the prompt is on the screen.
         self._session.app.after_render += lambda _: studio.backend.start()
 
@@ -192,7 +194,9 @@ class App:
         if text.startswith("/") and not text.startswith("//"):
             if not self._dumb:  # where nothing can be erased, the line is still there
                 self.screen.show(Line(PROMPT + text, "dim"))
-            return self._answer(execute(self.studio, text))
+            with Hushed():  # or Ctrl-C would leave its ^C among what is said
+                reply = execute(self.studio, text)
+            return self._answer(reply)
         text = text.removeprefix("/") if text.startswith("//") else text
         self._write((self.studio.turn(text.rstrip(" \t")),))
         return False
@@ -255,6 +259,9 @@ class App:
             async with in_terminal():
                 found: list[Browser] = []
                 self._guarded(lambda: found.append(browser_of(self.studio)))
+                # Both read from one parser, and the prompt's timer for the key just pressed may still be running: it
+                # would take an Escape that was meant for the browser.
+                await asyncio.sleep(2 * prompt.ttimeoutlen)
                 choice = await found[0].application(color=self.settings.color).run_async() if found else None
             if choice:
                 place, rank = choice

@@ -3,13 +3,12 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 from tinystory.checkpoint import CheckpointHeader, model_hash
 from tinystory.decoding import Session
-from tinystory.errors import TinystoryError
+from tinystory.errors import CheckpointError, TinystoryError
 from tinystory.generate import StoryRequest, TextEvent, whole_sentences, write
 from tinystory.loading import LoadedModel, find_model, load_header, load_tokenizer
 
@@ -214,12 +213,15 @@ class ModelBackend:
         return self.tokenizer.token_bytes is not None
 
     def model_hash(self) -> str:
-        """The checkpoint's, loaded or not."""
+        """The checkpoint's, loaded or not; empty where its files were replaced before it was known."""
         return self._hash
 
     @cached_property
     def _hash(self) -> str:
-        return model_hash(self._header.directory)
+        try:
+            return model_hash(self._header.directory, self._header.stamp)
+        except CheckpointError:  # a story is not to be lost over it
+            return ""
 
     def write(self, requests: Sequence[StoryRequest]) -> Iterator[TextEvent]:
         """Write stories."""
@@ -257,5 +259,4 @@ class ModelBackend:
             self._error = error
         finally:
             self._done.set()
-        with suppress(TinystoryError):
-            self.model_hash()  # of the files as they are now; a training run may replace them
+        self.model_hash()  # now: a training run may replace the files

@@ -13,9 +13,12 @@ from prompt_toolkit.utils import get_cwidth
 
 from tinystory.visible import visible
 
-__all__ = ["N_ALTERNATIVES", "Alternative", "Browser"]
+__all__ = ["LONE_ESCAPE_SECONDS", "N_ALTERNATIVES", "Alternative", "Browser"]
 
 N_ALTERNATIVES = 10
+LONE_ESCAPE_SECONDS = 0.1
+"""After so long an Escape is the key of that name, and not the beginning of an arrow."""
+
 _BAR_CELLS = 20
 _BAR = "█"
 
@@ -128,4 +131,8 @@ class Browser:
             Window(FormattedTextControl(self.list), height=Dimension(min=1, max=N_ALTERNATIVES), wrap_lines=False),
         ]
         style = Style.from_dict({"marked": "reverse", "chosen": "bold"} if color else {"marked": "reverse"})
-        return Application(Layout(HSplit(rows)), key_bindings=keys, style=style, erase_when_done=True)
+        window: Application[tuple[int, int] | None] = Application(
+            Layout(HSplit(rows)), key_bindings=keys, style=style, erase_when_done=True
+        )
+        window.ttimeoutlen = LONE_ESCAPE_SECONDS
+        return window

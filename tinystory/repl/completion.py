@@ -13,6 +13,7 @@ from prompt_toolkit.document import Document
 
 from tinystory.decoding import Stage
 from tinystory.errors import UsageError
+from tinystory.loading import SHIPPED_MODELS
 from tinystory.options import Option, options_of
 from tinystory.plugins import Registry
 from tinystory.repl.commands import COMMANDS, Argument, find
@@ -240,8 +241,8 @@ def _last_word(text: str) -> tuple[str, str]:
 
 
 def _models(typed: str) -> list[Suggestion]:
-    """Folders, and the shipped model's name."""
-    return _matching(typed, [("default", "the model that comes with tinystory")]) + _paths(typed, files=False)
+    """Folders, and the names of the models that come with tinystory."""
+    return _matching(typed, ((name, "comes with tinystory") for name in SHIPPED_MODELS)) + _paths(typed, files=False)
 
 
 def _paths(typed: str, *, files: bool) -> list[Suggestion]:

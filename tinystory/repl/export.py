@@ -98,7 +98,7 @@ def export(studio: Studio, path: Path, *, overwrite: bool = False) -> None:
             raise UsageError(f"{path} is not a file that could be replaced")
         if path.exists() and not overwrite:
             raise UsageError(f"{path} is there already: /export {path} ! replaces it")
-        write_atomically(path, FORMATS[kind](studio).encode("utf-8", errors="replace"))
+        write_atomically(path, FORMATS[kind](studio).encode("utf-8", errors="replace"), keep_mode=True)
     except (OSError, ValueError) as error:  # a name too long, or with a zero in it
         reason = getattr(error, "strerror", None) or error
         raise TinystoryError(f"cannot write {path}: {reason}") from error

@@ -1,7 +1,7 @@
 """What the chat prints: story text as it comes, dim notices, tables. The only place that writes to the terminal.
 
-Everything passes through `visible`, and no colour is set, only weights of the terminal's own: it stays readable on
-any background.
+Everything passes through `visible`. But for the tints of tokens no colour is set, only weights of the terminal's own:
+it stays readable on any background.
 """
 
 import inspect
@@ -10,12 +10,14 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from shutil import get_terminal_size
 from typing import Literal, TextIO
 
 from prompt_toolkit.utils import get_cwidth
 
 from tinystory import generate
+from tinystory.repl.wrapping import Wrapping
 from tinystory.spec import format_spec
 from tinystory.visible import visible
 
@@ -28,11 +30,17 @@ Style = Literal["", "bold", "dim", "note", "good", "heat0", "heat1", "heat2", "h
 """A note is what the program says between pieces of a story; heat goes from expected to surprising; a mark is red, and
 in brackets where there is no colour."""
 
-Theme = Literal["dark", "light"]
+Theme = Literal["dark", "light", "any"]
+"""What the terminal's background is; any where it does not tell."""
 
 _SGR = {"bold": "\x1b[1m", "dim": "\x1b[2m", "note": "\x1b[2m", "good": "\x1b[1m"}
-HEAT: Mapping[Theme, tuple[int, ...]] = {"dark": (114, 150, 222, 215, 203), "light": (22, 64, 94, 130, 160)}
-"""Of the 256 colours, from green to red; each has a contrast of at least 4.5 with its background."""
+HEAT: Mapping[Theme, tuple[int, ...]] = {
+    "dark": (114, 150, 222, 215, 203),
+    "light": (22, 64, 94, 130, 160),
+    "any": (28, 64, 136, 166, 196),
+}
+"""Of the 256 colours, from green to red; each has a contrast of at least 4 with its background, of at least 3 with
+black and white where that is not known."""
 _LIGHT_COLORS = ("7", "15")
 _PLAIN_NOTE = "— "
 """Tells notes from stories where there is no dim."""
@@ -43,6 +51,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _SHORTEST_DRAFT = 8
 _GAP = 2
 _NARROWEST_COLUMN = 20
+_NARROWEST_FACT = 8
 
 REASONS = {"eos": "the end", "length": "length", "stop": "stop text", "cancelled": "cancelled"}
 """Why a piece ended, for a writer."""
@@ -108,12 +117,12 @@ class Screen:
         self._written = False
         self._column = 0
         self._has_draft = False
+        self._wrapping: Wrapping[Style] = Wrapping(lambda: max(1, get_terminal_size().columns))
 
     def story(self, text: str, style: Style = "") -> None:
-        """Add story text where the last piece ended."""
+        """Add story text where the last piece ended; near the edge a word waits until it is known to fit."""
         if text:
-            # A style ends before each newline, so that nothing but letters is ever styled.
-            self._write("\n".join(self._styled(visible(line), style) for line in text.split("\n")))
+            self._put(self._wrapping.add(visible(text), style))
             self._at_line_start = text.endswith("\n")
 
     def draft(self, text: str) -> None:
@@ -126,7 +135,8 @@ class Screen:
             width = get_terminal_size().columns
             at = self._column % width
             # A full line leaves the cursor on its last letter, which erasing would take.
-            shown = "" if self._column and not at else _draft_line(visible(text.replace("\n", " ")), width - 1 - at)
+            whole = self._wrapping.held + visible(text.replace("\n", " "))
+            shown = "" if self._column and not at else _draft_line(whole, width - 1 - at)
             erased = _ERASE if self._has_draft else ""
             self._stream.write(erased + (_SAVE + self._styled(shown, "dim") + _RESTORE if shown else ""))
             self._stream.flush()
@@ -146,8 +156,10 @@ class Screen:
     def fresh_line(self) -> None:
         """Begin a new line, unless there is one."""
         if not self._at_line_start:
+            self._put(self._wrapping.settle())
             self._write("\n")
             self._at_line_start = True
+        self._wrapping.restart()
 
     def gap(self) -> None:
         """Leave a line blank, but for the first of all."""
@@ -179,6 +191,16 @@ class Screen:
                 lines = _table_lines(block, width)
             self._write("".join(self._styled(visible(line), style) + "\n" for line in lines))
 
+    def _put(self, pieces: Iterable[tuple[str, Style]]) -> None:
+        """Write pieces of a story."""
+        text = ""
+        for style, alike in groupby(pieces, key=lambda piece: piece[1]):
+            # A style ends before each newline, so that nothing but letters is ever styled.
+            lines = "".join(piece for piece, _ in alike).split("\n")
+            text += "\n".join(self._styled(line, style) for line in lines)
+        if text:
+            self._write(text)
+
     def _styled(self, text: str, style: Style) -> str:
         if style == "mark" and text and not self.color:
             return f"[{text}]"
@@ -193,10 +215,11 @@ class Screen:
 
 
 def background(theme: str, environment: Mapping[str, str] = os.environ) -> Theme:
-    """The theme to use for a wish: for `auto`, light where COLORFGBG says that the background is, else dark."""
-    if theme == "auto":
-        theme = "light" if environment.get("COLORFGBG", "").split(";")[-1] in _LIGHT_COLORS else "dark"
-    return "light" if theme == "light" else "dark"
+    """The theme to use for a wish: for `auto`, what COLORFGBG says of the background."""
+    if theme != "auto":
+        return "light" if theme == "light" else "dark"
+    told = environment.get("COLORFGBG", "").split(";")[-1]
+    return "light" if told in _LIGHT_COLORS else "dark" if told.isdecimal() else "any"
 
 
 def statistics_line(story: generate.Story) -> str:
@@ -254,14 +277,26 @@ def _wrapped(text: str, width: int) -> Iterable[str]:
 
 
 def _outline_lines(outline: Outline, width: int) -> Iterable[tuple[str, Style]]:
-    """Branch, as much of the text as there is room for, facts; the facts go first where there is none."""
+    """Branch, as much of the text as there is room for, facts; of those the first is cut where there is not enough."""
     for branch, text, facts, style in outline.rows:
         room = width - 1 - get_cwidth(branch) - _GAP
-        with_facts = room - get_cwidth(facts) - _GAP
+        facts = _fitting(facts, room - _NARROWEST_COLUMN - _GAP)
+        with_facts = room - get_cwidth(facts) - _GAP if facts else 0
         if with_facts >= _NARROWEST_COLUMN:
             text = _cut(visible(text), with_facts)
             text += " " * (with_facts - get_cwidth(text) + _GAP) + facts
         yield f"{branch}{' ' * _GAP}{_cut(visible(text), max(room, 1))}", style
+
+
+def _fitting(facts: str, room: int) -> str:
+    """The facts, or as many of the last ones as fit, with what is left of the one before."""
+    if get_cwidth(facts) <= room:
+        return facts
+    first, joint, rest = facts.partition(" · ")
+    for_first = room - get_cwidth(joint + rest)
+    if for_first >= _NARROWEST_FACT:
+        return _cut(first, for_first) + joint + rest
+    return _fitting(rest, room) if rest else ""
 
 
 def _bar_lines(bars: Bars, width: int) -> Iterable[tuple[str, Style]]:

@@ -1,46 +1,34 @@
-"""The terminal while a story is being written: Ctrl-C is a flag, and keys typed ahead wait for the next prompt."""
+"""The terminal while there is no prompt: keys typed ahead wait for the next one, and Ctrl-C may be a flag."""
 
 import signal
 import sys
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from prompt_toolkit.utils import is_dumb_terminal
 
 if sys.platform != "win32":  # where keys are read in another way
     import termios
 
-__all__ = ["Writing"]
+__all__ = ["Hushed", "Writing"]
 
 _STUCK_SECONDS = 1.0
 
 
-class Writing:
-    """A context in which Ctrl-C is noted rather than raised.
+class Hushed:
+    """A context in which typed keys are not echoed, where standard input is a terminal.
 
-    One that comes a second after the first is raised all the same: then something is stuck and does not look.
-
-    Where standard input is a terminal, typed keys are not echoed into the story. They stay in the queue, Enter as
-    Enter, for the next prompt; Ctrl-C makes the terminal forget them.
+    They stay in the queue, Enter as Enter, for the next prompt; Ctrl-C is raised, and makes the terminal forget them.
     """
 
     def __init__(self, stdin: TextIO | None = None, stdout: TextIO | None = None) -> None:
         self._stdin = sys.stdin if stdin is None else stdin
         self._stdout = sys.stdout if stdout is None else stdout
-        self._first: float | None = None
-        self._handler: Any = None
         self._modes: list[Any] | None = None
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C came."""
-        return self._first is not None
-
-    def __enter__(self) -> "Writing":
-        if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._note)
+    def __enter__(self) -> Self:
         self._hush()
         return self
 
@@ -50,14 +38,6 @@ class Writing:
         if sys.platform != "win32" and self._modes is not None:
             self._ask("\x1b[?2004l")
             termios.tcsetattr(self._stdin, termios.TCSANOW, self._modes)
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._first is not None and now - self._first > _STUCK_SECONDS:
-            raise KeyboardInterrupt
-        self._first = now if self._first is None else self._first
 
     def _hush(self) -> None:
         """Neither echo keys nor collect them in lines, which are limited in length; Ctrl-C and Ctrl-Z work on."""
@@ -78,3 +58,38 @@ class Writing:
         if not is_dumb_terminal():
             self._stdout.write(sequence)
             self._stdout.flush()
+
+
+class Writing(Hushed):
+    """A hushed context in which Ctrl-C is noted rather than raised.
+
+    One that comes a second after the first is raised all the same: then something is stuck and does not look.
+    """
+
+    def __init__(self, stdin: TextIO | None = None, stdout: TextIO | None = None) -> None:
+        super().__init__(stdin, stdout)
+        self._first: float | None = None
+        self._handler: Any = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C came."""
+        return self._first is not None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, self._note)
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first is not None and now - self._first > _STUCK_SECONDS:
+            raise KeyboardInterrupt
+        self._first = now if self._first is None else self._first
