@@ -25,7 +25,7 @@ SHIPPED_MODELS = {"default": DEFAULT_MODEL} | {
 """The models inside the package, by the names they have everywhere."""
 
 _ONE_THREAD_PARAMETERS = 30_000_000
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,11 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
     if header.config is not None:
         from tinystory.session import NativeSession
 
-        model = load_model(header, dtype, device)
-        session = NativeSession(model, tokenizer.bos_id, tokenizer.eos_ids, opener)
+        int8 = dtype == "int8"
+        if int8 and device != "cpu":
+            raise UsageError(f"int8 runs on the CPU only; on {device} take bfloat16")
+        model = load_model(header, "float32" if int8 else dtype, device)
+        session = NativeSession(model, tokenizer.bos_id, tokenizer.eos_ids, opener, int8=int8)
     else:
         from tinystory.hf_session import HFSession
 

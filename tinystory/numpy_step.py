@@ -12,16 +12,31 @@ d_model, V vocab_size.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinystory.config import ModelConfig
 
-__all__ = ["MOST_TOKENS", "NumpyLayer", "NumpyStep", "NumpyWeights", "pays"]
+__all__ = ["MOST_TOKENS", "NumpyLayer", "NumpyStep", "NumpyWeights", "is_plain", "pays"]
 
 Array = NDArray[np.floating[Any]]
+
+
+class Packed(Protocol):
+    """A matrix (out, in) that is not an array and multiplies by itself."""
+
+    def vector(self, x: Array) -> Array:
+        """(in,) -> (out,)."""
+        ...
+
+    def columns(self, x: Array) -> Array:
+        """(in, N) -> (out, N)."""
+        ...
+
+
+Matrix = Array | Packed
 
 MOST_TOKENS = 32
 """Tokens up to which this is faster than torch."""
@@ -34,14 +49,29 @@ _LARGEST_PRODUCT = 2**18
 copy of the matrix, which costs more than the product of a few columns."""
 
 
+def is_plain(config: ModelConfig) -> bool:
+    """Whether a model is one that `NumpyStep` computes."""
+    biased = config.attention_bias or config.attention_out_bias or config.ff_bias
+    return config.family == "llama" and config.activation == "silu" and not biased
+
+
 def pays(config: ModelConfig) -> bool:
-    """Whether a model is one that `NumpyStep` computes, and small enough for it to be faster."""
-    plain = config.activation == "silu" and not (config.attention_bias or config.attention_out_bias or config.ff_bias)
-    return config.family == "llama" and plain and config.n_parameters <= _LARGEST
+    """Whether it is one, and small enough for NumPy to be faster than torch."""
+    return is_plain(config) and config.n_parameters <= _LARGEST
 
 
-def product(matrix: Array, x: Array) -> Array:
+def times(matrix: Matrix, x: Array) -> Array:
+    """(out, in) @ (in,) -> (out,)."""
+    if not isinstance(matrix, np.ndarray):
+        return matrix.vector(x)
+    out: Array = np.vecdot(matrix, x)
+    return out
+
+
+def product(matrix: Matrix, x: Array) -> Array:
     """(out, in) @ (in, N) -> (out, N), in pieces of the matrix that are small enough; N is small."""
+    if not isinstance(matrix, np.ndarray):
+        return matrix.columns(x)
     out = np.empty((len(matrix), x.shape[1]), x.dtype)
     rows = max(1, _LARGEST_PRODUCT // x.size)
     for start in range(0, len(matrix), rows):
@@ -53,22 +83,22 @@ class NumpyLayer(NamedTuple):
     """One block's weights; matrices are (out, in), q/k/v and gate/up each fused into one."""
 
     attn_norm: Array
-    qkv: Array
-    o: Array
+    qkv: Matrix
+    o: Matrix
     ff_norm: Array
-    up: Array
-    down: Array
+    up: Matrix
+    down: Matrix
 
 
 class _Block(NamedTuple):
     """A layer's weights, and keys and values (B, K, S, D)."""
 
     attn_norm: Array
-    qkv: Array
-    o: Array
+    qkv: Matrix
+    o: Matrix
     ff_norm: Array
-    up: Array
-    down: Array
+    up: Matrix
+    down: Matrix
     keys: Array
     values: Array
 
@@ -134,7 +164,7 @@ class NumpyStep:
         keys, values = layer.keys[0], layer.values[0]
         n_kv_head, _, d_head = keys.shape
         half, end = d_head // 2, position + 1
-        qkv = np.vecdot(layer.qkv, x).reshape(-1, d_head)
+        qkv = times(layer.qkv, x).reshape(-1, d_head)
         qk, v = qkv[:-n_kv_head], qkv[-n_kv_head:]
         swapped = np.concatenate((qk[:, half:], qk[:, :half]), axis=1)
         qk = qk * self._weights.cos[position] + swapped * self._weights.sin[position]
@@ -145,15 +175,13 @@ class NumpyStep:
         scores -= scores.max(axis=-1, keepdims=True)
         weights = np.exp(scores * d_head**-0.5)
         weights /= weights.sum(axis=-1, keepdims=True)
-        out: Array = np.vecdot(layer.o, (weights @ values[:, :end]).ravel())
-        return out
+        return times(layer.o, (weights @ values[:, :end]).ravel())
 
     def _feed_forward(self, layer: _Block, x: Array) -> Array:
-        gate, up = np.vecdot(layer.up, x).reshape(2, -1)
+        gate, up = times(layer.up, x).reshape(2, -1)
         up *= gate
         up /= 1 + np.exp(-gate)
-        out: Array = np.vecdot(layer.down, up)
-        return out
+        return times(layer.down, up)
 
     def _rms_norm(self, x: Array, weight: Array) -> Array:
         return x * (weight * (1 / math.sqrt(x.dot(x) / len(x) + self._weights.eps)))

@@ -15,31 +15,44 @@ from torch import Tensor, nn
 
 from tinystory.decoding import Session
 from tinystory.errors import UsageError
+from tinystory.int8 import Int8Matrix
 from tinystory.model import Attention, FeedForward, Transformer, activation, rope_tables
-from tinystory.numpy_step import NumpyLayer, NumpyWeights, pays
+from tinystory.numpy_step import NumpyLayer, NumpyWeights, is_plain, pays
 from tinystory.rows import CachedRows
 
 __all__ = ["NativeSession"]
+
+
+class _Linear(NamedTuple):
+    """A matrix (out, in), in floats or in int8, with its bias."""
+
+    weight: Tensor | Int8Matrix
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if isinstance(self.weight, Tensor):
+            return F.linear(x, self.weight, self.bias)
+        out = self.weight(x)
+        return out if self.bias is None else out + self.bias
 
 
 class _Layer(NamedTuple):
     """One block's weights, q/k/v and gate/up each fused into one matrix."""
 
     attn_norm: nn.Module
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    o: nn.Linear
+    qkv: _Linear
+    o: _Linear
     ff_norm: nn.Module
-    up: Tensor
-    up_bias: Tensor | None
-    down: nn.Linear
+    up: _Linear
+    down: _Linear
 
 
 class NativeSession(CachedRows):
     """A `decoding.Session` over a `Transformer`.
 
     Constructing one fuses the model's weights in place: its separate matrices become views of the fused ones,
-    so that nothing is held twice and the model stays usable. A second session of the model comes from `open`.
+    so that nothing is held twice and the model stays usable. In int8 the session takes the blocks' matrices away
+    from the model instead. A second session of the model comes from `open`.
     """
 
     prefill = torch.inference_mode()(CachedRows.prefill)
@@ -52,14 +65,17 @@ class NativeSession(CachedRows):
         bos_id: int | None = None,
         eos_ids: frozenset[int] = frozenset(),
         opener: Callable[[str], Session] | None = None,
+        *,
+        int8: bool = False,
     ) -> None:
         weight = model.embed.weight
         on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-        super().__init__(model.config, bos_id, eos_ids, weight.new_zeros, uses_numpy=on_cpu and pays(model.config))
+        uses_numpy = on_cpu and (is_plain if int8 else pays)(model.config)
+        super().__init__(model.config, bos_id, eos_ids, weight.new_zeros, uses_numpy=uses_numpy)
         self.model = model
         self._opener = opener
         with torch.no_grad():
-            self._layers = [_fused(block) for block in model.blocks]
+            self._layers = [_fused(block, int8) for block in model.blocks]
         self._activation = activation(self.config)
         self._weight = weight
         self._rope: tuple[Tensor, Tensor] | None = None  # cos, and sin with its first half negated; (S, D)
@@ -90,15 +106,15 @@ class NativeSession(CachedRows):
     def _numpy_weights(self) -> NumpyWeights:
         """The model's own memory."""
 
-        def array(tensor: Any) -> Any:
-            return tensor.detach().numpy()
+        def array(held: Any) -> Any:
+            return held.detach().numpy() if isinstance(held, Tensor) else held
 
         self._extend_rope()
         assert self._rope is not None
         layers = [
             NumpyLayer(
-                *map(array, (layer.attn_norm.weight, layer.qkv, layer.o.weight)),
-                *map(array, (layer.ff_norm.weight, layer.up, layer.down.weight)),
+                *map(array, (layer.attn_norm.weight, layer.qkv.weight, layer.o.weight)),
+                *map(array, (layer.ff_norm.weight, layer.up.weight, layer.down.weight)),
             )
             for layer in self._layers
         ]
@@ -124,7 +140,7 @@ class NativeSession(CachedRows):
             rope = cos[place.positions].unsqueeze(-2), sin[place.positions].unsqueeze(-2)  # (T or B, T, 1, D)
         for layer, (keys, values) in zip(self._layers, self._cache.layers(), strict=True):
             x = x + self._attention(layer, layer.attn_norm(x), keys, values, rope, place)
-            inner = F.linear(layer.ff_norm(x), layer.up, layer.up_bias)
+            inner = layer.up(layer.ff_norm(x))
             if self.config.family == "llama":
                 gate, up = inner.chunk(2, dim=-1)
                 inner = self._activation(gate) * up
@@ -145,7 +161,7 @@ class NativeSession(CachedRows):
     ) -> Tensor:
         c = self.config
         n_rows, n_new, _ = x.shape
-        heads = F.linear(x, layer.qkv, layer.qkv_bias).view(n_rows, n_new, -1, c.d_head)
+        heads = layer.qkv(x).view(n_rows, n_new, -1, c.d_head)
         n_qk = c.n_head + c.n_kv_head
         qk, v = heads[:, :, :n_qk], heads[:, :, n_qk:]
         if rope is not None:
@@ -158,8 +174,7 @@ class NativeSession(CachedRows):
         mixed = F.scaled_dot_product_attention(
             q, keys, values, place.mask, is_causal=place.is_causal, enable_gqa=c.n_head != c.n_kv_head
         )
-        out: Tensor = layer.o(mixed.transpose(1, 2).reshape(n_rows, n_new, -1))
-        return out
+        return layer.o(mixed.transpose(1, 2).reshape(n_rows, n_new, -1))
 
     def _logits_of_many(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.model.head.weight).float()
@@ -202,26 +217,27 @@ class _RaggedPlace:
 _Place = _EvenPlace | _RaggedPlace
 
 
-def _fused(block: nn.Module) -> _Layer:
-    """Join a block's matrices; the originals become views of the joined ones."""
+def _fused(block: nn.Module, int8: bool) -> _Layer:
+    """Join a block's matrices; the originals become views of the joined ones, or in int8 empty."""
     attn, ff = block.attn, block.ff
     assert isinstance(attn, Attention)
     assert isinstance(ff, FeedForward)
-    qkv, qkv_bias = _join([attn.q, attn.k, attn.v])
-    up, up_bias = _join([ff.up] if ff.gate is None else [ff.gate, ff.up])
     assert isinstance(block.attn_norm, nn.Module)
     assert isinstance(block.ff_norm, nn.Module)
-    return _Layer(block.attn_norm, qkv, qkv_bias, attn.o, block.ff_norm, up, up_bias, ff.down)
+    parts = [attn.q, attn.k, attn.v], [attn.o], [ff.up] if ff.gate is None else [ff.gate, ff.up], [ff.down]
+    qkv, o, up, down = (_join(linears, int8) for linears in parts)
+    return _Layer(block.attn_norm, qkv, o, block.ff_norm, up, down)
 
 
-def _join(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+def _join(linears: list[nn.Linear], int8: bool) -> _Linear:
     weights = [linear.weight for linear in linears]
     joined = weights[0].detach() if len(weights) == 1 else torch.cat([weight.detach() for weight in weights])
     start = 0
     for linear in linears:
-        linear.weight = nn.Parameter(joined[start : start + linear.out_features], requires_grad=False)
+        own = joined[:0] if int8 else joined[start : start + linear.out_features]
+        linear.weight = nn.Parameter(own.clone() if int8 else own, requires_grad=False)
         start += linear.out_features
     biases = [
         parameter.detach() for linear in linears for name, parameter in linear.named_parameters() if name == "bias"
     ]
-    return joined, torch.cat(biases) if biases else None
+    return _Linear(Int8Matrix(joined) if int8 else joined, torch.cat(biases) if biases else None)

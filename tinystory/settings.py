@@ -31,7 +31,7 @@ BUILT_IN: Mapping[str, Any] = {
 """What holds where nothing else is said; a seed of None is drawn and printed."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "dtype": ("float32", "bfloat16", "float16"),
+    "dtype": ("float32", "bfloat16", "float16", "int8"),
     "color": ("auto", "always", "never"),
     "theme": ("auto", "dark", "light"),
     "keys": ("emacs", "vi"),
