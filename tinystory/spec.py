@@ -25,7 +25,7 @@ from tinystory.options import Option, options_of
 from tinystory.plugins import Registry, nearest
 from tinystory.untrusted import shown
 
-__all__ = ["change_stage", "format_spec", "format_stage", "parse_spec"]
+__all__ = ["change_stage", "example_decoder", "format_spec", "format_stage", "parse_spec"]
 
 _TOKEN = re.compile(r'(?P<space>\s+)|(?P<sign>[|=,])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s|;,="\\]+)', re.DOTALL)
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -72,6 +72,15 @@ def format_spec(decoder: Decoder) -> str:
     if _implies_sample(decoder):
         stages.insert(len(decoder.processors), "sample")
     return " | ".join(stages)
+
+
+def example_decoder(cls: type[Stage], registry: Registry) -> Decoder:
+    """A decoder with a stage in it, as the stage's `example` has it or with the defaults.
+
+    Raises:
+        UsageError: the example is wrong.
+    """
+    return parse_spec(_example(cls), registry)
 
 
 def change_stage(stage: Stage, text: str) -> Stage:

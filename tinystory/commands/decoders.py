@@ -6,16 +6,27 @@ import json
 import sys
 from typing import Any
 
+from tinystory.commands import decoders_check, decoders_new
 from tinystory.decoding import Stage
+from tinystory.errors import UsageError
 from tinystory.options import Option, options_of
 from tinystory.plugins import discover
+from tinystory.untrusted import shown
 from tinystory.visible import visible
 
 __all__ = ["describe", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list, or one decoder."""
+    """Print the list, or one decoder; `new` and `check` have modules of their own."""
+    if args.name == "new":
+        return decoders_new.run(args)
+    if args.out or args.kind:
+        raise UsageError("-o and --kind go with `tinystory decoders new NAME`")
+    if args.name == "check":
+        return decoders_check.run(args)
+    if args.subject:
+        raise UsageError(f"nothing may follow {shown(args.name)}: one decoder is shown at a time")
     registry = discover(args.decoder_file)
     found = [(registry.get(args.name), registry.source(args.name))] if args.name else [
         (cls, source) for _, cls, source in registry.classes()
