@@ -396,7 +396,8 @@ class Steady(Search):
         n_new, reason = 0, request.interrupted()
         if self.fault == "deaf":
             reason = None
-        while not reason and n_new < request.max_new_tokens + (self.fault == "long"):
+        excess = {"long": 1, "endless": 10**9}.get(self.fault, 0)
+        while not reason and n_new < request.max_new_tokens + excess:
             logprobs = logits[0].log_softmax(dim=-1)
             token_id = int(logprobs.argmax())
             if token_id in session.eos_ids and self.fault != "eos":
@@ -422,6 +423,7 @@ class Steady(Search):
     [
         ("deaf", {"stop", "cancel"}),
         ("long", {"max_new_tokens"}),
+        ("endless", {"max_new_tokens"}),
         ("eos", {"tokens"}),
         ("logprob", {"logprob"}),
         ("event", {"events"}),
