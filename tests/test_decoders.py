@@ -456,6 +456,26 @@ def test_the_kit_passes_a_good_search_that_cannot_overflow():
     assert {problem.check for problem in conformance(Steady())} == {"story"}
 
 
+def test_the_kit_gives_a_search_the_room_it_asks_for():
+    @dataclass(frozen=True)
+    class Roomy(Steady):
+        """Refuse short stories."""
+
+        name = "roomy"
+
+        def search(self, session, request, chain):
+            if 0 < request.max_new_tokens < 30:
+                raise UsageError("this search needs 30 tokens")
+            fits = len(request.prompt_ids) + request.max_new_tokens <= session.max_seq_len
+            if not fits:
+                raise UsageError("this search needs the whole story in sight")
+            yield from super().search(session, request, chain)
+
+    assert conformance(Roomy()) == []
+    assert conformance(Roomy(), max_new_tokens=40) == []
+    assert {problem.check for problem in conformance(Roomy(), max_new_tokens=20)} == {"story"}
+
+
 class EarlyEnd(ToySession):
     """EOS is likely, unless a test says otherwise."""
 

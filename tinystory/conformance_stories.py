@@ -17,15 +17,31 @@ _PATIENCE = 20
 """So many tokens above the limit, and a story is taken for one without an end."""
 
 
-def check_stories(decoder: Decoder, session: Callable[..., ToySession], findings: Findings) -> None:
+def check_stories(
+    decoder: Decoder, session: Callable[..., ToySession], max_new_tokens: int | None, findings: Findings
+) -> None:
     """Write stories with a decoder, each on a session of its own.
 
     Args:
         decoder: the whole decoder.
         session: makes the sessions; called with keyword arguments of ToySession.
+        max_new_tokens: of ordinary stories; None for 12, or 60 where a search refuses so few.
         findings: are told.
     """
-    _Stories(decoder, session, findings).check()
+    if max_new_tokens is None:
+        max_new_tokens = 60 if decoder.search and _refuses(decoder, session(), 12) else 12
+    _Stories(decoder, session, max_new_tokens, findings).check()
+
+
+def _refuses(decoder: Decoder, session: ToySession, max_new_tokens: int) -> bool:
+    """Whether a decoder says at once that a story is too short for it."""
+    try:
+        next(run(session, [(decoder, toy_request((0, 5, 3), max_new_tokens))]), None)
+    except UsageError:
+        return True
+    except Exception:  # the stories will tell
+        return False
+    return False
 
 
 class _Story(NamedTuple):
@@ -37,8 +53,11 @@ class _Story(NamedTuple):
 class _Stories:
     """Whole stories by one decoder, each on a fresh toy session."""
 
-    def __init__(self, decoder: Decoder, new_session: Callable[..., ToySession], findings: Findings) -> None:
+    def __init__(
+        self, decoder: Decoder, new_session: Callable[..., ToySession], max_new_tokens: int, findings: Findings
+    ) -> None:
         self.decoder = decoder
+        self.max_new_tokens = max_new_tokens
         self.new_session = new_session
         self.expect = findings.expect
 
@@ -72,7 +91,7 @@ class _Stories:
         if cancelled and whole.model_calls > 5:
             late = cancelled.reason != "cancelled" or cancelled.model_calls > 5
             self.expect(not late, "cancel", f"after call 3 it went on to call {cancelled.model_calls}")
-        events = run(self.new_session(), [(self.decoder, toy_request((0, 5, 3), 12))])
+        events = run(self.new_session(), [(self.decoder, toy_request((0, 5, 3), self.max_new_tokens))])
         try:
             next(events)
             events.close()  # type: ignore[attr-defined]
@@ -85,13 +104,13 @@ class _Stories:
         """Stories written together are those written alone."""
         prompts = [(0, 5, 3), (0, 7), (0, 2, 2, 2)]
         alone = [self.write("a story alone", prompt=prompt) for prompt in prompts]
-        requests = [toy_request(prompt, 12) for prompt in prompts]
+        requests = [toy_request(prompt, self.max_new_tokens) for prompt in prompts]
         together: list[list[int]] = [[], [], []]
         try:
             for index, event in run(self.new_session(), [(self.decoder, request) for request in requests]):
                 if isinstance(event, Commit):
                     together[index] += [token.id for token in event.tokens]
-                if len(together[index]) > 12 + _PATIENCE:
+                if len(together[index]) > self.max_new_tokens + _PATIENCE:
                     break
         except Exception as error:
             self.expect(False, "together", f"{type(error).__name__}: {error}")
@@ -107,7 +126,7 @@ class _Stories:
         *,
         exact: bool = True,
         prompt: Sequence[int] = (0, 5, 3),
-        max_new_tokens: int = 12,
+        max_new_tokens: int | None = None,
         stop: Callable[[int], bool] = lambda n_tokens: False,
         cancel: Callable[[int], bool] = lambda model_calls: False,
         **session_options: Any,
@@ -119,12 +138,14 @@ class _Stories:
             refusable: whether the decoder may refuse it with a UsageError.
             exact: whether the model sees the whole story, so that log-probabilities can be checked.
             prompt: token ids.
-            max_new_tokens: limit.
+            max_new_tokens: limit; None is the ordinary one.
             stop: given the number of tokens committed.
             cancel: given the number of times the model was run.
             session_options: of ToySession.
         """
         session = self.new_session(**session_options)
+        if max_new_tokens is None:
+            max_new_tokens = self.max_new_tokens
         events: list[Event] = []
         tokens: list[Token] = []
 

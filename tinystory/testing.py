@@ -22,6 +22,7 @@ def conformance(
     *,
     vocab_sizes: Sequence[int] = (1, 2, 7, 32),
     session: Callable[..., ToySession] = ToySession,
+    max_new_tokens: int | None = None,
 ) -> list[Problem]:
     """Check a stage, or a whole decoder, against the decoder contract.
 
@@ -32,11 +33,12 @@ def conformance(
         subject: an instance, its options set to something that bites.
         vocab_sizes: sizes V of the logits that single stages are called with.
         session: makes the sessions for whole stories; called with keyword arguments of ToySession.
+        max_new_tokens: of ordinary stories, at most 60; None for 12, or 60 where a search refuses so few.
 
     Returns:
         What is wrong, the first instance of each kind; empty when nothing is.
     """
-    return list(_findings(subject, vocab_sizes, session).problems.values())
+    return list(_findings(subject, vocab_sizes, session, max_new_tokens).problems.values())
 
 
 def examine(
@@ -44,17 +46,23 @@ def examine(
     *,
     vocab_sizes: Sequence[int] = (1, 2, 7, 32),
     session: Callable[..., ToySession] = ToySession,
+    max_new_tokens: int | None = None,
 ) -> list[Check]:
     """The same as `conformance`, as a list of every check and how it went."""
-    return _findings(subject, vocab_sizes, session).checks()
+    return _findings(subject, vocab_sizes, session, max_new_tokens).checks()
 
 
-def _findings(subject: Stage | Decoder, vocab_sizes: Sequence[int], session: Callable[..., ToySession]) -> Findings:
+def _findings(
+    subject: Stage | Decoder,
+    vocab_sizes: Sequence[int],
+    session: Callable[..., ToySession],
+    max_new_tokens: int | None,
+) -> Findings:
     findings = Findings()
     decoder = subject if isinstance(subject, Decoder) else _around(subject)
     check_stages(decoder, vocab_sizes, findings)
     if not findings.problems:  # a stage that fails alone fails in every story too
-        check_stories(decoder, session, findings)
+        check_stories(decoder, session, max_new_tokens, findings)
     return findings
 
 
