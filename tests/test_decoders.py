@@ -462,16 +462,18 @@ def test_the_kit_gives_a_search_the_room_it_asks_for():
         """Refuse short stories."""
 
         name = "roomy"
+        least: int = option(30, help="what it takes")
 
         def search(self, session, request, chain):
-            if 0 < request.max_new_tokens < 30:
-                raise UsageError("this search needs 30 tokens")
+            if 0 < request.max_new_tokens < self.least:
+                raise UsageError("this search needs more tokens")
             fits = len(request.prompt_ids) + request.max_new_tokens <= session.max_seq_len
             if not fits:
                 raise UsageError("this search needs the whole story in sight")
             yield from super().search(session, request, chain)
 
     assert conformance(Roomy()) == []
+    assert conformance(Roomy(least=100)) == []
     assert conformance(Roomy(), max_new_tokens=40) == []
     assert {problem.check for problem in conformance(Roomy(), max_new_tokens=20)} == {"story"}
 

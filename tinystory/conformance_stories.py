@@ -1,6 +1,7 @@
 """The conformance kit's second half: whole stories on toy sessions, with every way for a story to end."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -12,6 +13,9 @@ from tinystory.loop import run
 from tinystory.toy_session import ToySession, toy_request
 
 __all__ = ["check_stories"]
+
+_LENGTHS = (12, 60, 240)
+"""How long an ordinary story is: the first of these that a decoder does not refuse."""
 
 _PATIENCE = 20
 """So many tokens above the limit, and a story is taken for one without an end."""
@@ -25,12 +29,18 @@ def check_stories(
     Args:
         decoder: the whole decoder.
         session: makes the sessions; called with keyword arguments of ToySession.
-        max_new_tokens: of ordinary stories; None for 12, or 60 where a search refuses so few.
+        max_new_tokens: of ordinary stories; None for 12, or more where a search refuses so few.
         findings: are told.
     """
     if max_new_tokens is None:
-        max_new_tokens = 60 if decoder.search and _refuses(decoder, session(), 12) else 12
-    _Stories(decoder, session, max_new_tokens, findings).check()
+        accepted = (n for n in _LENGTHS if not _refuses(decoder, session(**_room(n)), n))
+        max_new_tokens = next(accepted, _LENGTHS[0])
+    _Stories(decoder, partial(session, **_room(max_new_tokens)), max_new_tokens, findings).check()
+
+
+def _room(max_new_tokens: int) -> dict[str, int]:
+    """Options of a toy session in which so long a story fits."""
+    return {"max_seq_len": 256} if max_new_tokens > 60 else {}
 
 
 def _refuses(decoder: Decoder, session: ToySession, max_new_tokens: int) -> bool:
@@ -91,7 +101,10 @@ class _Stories:
         if cancelled and whole.model_calls > 5:
             late = cancelled.reason != "cancelled" or cancelled.model_calls > 5
             self.expect(not late, "cancel", f"after call 3 it went on to call {cancelled.model_calls}")
-        events = run(self.new_session(), [(self.decoder, toy_request((0, 5, 3), self.max_new_tokens))])
+        events = run(
+            self.new_session(),
+            [(self.decoder, toy_request((0, 5, 3), self.max_new_tokens))],
+        )
         try:
             next(events)
             events.close()  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ def conformance(
         subject: an instance, its options set to something that bites.
         vocab_sizes: sizes V of the logits that single stages are called with.
         session: makes the sessions for whole stories; called with keyword arguments of ToySession.
-        max_new_tokens: of ordinary stories, at most 60; None for 12, or 60 where a search refuses so few.
+        max_new_tokens: of ordinary stories, at most 240; None for 12, or more where a search refuses so few.
 
     Returns:
         What is wrong, the first instance of each kind; empty when nothing is.
