@@ -1,4 +1,9 @@
-"""Greedy decoding: no luck at all."""
+"""Greedy decoding: no luck at all.
+
+Every token is the one that the model holds for the likeliest, so there is one story for a prompt and no seed matters.
+A small model soon tells the commonest story there is, and on a long one it may run in circles: what is likely next and
+what is a likely story are two things.
+"""
 
 import math
 from dataclasses import dataclass

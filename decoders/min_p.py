@@ -1,4 +1,8 @@
-"""Min-p sampling (Nguyen et al. 2024, arXiv 2407.01082; its claims are disputed by arXiv 2506.13681)."""
+"""Min-p sampling (Nguyen et al. 2024, arXiv 2407.01082; its claims are disputed by arXiv 2506.13681).
+
+A token stays if it is at least p times as likely as the likeliest one. Where the model is sure few tokens pass, where
+it is not many do: the bar follows the model, token by token. The likeliest always passes.
+"""
 
 import math
 from dataclasses import dataclass

@@ -1,6 +1,8 @@
 """Sampling from the whole distribution that is left (ancestral sampling), with coupled luck.
 
-The draw is Gumbel-max (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030): the argmax of logits plus noise.
+A token is drawn with its own probability, after the logits are divided by the temperature. The draw is Gumbel-max
+(Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030): the argmax of logits plus noise. The noise is a function of seed,
+position and token, so two decoders with one seed part only where they leave different tokens.
 """
 
 from dataclasses import dataclass

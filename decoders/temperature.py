@@ -1,4 +1,9 @@
-"""Temperature (Ackley, Hinton and Sejnowski 1985, "A learning algorithm for Boltzmann machines")."""
+"""Temperature (Ackley, Hinton and Sejnowski 1985, "A learning algorithm for Boltzmann machines").
+
+Logits are divided by t before they become probabilities. Below 1 likely tokens gain and stories get safer; above 1
+unlikely ones gain. Nothing is removed, and where it stands among other stages matters: each sees what the one before
+it made.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,4 +1,8 @@
-"""Top-p or nucleus sampling (Holtzman et al. 2020, "The curious case of neural text degeneration", 1904.09751)."""
+"""Top-p or nucleus sampling (Holtzman et al. 2020, "The curious case of neural text degeneration", 1904.09751).
+
+Tokens stay, the likeliest first, until together they have probability p; the long tail, each of whose tokens is
+unlikely but which as a whole is not, goes. How many stay follows the model's own certainty, from one to hundreds.
+"""
 
 import math
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ COMMANDS = {
     "replay": "check that the stories of a session come about as they are written down",
     "eval": "measure a model on stories: perplexity, bits per byte, accuracy, and what its own are like",
     "study": "write with many decoders from many prompts, and measure how like real stories each one's are",
-    "decoders": "list the decoders, or show one",
+    "decoders": "list the decoders, show one, write a new one or check one",
     "info": "show what a checkpoint is",
     "import": "make a checkpoint from a llama2.c model",
     "config": "show the settings, and where each comes from",
@@ -177,8 +177,14 @@ def _study(parser: argparse.ArgumentParser) -> None:
 
 
 def _decoders(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show this one, with its options")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME|new|check", help="show this decoder; or write a new one, or check one")
+    described = "of the new decoder; or what to check: a decoder file, a name or a spec"
+    add("subject", nargs="?", metavar="NAME|FILE", help=described)
+    kinds = ("processor", "sampler", "search")
+    add("--kind", choices=kinds, metavar="KIND", help=f"of the new one: {', '.join(kinds)} (default {kinds[0]})")
+    add("-o", "--out", type=Path, metavar="FILE", help="where the new one is written (default: its name, with .py)")
+    add("--json", action="store_true", help="print JSON")
     _add_decoder_file_flag(parser)
 
 

@@ -28,7 +28,7 @@ from tinystory.errors import UsageError
 from tinystory.options import options_of
 from tinystory.untrusted import shown
 
-__all__ = ["Registry", "discover", "load_file", "nearest", "user_folder_path"]
+__all__ = ["Registry", "discover", "load_file", "name_problem", "nearest", "source_text", "user_folder_path"]
 
 GROUP = "tinystory.decoders"
 """The entry-point group of decoder stages."""
@@ -38,6 +38,8 @@ NO_PLUGINS = "TINYSTORY_NO_PLUGINS"
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _NAME_RULE = "a name has lower-case letters, digits and single hyphens, a letter first"
+_TAKEN = ("check", "new")
+"""What `tinystory decoders` does with the word after it, where that is not a name."""
 
 
 @dataclass(frozen=True)
@@ -203,10 +205,10 @@ def discover(decoder_files: Sequence[Path] = (), user_folder: Path | Literal["de
             registry.warnings.append(str(error))
             continue
         for cls in classes:
-            registry._add(cls, _text(path))
+            registry._add(cls, source_text(path))
     for path in named.values():
         for cls in load_file(path):
-            registry.add(cls, _text(path))
+            registry.add(cls, source_text(path))
     return registry
 
 
@@ -242,7 +244,7 @@ def load_file(path: Path) -> list[type[Stage]]:
     sys.modules[module.__name__] = module  # before it runs: dataclasses and type hints look their module up by name
     stages: list[Any] = []
     cause: BaseException | None = None
-    problem, position = None, _text(path)
+    problem, position = None, source_text(path)
     try:
         loader.exec_module(module)
         classes = dict.fromkeys(value for value in vars(module).values() if isinstance(value, type))
@@ -260,6 +262,13 @@ def load_file(path: Path) -> list[type[Stage]]:
 
 def _is_own(cls: type, module: types.ModuleType) -> bool:
     return cls.__module__ == module.__name__ and bool(cls.__dict__.get("name"))
+
+
+def name_problem(name: object) -> str | None:
+    """Why a decoder cannot be called that; None when it can."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return _NAME_RULE
+    return f"`tinystory decoders {name}` means something else" if name in _TAKEN else None
 
 
 def nearest(text: str, names: Iterable[str]) -> str | None:
@@ -292,10 +301,11 @@ def _entry_points(warnings: list[str]) -> Iterator[_Entry]:
             continue
         seen.add(identity)
         for point in points:
-            if _NAME.fullmatch(point.name):
-                yield _Entry(point.name, source, point.value, point.load)
+            problem = name_problem(point.name)
+            if problem:
+                warnings.append(f"package {source} calls a decoder {shown(point.name)}: {problem}")
             else:
-                warnings.append(f"package {source} calls a decoder {shown(point.name)}: {_NAME_RULE}")
+                yield _Entry(point.name, source, point.value, point.load)
 
 
 def _search_path() -> list[str]:
@@ -320,8 +330,8 @@ def _stage_problem(cls: Any) -> str | None:
     role = next((role for role in roles if isinstance(cls, type) and issubclass(cls, role)), None)
     if role is None:
         return f"{shown(cls)} is no LogitsProcessor, Sampler or Search"
-    if not isinstance(cls.name, str) or not _NAME.fullmatch(cls.name):
-        return f"class {cls.__name__} has the name {shown(cls.name)}: {_NAME_RULE}"
+    if problem := name_problem(cls.name):
+        return f"class {cls.__name__} has the name {shown(cls.name)}: {problem}"
     if getattr(cls, roles[role]) is getattr(role, roles[role]):
         return f"class {cls.__name__} defines no {roles[role]}"
     parameters = cls.__dict__.get("__dataclass_params__")
@@ -347,12 +357,12 @@ def _is_option_type(kind: Any) -> bool:
 
 def _existing(path: Path) -> Path:
     if not os.path.isfile(path):
-        raise UsageError(f"there is no decoder file {_text(path)}")
+        raise UsageError(f"there is no decoder file {source_text(path)}")
     return path
 
 
-def _text(path: Path) -> str:
-    """A path fit for a terminal: control characters in file names are escaped."""
+def source_text(path: Path) -> str:
+    """What a registry calls a file: its path, fit for a terminal, with control characters escaped."""
     text = str(path)
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
@@ -364,7 +374,7 @@ def _position(path: Path, error: BaseException) -> str:
     else:
         frames = traceback.extract_tb(error.__traceback__)
         line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
-    return f"{_text(path)}:{line}" if line else _text(path)
+    return f"{source_text(path)}:{line}" if line else source_text(path)
 
 
 def _summary(error: BaseException) -> str:

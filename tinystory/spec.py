@@ -25,7 +25,7 @@ from tinystory.options import Option, options_of
 from tinystory.plugins import Registry, nearest
 from tinystory.untrusted import shown
 
-__all__ = ["change_stage", "format_spec", "format_stage", "parse_spec"]
+__all__ = ["change_stage", "example_decoder", "format_spec", "format_stage", "format_value", "parse_spec"]
 
 _TOKEN = re.compile(r'(?P<space>\s+)|(?P<sign>[|=,])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s|;,="\\]+)', re.DOTALL)
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -72,6 +72,15 @@ def format_spec(decoder: Decoder) -> str:
     if _implies_sample(decoder):
         stages.insert(len(decoder.processors), "sample")
     return " | ".join(stages)
+
+
+def example_decoder(cls: type[Stage], registry: Registry) -> Decoder:
+    """A decoder with a stage in it, as the stage's `example` has it or with the defaults.
+
+    Raises:
+        UsageError: the example is wrong.
+    """
+    return parse_spec(_example(cls), registry)
 
 
 def change_stage(stage: Stage, text: str) -> Stage:
@@ -304,12 +313,13 @@ def format_stage(stage: Stage) -> str:
             if not value:
                 parts.append(",")
         else:
-            text = _format_value(value)
+            text = format_value(value)
             parts.append(text if declared is options[0] else f"{declared.name}={text}")
     return " ".join(parts)
 
 
-def _format_value(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """Write an option's value as it stands in a spec: a number, a text, yes or no, a list."""
     return ",".join(map(_format_item, value)) or "," if isinstance(value, tuple) else _format_item(value)
 
 
@@ -348,7 +358,7 @@ def _example(cls: type[Stage], declared: Option | None = None) -> str:
 
 def _example_value(declared: Option) -> str:
     if not declared.required:
-        return _format_value(declared.default)
+        return format_value(declared.default)
     kinds = typing.get_args(declared.type) or (declared.type,)
     if _has_pairs(declared):
         return "cat=2"

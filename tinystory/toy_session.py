@@ -2,17 +2,17 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tinystory.decoding import Ids, Session
+from tinystory.decoding import Ids, Request, Session, Step
 from tinystory.noise import Noise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Call", "ToySession", "ToyVocabulary"]
+__all__ = ["Call", "ToySession", "ToyVocabulary", "toy_request"]
 
 
 class Call(NamedTuple):
@@ -180,6 +180,16 @@ class ToyVocabulary:
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The pieces, joined."""
         return "".join(self.pieces[i] for i in token_ids)
+
+
+def toy_request(prompt: Sequence[int], max_new_tokens: int, vocab_size: int = 32, **others: Any) -> Request:
+    """A story whose tokens are text, with somebody who always chooses the likeliest."""
+
+    def choose(logits: "Tensor", step: Step) -> int:
+        return int(logits.argmax())
+
+    vocabulary = ToyVocabulary(vocab_size)
+    return Request(tuple(prompt), max_new_tokens, 1, vocabulary=vocabulary, choose=choose, **others)
 
 
 def _digest(text: str) -> int:

@@ -97,11 +97,20 @@ def _suggestions(command: str, prefix: str) -> dict[str, str]:
     return {prefix[: len(prefix) - one.typed] + one.text.rstrip(): one.help for one in found}
 
 
+def _checkable(prefix: str) -> dict[str, str]:
+    """Decoders and files."""
+    return _suggestions("decoders", prefix) | dict.fromkeys(FilesCompleter()(prefix), "")
+
+
 _WORDS: Mapping[str, tuple[str, ...]] = {"device": ("cpu", "cuda", "mps"), "seed": ("random",)}
 """Values worth offering for settings that have more than these."""
 
+_ROADS = {"new": "write a decoder of your own", "check": "hold one to the contract"}
+"""What `tinystory decoders` does besides showing."""
+
 _BY_NAME: Mapping[str, object] = {
-    "name": lambda prefix, **_: _suggestions("decoders", prefix),
+    "name": lambda prefix, **_: _suggestions("decoders", prefix) | _ROADS,
+    "subject": lambda prefix, parsed_args, **_: _checkable(prefix) if parsed_args.name == "check" else {},
     "resume": lambda prefix, **_: _suggestions("load", prefix),
 }
 

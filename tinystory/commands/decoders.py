@@ -4,18 +4,31 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+from tinystory.commands import decoders_check, decoders_new
 from tinystory.decoding import Stage
+from tinystory.errors import UsageError
 from tinystory.options import Option, options_of
 from tinystory.plugins import discover
+from tinystory.spec import format_value
+from tinystory.untrusted import shown
 from tinystory.visible import visible
 
 __all__ = ["describe", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list, or one decoder."""
+    """Print the list, or one decoder; `new` and `check` have modules of their own."""
+    if args.name == "new":
+        return decoders_new.run(args)
+    if args.out or args.kind:
+        raise UsageError("-o and --kind go with `tinystory decoders new NAME`")
+    if args.name == "check":
+        return decoders_check.run(args)
+    if args.subject:
+        raise UsageError(f"nothing may follow {shown(args.name)}: one decoder is shown at a time")
     registry = discover(args.decoder_file)
     found = [(registry.get(args.name), registry.source(args.name))] if args.name else [
         (cls, source) for _, cls, source in registry.classes()
@@ -56,7 +69,7 @@ def describe(cls: type[Stage], source: str) -> dict[str, Any]:
             {
                 "name": o.name,
                 "type": getattr(o.type, "__name__", str(o.type)),
-                "default": None if o.required else o.default,
+                "default": None if o.required else dict(o.default) if isinstance(o.default, Mapping) else o.default,
                 "required": o.required,
                 "neutral": None if o.neutral is dataclasses.MISSING else o.neutral,
                 "range": o.range,
@@ -68,7 +81,8 @@ def describe(cls: type[Stage], source: str) -> dict[str, Any]:
 
 
 def _option_line(option: Option) -> str:
-    default = "" if option.required else f" [{option.default}]"
+    pairs = isinstance(option.default, Mapping)
+    default = "" if option.required or pairs else f" [{format_value(option.default)}]"
     return f"{option.name}{default}: {option.range}"
 
 
