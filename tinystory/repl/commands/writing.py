@@ -8,6 +8,7 @@ from tinystory.repl.render import Line, Story
 from tinystory.repl.studio import Studio
 from tinystory.settings import parse
 from tinystory.spec import parse_spec
+from tinystory.words import has_word
 
 __all__: list[str] = []
 
@@ -119,11 +120,6 @@ def _words(studio: Studio, argument: str) -> Reply:
 def checklist(words: tuple[str, ...], text: str) -> str:
     """The words, each with a tick where the text has it as a whole word, whatever its case."""
     return "  ".join(f"{'✓' if has_word(text, word) else '·'} {word}" for word in words)
-
-
-def has_word(text: str, word: str) -> bool:
-    """Whether a text has a word, not as a part of another, whatever its case."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def texts(argument: str, origin: str) -> tuple[str, ...]:
