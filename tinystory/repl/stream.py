@@ -15,7 +15,7 @@ from tinystory.repl.studio import Studio
 from tinystory.repl.tint import style_of
 from tinystory.words import has_word
 
-__all__ = ["show_columns", "show_story", "stream"]
+__all__ = ["show_columns", "show_picked", "show_story", "stream"]
 
 _OUTGROWN = "the story has outgrown the model's context: its oldest sentences are out of sight"
 
@@ -34,9 +34,27 @@ def stream(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: 
         elif isinstance(event, Ended):
             if trimmed:
                 notice(_OUTGROWN)
-            notice(statistics_line(event.result))
-            if studio.words:
-                notice(checklist(studio.words, studio.text))
+            _tell(studio, event, notice)
+
+
+def _tell(studio: Studio, end: Ended, notice: Callable[[str], None]) -> None:
+    """Say in one line what a piece was, and which words are still wanted."""
+    notice(statistics_line(end.result))
+    if studio.words:
+        notice(checklist(studio.words, studio.text))
+
+
+def show_picked(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: Callable[[str], None]) -> None:
+    """Let a person write a story: with every choice they see its end, and here the whole once they are done."""
+    end = None
+    try:
+        for event in events:
+            end = event if isinstance(event, Ended) else end
+    finally:
+        screen.gap()
+        show_story(studio, screen)
+    if end is not None:
+        _tell(studio, end, notice)
 
 
 def show_columns(
