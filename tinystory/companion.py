@@ -26,6 +26,7 @@ class Companion:
         calls: how often the model was run.
         seconds: the time that took, by the wall clock.
         bos_id: of the model; None where it has none.
+        vocab_size: its number of tokens.
     """
 
     def __init__(self, request: Request, model: str | None = None) -> None:
@@ -40,6 +41,7 @@ class Companion:
         self._name = model or "the second model"
         self._held: list[int] = []
         self.bos_id = self._session.bos_id
+        self.vocab_size = self._session.vocab_size
         self.calls = 0
         self.seconds = 0.0
 
@@ -61,13 +63,16 @@ class Companion:
         Raises:
             UsageError: that one has another number of tokens.
         """
-        logits = self.logits(token_ids)
-        if len(logits) != len(like):
+        self.check_size(len(like))
+        return self.logits(token_ids).to(like.device).log_softmax(dim=-1)
+
+    def check_size(self, vocab_size: int) -> None:
+        """Refuse a model that writes in another number of tokens; raises UsageError."""
+        if self.vocab_size != vocab_size:
             raise UsageError(
-                f"{self._name} has {len(logits)} tokens, the model that writes {len(like)}: "
+                f"{self._name} has {self.vocab_size} tokens, the model that writes {vocab_size}: "
                 "only models that share their tokens work together"
             )
-        return logits.to(like.device).log_softmax(dim=-1)
 
     def statistics(self, name: str) -> dict[str, float]:
         """What it took, under names that begin with `name`."""
