@@ -81,6 +81,7 @@ def conformance(
     *,
     vocab_sizes: Sequence[int] = (1, 2, 7, 32),
     session: Callable[..., ToySession] = ToySession,
+    max_new_tokens: int = 12,
 ) -> list[Problem]:
     """Check a stage, or a whole decoder, against the decoder contract.
 
@@ -91,6 +92,7 @@ def conformance(
         subject: an instance, its options set to something that bites.
         vocab_sizes: sizes V of the logits that single stages are called with.
         session: makes the sessions for whole stories; called with keyword arguments of ToySession.
+        max_new_tokens: of ordinary stories, at most 60; more for a search that refuses so few.
 
     Returns:
         What is wrong, the first instance of each kind; empty when nothing is.
@@ -104,7 +106,7 @@ def conformance(
                 _check_calls(stage, vocab_size, report)
     _check_spec(decoder, report)
     if not report.problems:  # a stage that fails alone fails in every story too
-        _Stories(decoder, session, report).check()
+        _Stories(decoder, session, report, max_new_tokens).check()
     return list(report.problems.values())
 
 
@@ -272,8 +274,11 @@ class _Story(NamedTuple):
 class _Stories:
     """Whole stories by one decoder, each on a fresh toy session."""
 
-    def __init__(self, decoder: Decoder, new_session: Callable[..., ToySession], report: _Report) -> None:
+    def __init__(
+        self, decoder: Decoder, new_session: Callable[..., ToySession], report: _Report, max_new_tokens: int
+    ) -> None:
         self.decoder = decoder
+        self.max_new_tokens = max_new_tokens
         self.new_session = new_session
         self.expect = report.expect
 
@@ -306,7 +311,7 @@ class _Stories:
         if cancelled and whole.model_calls > 5:
             late = cancelled.reason != "cancelled" or cancelled.model_calls > 5
             self.expect(not late, "cancel", f"after call 3 it went on to call {cancelled.model_calls}")
-        events = run(self.new_session(), [(self.decoder, _request((0, 5, 3), 12))])
+        events = run(self.new_session(), [(self.decoder, _request((0, 5, 3), self.max_new_tokens))])
         try:
             next(events)
             events.close()  # type: ignore[attr-defined]
@@ -317,7 +322,7 @@ class _Stories:
         """Stories written together are those written alone."""
         prompts = [(0, 5, 3), (0, 7), (0, 2, 2, 2)]
         alone = [self.write("a story alone", prompt=prompt) for prompt in prompts]
-        requests = [_request(prompt, 12) for prompt in prompts]
+        requests = [_request(prompt, self.max_new_tokens) for prompt in prompts]
         together: list[list[int]] = [[], [], []]
         try:
             for index, event in run(self.new_session(), [(self.decoder, request) for request in requests]):
@@ -337,7 +342,7 @@ class _Stories:
         *,
         exact: bool = True,
         prompt: Sequence[int] = (0, 5, 3),
-        max_new_tokens: int = 12,
+        max_new_tokens: int | None = None,
         stop: Callable[[int], bool] = lambda n_tokens: False,
         cancel: Callable[[int], bool] = lambda model_calls: False,
         **session_options: Any,
@@ -349,12 +354,14 @@ class _Stories:
             refusable: whether the decoder may refuse it with a UsageError.
             exact: whether the model sees the whole story, so that log-probabilities can be checked.
             prompt: token ids.
-            max_new_tokens: limit.
+            max_new_tokens: limit; None is the ordinary one.
             stop: given the number of tokens committed.
             cancel: given the number of times the model was run.
             session_options: of ToySession.
         """
         session = self.new_session(**session_options)
+        if max_new_tokens is None:
+            max_new_tokens = self.max_new_tokens
         events: list[Event] = []
         tokens: list[Token] = []
 

@@ -23,7 +23,7 @@ _OUTGROWN = "the story has outgrown the model's context: its oldest sentences ar
 def stream(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: Callable[[str], None]) -> None:
     """Show one story as it comes, and say in one line what it was."""
     trimmed = False
-    ticks = _Ticks(studio.words, studio.text)
+    ticks = _Ticks(studio.wanted, studio.text)
     for event in events:
         if isinstance(event, Text):
             screen.story(event.text, _tint(studio, event.tokens))
@@ -40,8 +40,8 @@ def stream(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: 
 def _tell(studio: Studio, end: Ended, notice: Callable[[str], None]) -> None:
     """Say in one line what a piece was, and which words are still wanted."""
     notice(statistics_line(end.result))
-    if studio.words:
-        notice(checklist(studio.words, studio.text))
+    if studio.wanted:
+        notice(checklist(studio.wanted, studio.text))
 
 
 def show_picked(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: Callable[[str], None]) -> None:

@@ -116,6 +116,12 @@ class Studio:
         return format_spec(self.decoder)
 
     @property
+    def wanted(self) -> tuple[str, ...]:
+        """The words to be ticked off: the writer's own, and those that the decoder makes the model write."""
+        demanded: tuple[str, ...] = getattr(self.decoder.search, "words", ())
+        return tuple(dict.fromkeys((*self.words, *demanded)))
+
+    @property
     def text(self) -> str:
         """The story on the desk."""
         return self.tree.text(self.tree.current)

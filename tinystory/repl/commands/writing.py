@@ -106,15 +106,19 @@ def _seed(studio: Studio, argument: str) -> Reply:
 
 @command("words", "[A,B,C | off]", "words that you want in the story: a list that ticks them off")
 def _words(studio: Studio, argument: str) -> Reply:
-    """It only watches; whether a word comes is up to the model, and to you."""
+    """It only watches; whether a word comes is up to the model, and to you.
+
+    The decoder `words` makes the model write them, as in /decoder sample 0.8 | words owl,kite; its words are on the
+    list too.
+    """
     if argument:
         given = () if argument == "off" else tuple(filter(None, map(str.strip, argument.split(","))))
         if argument != "off" and not given:
             raise UsageError("/words takes words with commas between, like /words owl,kite")
         studio.words = given
-    if not studio.words:
+    if not studio.wanted:
         return Reply((Line("no words are wanted"),))
-    return Reply((Line(checklist(studio.words, studio.text)),))
+    return Reply((Line(checklist(studio.wanted, studio.text)),))
 
 
 def checklist(words: tuple[str, ...], text: str) -> str:
