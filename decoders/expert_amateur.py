@@ -39,7 +39,8 @@ class ExpertAmateur(LogitsProcessor):
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """(V,) logits -> contrasted log-probabilities, not normalised, −inf for what is not plausible."""
         expert = logits.log_softmax(dim=-1)
-        amateur = step.state.log_probs(step.token_ids, logits).clamp(min=_FLOOR)
+        companion: Companion = step.state
+        amateur = companion.log_probs(step.token_ids, logits).clamp(min=_FLOOR)
         removed = expert == -math.inf
         if self.alpha:
             removed |= expert < expert.max() + math.log(self.alpha)

@@ -224,7 +224,8 @@ class _Writer:
     def _force(self, logits: "Tensor") -> None:
         """Have the missing word come next that the model finds likeliest, or the one that has begun."""
         spellings = self._begun or [spelling.after(self._text) for spelling in self.missing]
-        self._due = list(max(spellings, key=lambda ids: float(logits[ids[0]])))
+        likeliest: tuple[int, ...] = max(spellings, key=lambda ids: float(logits[ids[0]]))
+        self._due = list(likeliest)
 
     def _forced(self, logits: "Tensor") -> int:
         token_id = self._due.pop(0)

@@ -11,7 +11,7 @@ from tinystory.decoding import Decoder, Step
 from tinystory.errors import UsageError
 from tinystory.repl.backend import Backend
 from tinystory.repl.recall import quoted
-from tinystory.repl.render import Bars, Line, Screen
+from tinystory.repl.render import Bars, Line, Screen, Style
 from tinystory.repl.studio import Studio
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Chooser:
         probs = logits.softmax(dim=-1)
         n_left = int((probs > 0).sum())
         shares, ids = (found.tolist() for found in probs.topk(max(1, min(N_SHOWN, n_left))))
-        rows = [
+        rows: list[tuple[str, float, str, Style]] = [
             (str(n + 1), share, THE_END if i in step.eos_ids else quoted(backend.token_text(i)), "")
             for n, (i, share) in enumerate(zip(ids, shares, strict=True))
         ]
