@@ -2,7 +2,8 @@
 
 The method is the project's own. How strange a missing word would be at a place, as a whole, the model is asked for
 there. What is tolerated grows while none comes; where a word is within it, it is pushed to the top. So a word comes at
-the least strange of the next places. Only when room becomes short a word is forced, between two words.
+the least strange of the next places. Where its first token is picked for its sake, the others follow. Only when room
+becomes short a word is forced, between two words.
 """
 
 import math
@@ -38,6 +39,8 @@ _TOLERATED = 7.0
 _SHARPNESS = 8.0
 _LEAD = 2.0
 """What is tolerated comes out above the likeliest token, `_SHARPNESS` nats for each nat to spare, `_LEAD` at most."""
+_UNKNOWN = 12.0
+"""The rest of a word is taken for no stranger than so many nats: where the model cannot spell it, its start decides."""
 _APART = 8
 """Tokens kept between words that have to be forced."""
 
@@ -157,8 +160,9 @@ class _Writer:
         self.missing = [spelling for spelling in self._wanted if not has_word(self._text, spelling.word)]
         self._begun: list[tuple[int, ...]] = []  # what is left of spellings whose first tokens stand at the end
         self._due: list[int] = []  # tokens that come next, whatever the chain says
+        self._behind: dict[int, list[int]] = {}  # what becomes due if a token is picked now
         self._places: list[int] = []
-        self._n_forced = 0
+        self._n_forced = self._n_forced_words = 0
         self._last_place = 0
         self._glue = np.array([begins_inside_word(piece) for piece in self._vocabulary.pieces], dtype=bool)
         self._logits: Tensor | None = None
@@ -197,6 +201,7 @@ class _Writer:
                 return None
             else:
                 self._state = state
+                self._due = self._behind.get(token_id, [])
         self._add(token_id)
         return Token.of(logits, token_id)
 
@@ -206,6 +211,7 @@ class _Writer:
         return {
             "words_placed": float(len(self._places)),
             "words_missing": float(len(self.missing)),
+            "words_forced": float(self._n_forced_words),
             "forced_tokens": float(self._n_forced),
             **placed,
             **self._chain.statistics(self._state),
@@ -226,6 +232,7 @@ class _Writer:
         spellings = self._begun or [spelling.after(self._text) for spelling in self.missing]
         likeliest: tuple[int, ...] = max(spellings, key=lambda ids: float(logits[ids[0]]))
         self._due = list(likeliest)
+        self._n_forced_words += 1
 
     def _forced(self, logits: "Tensor") -> int:
         token_id = self._due.pop(0)
@@ -238,6 +245,7 @@ class _Writer:
 
     def _steered(self, logits: "Tensor") -> "Tensor":
         """(V,) logits without what must not come, and with missing words pushed."""
+        self._behind = {}
         steered = logits.clone()
         if self._is_open():
             glue = np.flatnonzero(self._glue[: len(logits)])
@@ -256,7 +264,10 @@ class _Writer:
             push = max(0.0, min(_LEAD, _SHARPNESS * (first + rest + tolerance)) - first - rest)
             # What a push of the whole word does to its first token, which may begin others too.
             tilt = push if rest == 0 else float(np.logaddexp(math.log1p(-math.exp(rest)), rest + push))
-            tilts[ids[0]] = max(tilt, tilts.get(ids[0], 0.0))
+            if tilt >= tilts.get(ids[0], 0.0):
+                tilts[ids[0]] = tilt
+                meant = rest + push - tilt > math.log(0.5)  # if it comes, then rather for this word than for another
+                self._behind[ids[0]] = list(ids[1:]) if meant else []
         for token_id, tilt in tilts.items():
             steered[token_id] += tilt
         return steered
@@ -275,7 +286,7 @@ class _Writer:
         log_probs = self._session.decode(torch.tensor([ids[:-1]]))[0].log_softmax(dim=-1)
         self._session.rewind([len(ids) - 1])
         rest = sum(float(row[token_id]) for row, token_id in zip(log_probs, ids[1:], strict=True))
-        return min(max(rest, -1e4), -1e-6)
+        return min(max(rest, -_UNKNOWN), -1e-6)
 
     def _is_open(self) -> bool:
         """Whether the text ends with a word that counts only as long as no letter follows."""
