@@ -29,7 +29,7 @@ WORDS = ["Tim", "kite", "red drum", "It was", "dog", "Zoë", "a", "the", "."]
 
 @pytest.mark.parity
 @given(st.integers(0, 10**6))
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=200)
 def test_parity(tokenizer, seed):
     from transformers.generation.logits_process import SequenceBiasLogitsProcessor
 

@@ -118,7 +118,7 @@ def test_guidance_parity(negative):
 
 
 @given(st.lists(st.lists(st.integers(2, V - 1), min_size=1, max_size=30), min_size=1, max_size=6), st.data())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_a_companion_is_a_function_of_the_ids(rows, data):
     """Whatever it was asked before: other stories, shorter ones, ones that outgrow the model."""
     companion = Companion(request_at([0], 1))
