@@ -197,7 +197,11 @@ class _Writer:
 
     def window(self, token_ids: Sequence[int], max_seq_len: int) -> Sequence[int]:
         kept = whole_sentences(self.tokenizer, token_ids, max_seq_len)
-        self.dropped = len(token_ids) - len(kept)
+        if (
+            max_seq_len == self.session.max_seq_len
+            and tuple(token_ids[: len(self.job.prompt_ids)]) == self.job.prompt_ids
+        ):
+            self.dropped = len(token_ids) - len(kept)  # else it is what a second model sees
         return kept
 
     def add(self, tokens: Sequence[Token]) -> str:

@@ -23,6 +23,7 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.plugins import discover
 from tinystory.repl.backend import ModelBackend
 from tinystory.repl.browser import LONE_ESCAPE_SECONDS, Browser
+from tinystory.repl.chooser import Chooser, asks, check_alone
 from tinystory.repl.commands import Reply, execute
 from tinystory.repl.commands.tree import step_aside
 from tinystory.repl.completion import Names, StudioCompleter
@@ -34,7 +35,7 @@ from tinystory.repl.presets import preset_names
 from tinystory.repl.recall import browser_of
 from tinystory.repl.render import Line, Screen, Story, background, toolbar
 from tinystory.repl.settings import ChatSettings
-from tinystory.repl.stream import show_columns, show_story, stream
+from tinystory.repl.stream import show_columns, show_picked, show_story, stream
 from tinystory.repl.studio import Studio, Turn
 from tinystory.repl.terminal import Hushed, Writing
 from tinystory.repl.versus import show_versus
@@ -125,6 +126,7 @@ class App:
         self._dumb = is_dumb_terminal()
         self._history = history or InMemoryHistory()
         self._last_interrupt = float("-inf")
+        studio.choose = Chooser(studio, screen)
         # What is plain enough for a dumb terminal goes there without a single escape.
         plain = create_app_session(output=PlainTextOutput(sys.stdout)) if self._dumb else nullcontext()
         with plain:
@@ -228,6 +230,9 @@ class App:
     def _write(self, turns: Sequence[Turn], titles: Sequence[str] = ()) -> None:
         """Stream turns, and say in one line what they were."""
         studio, screen = self.studio, self.screen
+        if titles:
+            check_alone(turn.decoder for turn in turns)
+        asking = asks(turns[0].decoder)
         screen.fresh_line()
         with Writing() as writing:
             if studio.backend.loading:
@@ -236,7 +241,7 @@ class App:
             try:
                 ready = studio.backend.wait(lambda: writing.interrupted)
             finally:
-                if not titles:
+                if not titles and not (asking and ready):
                     screen.story(turns[0].ahead if ready else turns[0].typed, "bold")
             if not ready:
                 studio.keep(turns[0])
@@ -245,6 +250,8 @@ class App:
             with closing(studio.write(turns, lambda: writing.interrupted)) as events:
                 if titles:
                     show_columns(studio, screen, titles, events, self._notice)
+                elif asking:
+                    show_picked(studio, screen, events, self._notice)
                 else:
                     stream(studio, screen, events, self._notice)
 

@@ -8,13 +8,14 @@ from tinystory.columns import Columns
 from tinystory.comparison import measures
 from tinystory.decoding import Token
 from tinystory.generate import DraftText, Ended, Text, TextEvent, Trimmed
-from tinystory.repl.commands.writing import checklist, has_word
+from tinystory.repl.commands.writing import checklist
 from tinystory.repl.pieces import spans
 from tinystory.repl.render import REASONS, Screen, Spans, Style, statistics_line
 from tinystory.repl.studio import Studio
 from tinystory.repl.tint import style_of
+from tinystory.words import has_word
 
-__all__ = ["show_columns", "show_story", "stream"]
+__all__ = ["show_columns", "show_picked", "show_story", "stream"]
 
 _OUTGROWN = "the story has outgrown the model's context: its oldest sentences are out of sight"
 
@@ -22,7 +23,7 @@ _OUTGROWN = "the story has outgrown the model's context: its oldest sentences ar
 def stream(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: Callable[[str], None]) -> None:
     """Show one story as it comes, and say in one line what it was."""
     trimmed = False
-    ticks = _Ticks(studio.words, studio.text)
+    ticks = _Ticks(studio.wanted, studio.text)
     for event in events:
         if isinstance(event, Text):
             screen.story(event.text, _tint(studio, event.tokens))
@@ -35,9 +36,27 @@ def stream(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: 
         elif isinstance(event, Ended):
             if trimmed:
                 notice(_OUTGROWN)
-            notice(statistics_line(event.result))
-            if studio.words:
-                notice(checklist(studio.words, studio.text))
+            _tell(studio, event, notice)
+
+
+def _tell(studio: Studio, end: Ended, notice: Callable[[str], None]) -> None:
+    """Say in one line what a piece was, and which words are still wanted."""
+    notice(statistics_line(end.result))
+    if studio.wanted:
+        notice(checklist(studio.wanted, studio.text))
+
+
+def show_picked(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: Callable[[str], None]) -> None:
+    """Let a person write a story: with every choice they see its end, and here the whole once they are done."""
+    end = None
+    try:
+        for event in events:
+            end = event if isinstance(event, Ended) else end
+    finally:
+        screen.gap()
+        show_story(studio, screen)
+    if end is not None:
+        _tell(studio, end, notice)
 
 
 def show_columns(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from tinystory.decoding import Decoder, FinishReason, Token, common_prefix
+from tinystory.decoding import Decoder, FinishReason, Step, Token, common_prefix
 from tinystory.errors import UsageError
 from tinystory.generate import Ended, Story, StoryRequest, Text, TextEvent, ends_sentence
 from tinystory.plugins import Registry
@@ -17,6 +17,8 @@ from tinystory.spec import format_spec
 from tinystory.story import ROOT, Node, StoryTree, Written
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tinystory.repl.keeper import Keeper
 
 __all__ = ["Studio", "Turn", "random_seed"]
@@ -81,6 +83,7 @@ class Studio:
         fresh_luck: an unfinished story is to go on with a new seed.
         changed: called whenever a node has been added or the desk has changed.
         keeper: keeps the session in a file; None where nothing does.
+        choose: asks the person for a token, as in `Request`.
     """
 
     registry: Registry
@@ -100,6 +103,7 @@ class Studio:
     fresh_luck: bool = False
     changed: Callable[[], None] = lambda: None
     keeper: "Keeper | None" = field(default=None, repr=False, compare=False)
+    choose: "Callable[[Tensor, Step], int] | None" = field(default=None, repr=False, compare=False)
     first_decoder: Decoder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -110,6 +114,12 @@ class Studio:
     def spec(self) -> str:
         """The decoder, canonically."""
         return format_spec(self.decoder)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The words to be ticked off: the writer's own, and those that the decoder makes the model write."""
+        demanded: tuple[str, ...] = getattr(self.decoder.search, "words", ())
+        return tuple(dict.fromkeys((*self.words, *demanded)))
 
     @property
     def text(self) -> str:
@@ -266,6 +276,7 @@ class Studio:
             prompt_ids,
             n_prompt,
             turn.heal,
+            self.choose,
         )
 
     def opening(self, cancel: Callable[[], bool] = lambda: False) -> StoryRequest:

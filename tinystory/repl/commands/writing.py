@@ -8,6 +8,7 @@ from tinystory.repl.render import Line, Story
 from tinystory.repl.studio import Studio
 from tinystory.settings import parse
 from tinystory.spec import parse_spec
+from tinystory.words import has_word
 
 __all__: list[str] = []
 
@@ -105,25 +106,24 @@ def _seed(studio: Studio, argument: str) -> Reply:
 
 @command("words", "[A,B,C | off]", "words that you want in the story: a list that ticks them off")
 def _words(studio: Studio, argument: str) -> Reply:
-    """It only watches; whether a word comes is up to the model, and to you."""
+    """It only watches; whether a word comes is up to the model, and to you.
+
+    The decoder `words` makes the model write them, as in /decoder sample 0.8 | words owl,kite; its words are on the
+    list too.
+    """
     if argument:
         given = () if argument == "off" else tuple(filter(None, map(str.strip, argument.split(","))))
         if argument != "off" and not given:
             raise UsageError("/words takes words with commas between, like /words owl,kite")
         studio.words = given
-    if not studio.words:
+    if not studio.wanted:
         return Reply((Line("no words are wanted"),))
-    return Reply((Line(checklist(studio.words, studio.text)),))
+    return Reply((Line(checklist(studio.wanted, studio.text)),))
 
 
 def checklist(words: tuple[str, ...], text: str) -> str:
     """The words, each with a tick where the text has it as a whole word, whatever its case."""
     return "  ".join(f"{'✓' if has_word(text, word) else '·'} {word}" for word in words)
-
-
-def has_word(text: str, word: str) -> bool:
-    """Whether a text has a word, not as a part of another, whatever its case."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def texts(argument: str, origin: str) -> tuple[str, ...]:
