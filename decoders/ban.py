@@ -1,7 +1,8 @@
 """Banned words: a rule on the text, not on tokens.
 
-Stricter than `bad_words_ids` of Hugging Face transformers, whose id sequences miss other spellings of the same word
-and other cases, and catch it inside of longer words.
+The text so far and each token together must not make one of the words: tokens that would are removed. So a word is
+caught however it is spelled in tokens, in any case, and across tokens. It is stricter than `bad_words_ids` of Hugging
+Face transformers, whose id sequences miss other spellings and cases, and catch a word inside of longer ones.
 """
 
 import math

@@ -1,4 +1,9 @@
-"""Best of n: write several stories with different luck and tell the one with the best score."""
+"""Best of n: write several stories with different luck and tell the one with the best score.
+
+Luck differs between stories of one seed, and so does their quality. So n of them are written side by side in one
+batch, and the one with the best score is told; while it is open which that is, the one that leads is shown as a draft.
+It costs n stories, and finds the best of the n by the score, which need not be what a reader would choose.
+"""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,9 @@
-"""Contrastive search (Su et al. 2022, "A contrastive framework for neural text generation", arXiv 2202.06417)."""
+"""Contrastive search (Su et al. 2022, "A contrastive framework for neural text generation", arXiv 2202.06417).
+
+A model repeats itself where its hidden states become alike. So each of the k likeliest tokens is tried by a step of
+the model, and one is taken that is likely and whose hidden state is unlike all those before it. It uses no luck, and
+costs k rows of the model for each token.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

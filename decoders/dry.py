@@ -1,4 +1,9 @@
-"""DRY ("don't repeat yourself", p-e-w 2024, oobabooga/text-generation-webui pull request 5677), as in llama.cpp."""
+"""DRY ("don't repeat yourself", p-e-w 2024, oobabooga/text-generation-webui pull request 5677), as in llama.cpp.
+
+Where the story's last tokens have stood in it before, the token that followed there is penalised, exponentially in
+the length of what would be repeated. Short echoes, names and phrases pass, loops do not. Sequence breakers, such as a
+newline, keep a format that has to come again from counting as repetition.
+"""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,9 @@
-"""Dynamic temperature by entropy (kalomaze 2023; llama.cpp has it as `--dynatemp-range`, given by middle and range)."""
+"""Dynamic temperature by entropy (kalomaze 2023; llama.cpp has it as `--dynatemp-range`, given by middle and range).
+
+The flatter the distribution, the higher the temperature: H is its entropy and n the number of tokens left, so H / ln n
+is 0 where the model is sure and 1 where every token is as good as another. Between `low` and `high` that share, raised
+to `exponent`, decides. A model that is sure is held to what it says, one that is undecided may wander.
+"""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""Epsilon sampling (Hewitt, Manning and Liang 2022, "Truncation sampling as desmoothing", arXiv 2210.15191)."""
+"""Epsilon sampling (Hewitt, Manning and Liang 2022, "Truncation sampling as desmoothing", arXiv 2210.15191).
+
+A token whose probability is below a fixed number is noise that training has left there, so it goes; the likeliest
+always stays. The number does not ask how sure the model is: where it is undecided, much that is sensible goes too.
+"""
 
 import math
 from dataclasses import dataclass

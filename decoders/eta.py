@@ -1,4 +1,9 @@
-"""Eta sampling (Hewitt, Manning and Liang 2022, "Truncation sampling as desmoothing", arXiv 2210.15191)."""
+"""Eta sampling (Hewitt, Manning and Liang 2022, "Truncation sampling as desmoothing", arXiv 2210.15191).
+
+A token goes if its probability is below e, or, where the model is undecided, below √e · exp(−H), H being the entropy
+in nats; of both cut-offs the smaller one holds. So a flat distribution keeps its many small tokens, and a peaked one
+loses its tail as with epsilon sampling. The likeliest always stays.
+"""
 
 import math
 from dataclasses import dataclass

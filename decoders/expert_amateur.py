@@ -1,4 +1,9 @@
-"""Contrastive decoding (Li et al. 2022, arXiv 2210.15097) in the form of O'Brien and Lewis (2023, arXiv 2309.09117)."""
+"""Contrastive decoding (Li et al. 2022, arXiv 2210.15097) in the form of O'Brien and Lewis (2023, arXiv 2309.09117).
+
+What a weak model finds likely is often what any text does: repeat, stay vague, go in circles. So the difference to it
+is taken: of the tokens that the expert holds plausible, those gain which it finds likelier than the amateur does. The
+amateur reads the same story, in a second session, so each token costs a step of both.
+"""
 
 import math
 from dataclasses import dataclass

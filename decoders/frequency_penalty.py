@@ -1,4 +1,8 @@
-"""The frequency penalty of OpenAI's interface, which vLLM shares: only generated tokens count, not the prompt."""
+"""The frequency penalty of OpenAI's interface, which vLLM shares: only generated tokens count, not the prompt.
+
+A token loses c for every time it has been generated so far. What is repeated often becomes rare, commas and articles
+too: a large c makes the language strange. Below 0 it favours what was there.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,4 +1,9 @@
-"""Classifier-free guidance for text (Sanchez et al. 2023, arXiv 2306.17806)."""
+"""Classifier-free guidance for text (Sanchez et al. 2023, arXiv 2306.17806).
+
+The model is asked twice, once with the prompt and once without it or with another one, and the difference is enlarged.
+What the prompt makes likelier is raised, so the story holds on to it; what the negative prompt makes likelier is
+lowered. Each token costs two steps of the model.
+"""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""A person picks: the model only proposes."""
+"""A person picks: the model only proposes.
+
+The likeliest tokens are shown with their probabilities, after whatever processors stand before; a number, a text or
+Enter takes one. No luck is used. It is the way to feel what a model leaves open and what it has decided long ago.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,4 +1,8 @@
-"""A least length: no end of the story before so many new tokens (transformers' `min_new_tokens`)."""
+"""A least length: no end of the story before so many new tokens (transformers' `min_new_tokens`).
+
+As long as the story has fewer than n new tokens, the tokens that end a story are removed. Where nothing else is left
+they stay. New are those after the writer's own text, however often the story was stopped and continued.
+"""
 
 import math
 from dataclasses import dataclass

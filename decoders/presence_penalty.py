@@ -1,4 +1,8 @@
-"""The presence penalty of OpenAI's interface, which vLLM shares: only generated tokens count, not the prompt."""
+"""The presence penalty of OpenAI's interface, which vLLM shares: only generated tokens count, not the prompt.
+
+A token that has been generated before loses c, however often it was. It pushes on to new words without punishing a
+word more for each use, as the frequency penalty does. Below 0 it favours what was there.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

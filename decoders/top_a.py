@@ -1,4 +1,8 @@
-"""Top-a sampling (BlinkDL 2022, in the repository of RWKV-LM; there is no paper)."""
+"""Top-a sampling (BlinkDL 2022, in the repository of RWKV-LM; there is no paper).
+
+A token stays if its probability is at least a times the square of the largest. Where the model is sure, the bar is
+near a itself; where the largest probability is small, its square is far smaller, and nearly everything stays.
+"""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,9 @@
 """Top-H sampling (Baghaei Potraghloo et al. 2025, "Top-H decoding", arXiv 2509.02510).
 
-As in transformers, only the 100 likeliest tokens are looked at, and their probabilities are renormalised first. For
-that, and because the last token of a sum rarely fits into it, even h = 1 removes something: no value is neutral.
+Tokens are taken, likeliest first, while their share of the entropy is at most h; the others go, and the likeliest
+always stays. So what is kept follows how the uncertainty is spread: few tokens of a peaked distribution, many of a flat
+one. As in transformers, only the 100 likeliest are looked at, and their probabilities are renormalised first. For that,
+and because the last token of a sum rarely fits into it, even h = 1 removes something: no value is neutral.
 """
 
 import math

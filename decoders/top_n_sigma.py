@@ -1,6 +1,8 @@
 """Top-nσ sampling (Tang et al. 2024, "Top-nσ: not all logits are you need", arXiv 2411.07641).
 
-Temperature before or after it does not change what stays: both sides of the comparison scale alike.
+Logits of unlikely tokens scatter like noise around a mean, and the few that matter stand out above them. So a token
+stays if its logit is within n standard deviations of the largest one. Temperature before or after it does not change
+what stays: both sides of the comparison scale alike.
 """
 
 import math

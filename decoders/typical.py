@@ -1,4 +1,9 @@
-"""Locally typical sampling (Meister et al. 2022, arXiv 2202.00666)."""
+"""Locally typical sampling (Meister et al. 2022, arXiv 2202.00666).
+
+People neither say the most expected thing all the time nor wholly unexpected ones. So tokens are taken in the order in
+which their surprise, −ln p, is near to what the model expects, its entropy, until they hold `mass` of the probability;
+the others go. The likeliest token can be among those.
+"""
 
 import math
 from dataclasses import dataclass

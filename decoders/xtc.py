@@ -1,7 +1,9 @@
 """XTC, exclude top choices (p-e-w 2024, text-generation-webui pull request 6335; the rule is llama.cpp's).
 
-text-generation-webui spares newlines and the end of the text; llama.cpp and this file know no exceptions. Whether the
-rule strikes at a position comes from the coupled noise, in a stream of its own.
+Tokens with a probability of at least `threshold` are choices that make sense. Now and then, by chance, all of them but
+the least likely are removed: the story takes a turn that is less expected and still sensible. text-generation-webui
+spares newlines and the end of the text; llama.cpp and this file know no exceptions. Whether the rule strikes at a
+position comes from the coupled noise, in a stream of its own.
 """
 
 import math

@@ -430,13 +430,16 @@ def test_draws_with_xtc_follow_the_mixture():
 
 @cache
 def real_logits():
-    """A beginning in tokens of the shipped model, BOS first, and (T, V) logits after each of its tokens."""
+    """A beginning in tokens of the shipped model, BOS first, its (T, V) logits, and a request for what follows BOS."""
     from tinystory.loading import load
 
     loaded = load()
     token_ids = loaded.tokenizer.encode("Once upon a time, there was a big dog. The big dog was")
     loaded.session.prefill([token_ids[:1]])
-    return token_ids, loaded.session.decode(torch.tensor([token_ids[1:]]))[0], loaded.session.eos_ids
+    logits = loaded.session.decode([token_ids[1:]])[0]
+    open_session = loaded.session.open
+    request = Request((token_ids[0],), 16, seed=1, vocabulary=loaded.tokenizer, opener=open_session)
+    return token_ids, logits, loaded.session.eos_ids, request
 
 
 def examples(kind):
@@ -448,13 +451,13 @@ def examples(kind):
 
 
 def test_every_pair_of_processors_runs_on_real_logits():
-    token_ids, logits, eos_ids = real_logits()
+    token_ids, logits, eos_ids, request = real_logits()
     for pair in product(examples("processor"), repeat=2):
         chain = Decoder(pair, Sample()).chain
         assert len(chain.processors) == 2, pair
-        state = chain.start(Request(tuple(token_ids[:1]), 16, seed=1))
+        state = chain.start(request)
         for n in range(len(token_ids) - 3, len(token_ids)):
-            step = Step(Request(tuple(token_ids[:1]), 16, seed=1), token_ids[: n + 1], eos_ids)
+            step = Step(request, token_ids[: n + 1], eos_ids)
             processed, _ = chain.process(logits[n - 1], step, state)
             assert not processed.isnan().any(), pair
             token_id, state = chain.pick(logits[n - 1], step, state)
