@@ -119,7 +119,7 @@ def test_fusing_keeps_the_model_whole_and_holds_weights_once():
     assert first.prefill([[1, 2]]).equal(second.prefill([[1, 2]]))
     attn = model.blocks[0].attn
     assert attn.q.weight.untyped_storage().data_ptr() == attn.v.weight.untyped_storage().data_ptr()
-    assert first._layers[0].qkv.data_ptr() == second._layers[0].qkv.data_ptr()
+    assert first._layers[0].qkv.weight.data_ptr() == second._layers[0].qkv.weight.data_ptr()
     torch.testing.assert_close(full_logits(model, [1, 2, 3]), before)
 
 
