@@ -1,6 +1,5 @@
 """From a model's name to something that writes: checkpoint, tokenizer and session together."""
 
-import os
 import sys
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -11,6 +10,7 @@ from tinystory.checkpoint import CheckpointHeader, load_model, locate, model_has
 from tinystory.decoding import Session
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.model_hash import file_stamp
+from tinystory.threads import choose_threads
 
 if TYPE_CHECKING:
     from tinystory.tokenizer import Tokenizer
@@ -24,7 +24,6 @@ SHIPPED_MODELS = {"default": DEFAULT_MODEL} | {
 }
 """The models inside the package, by the names they have everywhere."""
 
-_ONE_THREAD_PARAMETERS = 30_000_000
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -96,7 +95,6 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     _check_device(device)
-    _choose_threads(header, device)
     tokenizer = load_tokenizer(header)
     second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device))
 
@@ -124,6 +122,8 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
             opener,
         )
     _check_fit(header, tokenizer, session)
+    if device == "cpu":
+        choose_threads(session, header.config, dtype)
     return LoadedModel(name, header, tokenizer, session, dtype, device)
 
 
@@ -163,18 +163,6 @@ def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
     if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
         return Tokenizer.from_bpe_files(directory)
     raise CheckpointError(f"{directory} has no tokenizer.json (nor vocab.json with merges.txt)")
-
-
-def _choose_threads(header: CheckpointHeader, device: str) -> None:
-    """One thread for a small model on the CPU: handing its tiny products to a second costs more than it gives.
-
-    `OMP_NUM_THREADS` stays what the user has set.
-    """
-    import torch
-
-    small = header.config is not None and header.config.n_parameters < _ONE_THREAD_PARAMETERS
-    if small and device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
 
 
 def _check_device(device: str) -> None:

@@ -1,0 +1,98 @@
+"""How many threads write fastest: known for small models, else measured once on this computer and remembered."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+from tinystory.atomic import write_atomically
+from tinystory.config import ModelConfig
+from tinystory.decoding import Session
+from tinystory.errors import TinystoryError
+from tinystory.untrusted import read_json_object
+
+__all__ = ["choose_threads"]
+
+_ONE_THREAD_PARAMETERS = 30_000_000
+"""Below, handing the tiny products to a second thread costs more than it gives (docs/performance.md)."""
+
+_STEPS = 5
+_GAIN = 0.9
+"""More threads are taken only where they need at most this share of the time: they are others' threads, too."""
+
+
+def choose_threads(session: Session, config: ModelConfig | None, dtype: str) -> None:
+    """Set torch's threads for a model on the CPU; `OMP_NUM_THREADS` stays what the user has set.
+
+    Args:
+        session: of the model; a twin of it is tried, a few tokens for each number of threads.
+        config: its shape, where it is one of ours.
+        dtype: that it computes in.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    if config is not None and config.n_parameters < _ONE_THREAD_PARAMETERS:
+        torch.set_num_threads(1)
+        return
+    most = torch.get_num_threads()
+    if most == 1:
+        return
+    key = f"{config or type(session).__name__} {session.vocab_size} {dtype} {most} threads, torch {torch.__version__}"
+    known = _remembered().get(key)
+    if not isinstance(known, int) or not 1 <= known <= most:
+        candidates = [1 << n for n in range(most.bit_length()) if 1 << n < most] + [most]
+        known = fastest(session.open(), candidates)
+        _remember(key, known)
+    torch.set_num_threads(known)
+
+
+def fastest(session: Session, candidates: Sequence[int], clock: Callable[[], float] = time.perf_counter) -> int:
+    """The smallest number of threads that nothing beats by much; torch is left with the last one tried.
+
+    Args:
+        session: empty; it writes a few tokens.
+        candidates: numbers of threads, rising.
+        clock: seconds.
+    """
+    import torch
+
+    best, least = candidates[0], float("inf")
+    for n_threads in candidates:
+        torch.set_num_threads(n_threads)
+        session.prefill([[0]])
+        seconds = []
+        for _ in range(_STEPS):
+            started = clock()
+            session.decode([0])
+            seconds.append(clock() - started)
+        took = median(seconds[1:])  # the first one warms up
+        if took < _GAIN * least:
+            best, least = n_threads, took
+    return best
+
+
+def _file() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("tinystory") / "threads.json"
+
+
+def _remembered() -> dict[str, object]:
+    """What was measured before; nothing where there is no file that can be read."""
+    try:
+        return dict(read_json_object(_file()))
+    except (TinystoryError, OSError, RuntimeError):  # the last: no home directory
+        return {}
+
+
+def _remember(key: str, n_threads: int) -> None:
+    """Keep a measurement; where nothing can be written, the next start measures again."""
+    with contextlib.suppress(OSError, RuntimeError):
+        path = _file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(_remembered() | {key: n_threads}, indent=1).encode())
