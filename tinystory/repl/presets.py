@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 SUGGESTED = "min-p 0.05 | xtc | sample"
-"""The preset `suggested`, unless the user has one of that name: its stories are nearest to real ones in docs/study.md."""
+"""The preset `suggested`, unless the user has one of that name: nearest to real stories in docs/study.md."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _MAX_BYTES = 2**20
