@@ -20,7 +20,7 @@ _YAML = (".yaml", ".yml")
 _MOST_YAML_BYTES = 2**24
 _MOST_LINE_BYTES = 2**24
 _OTHER_FORMATS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zip"})
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -113,7 +113,9 @@ class PromptFile:
 
         raw = self._file.read(_MOST_YAML_BYTES + 1)
         if len(raw) > _MOST_YAML_BYTES:
-            raise UsageError(f"{self.name} has more than {_MOST_YAML_BYTES:,} bytes; so many prompts go into a text file")
+            raise UsageError(
+                f"{self.name} has more than {_MOST_YAML_BYTES:,} bytes; so many prompts go into a text file"
+            )
         try:
             found: Any = yaml.safe_load(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
@@ -148,7 +150,7 @@ def _rereadable(path: Path) -> IO[bytes]:
 
 
 def _copy(source: IO[bytes]) -> IO[bytes]:
-    file = tempfile.TemporaryFile()
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (whoever asked for it closes it)
     shutil.copyfileobj(source, file)
     file.seek(0)
     return file
@@ -157,7 +159,8 @@ def _copy(source: IO[bytes]) -> IO[bytes]:
 def _has_separator(file: IO[bytes]) -> bool:
     tail = b""  # may be the beginning of one
     while block := file.read(_BLOCK_BYTES):
-        if SEPARATOR in tail + block:
+        block = tail + block
+        if SEPARATOR in block:
             return True
         tail = block[1 - len(SEPARATOR) :]
     return False

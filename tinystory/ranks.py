@@ -15,7 +15,9 @@ def place_among_ranks() -> tuple[int, int]:
     """
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-        raise UsageError(f"the variables RANK={rank} and WORLD_SIZE={size} make no sense: torchrun sets them, or nobody")
+        raise UsageError(
+            f"the variables RANK={rank} and WORLD_SIZE={size} make no sense: torchrun sets them, or nobody"
+        )
     return int(rank), int(size)
 
 

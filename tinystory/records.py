@@ -129,7 +129,7 @@ def _split(path: Path) -> Iterator[bytes]:
 
 
 def split(file: IO[bytes], path: Path) -> Iterator[bytes]:
-    """What stands between separators, as it is, from the beginning of a file; nothing is left out but an empty last one.
+    """What stands between the separators of a file, as it is; only an empty last one is left out.
 
     Raises:
         UsageError: it goes on for too long without a separator.

@@ -28,11 +28,13 @@ class StoryLines:
     """Stories on the disk, by their prompt's index and their number among its siblings.
 
     Attributes:
-        seed: of the stories that are there: the seed of each less its prompt's index; None for an empty file.
+        seed: of the first prompt: the seed of a story less its prompt's index; None where nobody has said it yet.
         n_done: how many of those asked for are there.
     """
 
-    def __init__(self, path: Path, subject: Mapping[str, Any], n_prompts: int, n_siblings: int) -> None:
+    def __init__(
+        self, path: Path, subject: Mapping[str, Any], n_prompts: int, n_siblings: int, seed: int | None = None
+    ) -> None:
         """Read a file that is there, and open it, or a new one, to write on.
 
         Args:
@@ -40,13 +42,14 @@ class StoryLines:
             subject: what every line has to say of itself.
             n_prompts: how many prompts there are.
             n_siblings: how many stories are asked for from each.
+            seed: of the first prompt; None takes that of the stories that are there.
 
         Raises:
             UsageError: it is no file of stories, or of others, is being written by another process, or cannot be.
         """
         self.path, self._n_siblings = path, n_siblings
         self._name = visible(str(path))
-        self.seed: int | None = None
+        self.seed = seed
         self.n_done = 0
         self._done = bytearray(n_prompts * n_siblings)
         try:
@@ -116,7 +119,9 @@ class StoryLines:
             for name, wanted in {**subject, "seed": seed if self.seed is None else self.seed}.items():
                 self._check(name, seed if name == "seed" else record.get(name), wanted)
             if not 0 <= record["index"] < len(self._done) // self._n_siblings:
-                raise UsageError(f"{self._name} has a story of prompt {record['index']}, which is not among the prompts")
+                raise UsageError(
+                    f"{self._name} has a story of prompt {record['index']}, which is not among the prompts"
+                )
             self.seed = seed
             self._mark(record["index"], record["story"])
             size += len(raw)
@@ -132,13 +137,14 @@ class StoryLines:
                 yield raw
 
     def _parsed(self, number: int, raw: bytes) -> dict[str, Any]:
+        record: Any
         try:
             record = json.loads(raw)
         except (ValueError, RecursionError):
             record = {}
         if not all(type(record.get(name)) is int for name in ("index", "story", "seed")) or record["story"] < 0:
             raise UsageError(f"line {number} of {self._name} is damaged; take it out, or give another -o")
-        return record
+        return dict(record)
 
     def _check(self, name: str, there: object, wanted: object) -> None:
         if there != wanted:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from tinystory.commands.writing import (
     warn,
 )
 from tinystory.decoding import Decoder
-from tinystory.errors import UsageError
+from tinystory.errors import TinystoryError, UsageError
 from tinystory.loading import LoadedModel, find_model, load_header
 from tinystory.plugins import discover
 from tinystory.prompts import PromptFile
@@ -66,11 +67,11 @@ def run(args: argparse.Namespace) -> int:
         n_done = lines.n_done if lines else 0
         code = 0
         if n_done < n_all:
-            progress = stack.enter_context(_progress(args, rank, n_done, n_all))
-            writer = _Writer(args, decoder, seed, prompts, lines, progress)
             few = n_all - n_done <= _FEW_STORIES
-            writer.model = (load_to_write if few else _load_with_torch)(args, name, header, decoder)
-            code = writer.write(_places(args, rank, size, prompts, lines))
+            model = (load_to_write if few else _load_with_torch)(args, name, header, decoder)
+            writer = _Writer(args, model, decoder, seed, prompts, lines)
+            with _progress(args, rank, n_done, n_all) as progress:
+                code = writer.write(_places(args, rank, size, prompts, lines), progress)
         _tell_the_end(args, rank, size, n_all, lines, f"{format_spec(decoder)} · seed {seed}", code)
     return code
 
@@ -117,9 +118,7 @@ def _part(path: Path, rank: int | str, size: int) -> Path:
     return path.with_name(f"{path.name}.{rank}-of-{size}")
 
 
-def _load_with_torch(
-    args: argparse.Namespace, name: str, header: "CheckpointHeader", _decoder: Decoder
-) -> LoadedModel:
+def _load_with_torch(args: argparse.Namespace, name: str, header: "CheckpointHeader", _decoder: Decoder) -> LoadedModel:
     return load_header(name, header, args.dtype, args.device)
 
 
@@ -134,43 +133,43 @@ def _places(
                     yield Place(index, number, prompt)
 
 
+@dataclass(frozen=True)
 class _Writer:
     """Batches become lines."""
 
+    args: argparse.Namespace
     model: LoadedModel
+    decoder: Decoder
+    seed: int
+    prompts: PromptFile
+    lines: StoryLines | None
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        decoder: Decoder,
-        seed: int,
-        prompts: PromptFile,
-        lines: StoryLines | None,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        self.args, self.decoder, self.seed, self.prompts = args, decoder, seed, prompts
-        self.lines, self.progress = lines, progress
+    def write(self, places: Iterator[Place], progress: Callable[[int], None]) -> int:
+        """Write all of them, or until a signal comes; the exit code.
 
-    def write(self, places: Iterator[Place]) -> int:
-        """Write all of them, or until a signal comes; the exit code."""
+        Raises:
+            TinystoryError: when all else is written, where nothing can be written from some prompts.
+        """
         rows = self.args.batch_size or rows_that_fit(self.model.header.config)
         common = self._common()
-        n_without_token = 0
+        lost: list[int] = []
         with interrupts() as interrupted:
             for batch in batches(places, self.model.tokenizer, rows):
                 known = [place for place in batch if place.prompt_ids]
-                n_without_token += len(batch) - len(known)
+                lost += [place.index for place in batch if not place.prompt_ids]
                 for place, event in self._ended(known, lambda: bool(interrupted)):
                     self._add({"index": place.index, **event_fields(event), **common, "seed": self.seed + place.index})
-                    self.progress(1, len(event.result.tokens))
+                    progress(len(event.result.tokens))
                 if self.lines:
                     self.lines.sync()
                 if interrupted:
                     return 128 + interrupted[0]
-        if n_without_token:
-            lost = f"{n_without_token} prompts have no token in this vocabulary, which has no BOS either"
-            warn(self.args, [f"{lost}: nothing was written from them"])
-        return 1 if n_without_token else 0
+        if lost:
+            raise TinystoryError(
+                f"{len(lost)} stories could not be begun: their prompts have no token in this model's vocabulary, and it "
+                f"has no BOS; the first is that of index {min(lost)}"
+            )
+        return 0
 
     def _ended(self, places: list[Place], cancel: Callable[[], bool]) -> "Iterator[tuple[Place, Ended]]":
         """The stories of a batch as they end; not those that a signal has cut off."""
@@ -207,25 +206,23 @@ class _Writer:
 
 
 @contextmanager
-def _progress(
-    args: argparse.Namespace, rank: int, n_done: int, n_all: int
-) -> Iterator[Callable[[int, int], None]]:
+def _progress(args: argparse.Namespace, rank: int, n_done: int, n_all: int) -> Iterator[Callable[[int], None]]:
     """A bar where standard error is a terminal, else a line now and then.
 
     Yields:
-        A function that takes how many stories and tokens were added.
+        A function that takes how many tokens a finished story has.
     """
-    started = said = time.monotonic()
-    stories, tokens = n_done, 0
     in_the_way = args.out is None and sys.stdout.isatty()  # the stories themselves are seen
     if args.quiet or rank or in_the_way:
-        yield lambda _stories, _tokens: None
+        yield lambda _tokens: None
         return
+    started = said = time.monotonic()
+    stories, tokens = n_done, 0
     with progress_bar(args, "stories", n_all) as bar:
 
-        def add(more_stories: int, more_tokens: int) -> None:
+        def add(more: int) -> None:
             nonlocal stories, tokens, said
-            stories, tokens, now = stories + more_stories, tokens + more_tokens, time.monotonic()
+            stories, tokens, now = stories + 1, tokens + more, time.monotonic()
             speed = f"{tokens / max(now - started, 1e-9):,.0f} tokens/s"
             bar(stories, description=speed)
             if not sys.stderr.isatty() and now - said >= _NOTICE_SECONDS:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tinystory.generate import Story, TextEvent
 
 __all__ = [
-    "check_stop", "common_fields", "event_fields", "interrupts", "load_to_write", "note", "prompt_of", "seed_of", "story_fields",
-    "styled", "warn",
+    "check_stop", "common_fields", "event_fields", "interrupts", "load_to_write", "note", "prompt_of", "seed_of",
+    "story_fields", "styled", "warn",
 ]  # fmt: skip
 
 
