@@ -165,7 +165,7 @@ def test_a_file_of_stories_goes_on_after_any_loss_at_its_end(tmp_path):
             lines.add(record(9, 1))
             lines.sync()
             assert lines.has(9, 1)
-        assert [json.loads(one)["index"] for one in path.read_bytes().splitlines()] == [4, 4, 0][:n_whole] + [9]
+        assert [json.loads(one)["index"] for one in path.read_bytes().splitlines()] == [*[4, 4, 0][:n_whole], 9]
 
 
 def test_more_siblings_may_be_asked_for_and_fewer(tmp_path):
@@ -216,7 +216,7 @@ def test_two_at_once_are_refused(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(UsageError, match="cannot write .*: No such file"):
+    with pytest.raises(UsageError, match=r"cannot write .*: No such file"):
         lines_of(tmp_path / "none" / "out.jsonl")
     with lines_of(Path("/dev/full")) as lines, pytest.raises(OSError, match="No space left"):
         lines.add(record(1))
