@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -239,6 +240,23 @@ def test_ranks_share_the_prompts(generate, out, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
     assert "12 of 12 stories are in" in generate("-d", SPEC, "-s", "7", "--num", "2", "-o", out)[2]
+
+
+def test_stories_that_an_interrupt_cuts_off_are_not_kept(generate, out, monkeypatch):
+    class AfterSomeLooks(list):
+        looks = 0
+
+        def __bool__(self):
+            self.looks += 1
+            return self.looks > 40
+
+    monkeypatch.setattr("tinystory.commands.generate_prompts.interrupts", lambda: nullcontext(AfterSomeLooks([15])))
+    code, _, err = generate("-d", "greedy", "-o", out, "--batch-size", "3")
+    assert code == 143
+    kept = stories(out)
+    assert 3 <= len(kept) < 6
+    assert all(one["finish_reason"] in ("eos", "length") for one in kept)
+    assert f"{len(kept)} of 6 stories" in err
 
 
 @pytest.mark.parametrize(
