@@ -166,8 +166,8 @@ class _Writer:
                     return 128 + interrupted[0]
         if lost:
             raise TinystoryError(
-                f"{len(lost)} stories could not be begun: their prompts have no token in this model's vocabulary, and it "
-                f"has no BOS; the first is that of index {min(lost)}"
+                f"{len(lost)} stories could not be begun: their prompts have no token in this model's vocabulary, and "
+                f"it has no BOS; the first is that of index {min(lost)}"
             )
         return 0
 
