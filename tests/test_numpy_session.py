@@ -1,8 +1,11 @@
 """The session without torch gives what the torch session gives, and torch is really not there."""
 
 import dataclasses
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,3 +141,36 @@ def test_damaged_weights_are_refused(checkpoint, tmp_path):
 def test_it_opens_no_other_model(pair):
     with pytest.raises(UsageError, match="cannot open another model"):
         pair[0].open("mini")
+
+
+def test_a_comparison_does_not_import_torch_either():
+    code = (
+        "import sys; from tinystory.cli import main\n"
+        "code = main('compare Once -n 3 -s 1 -q -d greedy -d'.split() + ['top-k 5 | sample 0.8'])\n"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at /proc, which is Linux's")
+@pytest.mark.parametrize("ended_by", ["a prompt", "a signal"])
+def test_torch_is_imported_while_the_prompt_is_on_its_way(ended_by):
+    """A prompt that comes late finds torch there; leaving in the midst of the import is no crash."""
+    command = [sys.executable, "-m", "tinystory", "generate", "-q", "-n", "3", "-s", "1", "-d", "top-p 0.9 | sample"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    give_up = time.monotonic() + 120
+    while "libtorch" not in maps.read_text() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert "libtorch" in maps.read_text()
+    if ended_by == "a signal":
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=120) == ("", "")
+        assert process.returncode == 130
+    else:
+        out, err = process.communicate("Once upon a", timeout=120)
+        assert (out.startswith("Once upon a"), err, process.returncode) == (True, "", 0)

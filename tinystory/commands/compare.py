@@ -12,7 +12,9 @@ from tinystory.commands.writing import (
     check_stop,
     common_fields,
     event_fields,
+    import_torch_meanwhile,
     interrupts,
+    load_to_write,
     note,
     prompt_of,
     seed_of,
@@ -23,7 +25,7 @@ from tinystory.commands.writing import (
 from tinystory.comparison import Measures, check_count, measures, requests
 from tinystory.errors import TinystoryError
 from tinystory.generate import Ended, Story, StoryRequest, Text, TextEvent, Trimmed, write
-from tinystory.loading import LoadedModel, find_model, load_header
+from tinystory.loading import LoadedModel, find_model
 from tinystory.plugins import discover
 from tinystory.spec import format_spec, parse_spec
 from tinystory.visible import visible
@@ -40,9 +42,10 @@ def run(args: argparse.Namespace) -> int:
     warn(args, registry.warnings)
     decoders = [parse_spec(spec, registry) for spec in args.decoders]
     name, header = find_model(args.model)
+    import_torch_meanwhile(args, header, *decoders)
     prompt, seed = prompt_of(args), seed_of(args)
     with interrupts() as interrupted:
-        model = load_header(name, header, args.dtype, args.device)
+        model = load_to_write(args, name, header, *decoders)
         asked = requests(prompt, decoders, seed, args.max_tokens, args.stop, lambda: bool(interrupted))
         printer = _form(args)(args, model, asked)
         try:

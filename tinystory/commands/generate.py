@@ -10,6 +10,7 @@ from tinystory.commands.writing import (
     check_stop,
     common_fields,
     event_fields,
+    import_torch_meanwhile,
     interrupts,
     load_to_write,
     note,
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     warn(args, registry.warnings)
     decoder = parse_spec(args.decoder, registry)
     name, header = find_model(args.model)
+    import_torch_meanwhile(args, header, decoder)
     prompt, seed = prompt_of(args), seed_of(args)
     with interrupts() as interrupted:
         model = load_to_write(args, name, header, decoder)

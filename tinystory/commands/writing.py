@@ -1,12 +1,14 @@
 """What the commands that write stories share: prompt, seed, interrupts, notices, and the fields of their JSON."""
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import platform
 import random
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from tinystory.generate import Story, TextEvent
 
 __all__ = [
-    "check_stop", "common_fields", "event_fields", "interrupts", "load_to_write", "note", "prompt_of", "seed_of",
-    "story_fields", "styled", "warn",
+    "check_stop", "common_fields", "event_fields", "import_torch_meanwhile", "interrupts", "load_to_write", "note",
+    "prompt_of", "seed_of", "story_fields", "styled", "warn",
 ]  # fmt: skip
 
 
@@ -58,13 +60,24 @@ def seed_of(args: argparse.Namespace) -> int:
     return random.SystemRandom().randrange(2**32) if args.seed is None else int(args.seed)
 
 
-def load_to_write(args: argparse.Namespace, name: str, header: "CheckpointHeader", decoder: "Decoder") -> LoadedModel:
+def load_to_write(args: argparse.Namespace, name: str, header: "CheckpointHeader", *decoders: "Decoder") -> LoadedModel:
     """The model; without torch where that is enough, since importing it takes longer than a story."""
+    if _needs_torch(args, header, decoders):
+        return load_header(name, header, args.dtype, args.device)
+    return load_without_torch(name, header)
+
+
+def import_torch_meanwhile(args: argparse.Namespace, header: "CheckpointHeader", *decoders: "Decoder") -> None:
+    """Begin to import torch, where it is needed, while a prompt is on its way through a pipe."""
+    if args.prompt is None and _needs_torch(args, header, decoders):
+        # A daemon: whoever gives up does not wait for it.
+        threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
+
+
+def _needs_torch(args: argparse.Namespace, header: "CheckpointHeader", decoders: Sequence["Decoder"]) -> bool:
     from tinystory.numpy_session import suffices
 
-    if suffices(header, decoder, args.dtype, args.device):
-        return load_without_torch(name, header)
-    return load_header(name, header, args.dtype, args.device)
+    return not all(suffices(header, decoder, args.dtype, args.device) for decoder in decoders)
 
 
 @contextmanager
