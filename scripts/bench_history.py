@@ -12,7 +12,9 @@ __all__ = ["append", "curves", "plot", "read"]
 
 Record = Mapping[str, Any]
 
-MOST_BARS = 80
+MOST_BARS = 100
+MOST_LINES = 12
+"""Of a part; more could not be told apart."""
 
 
 def append(path: Path, record: Record) -> None:
@@ -42,7 +44,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def label(measurement: Record) -> str:
     """A measurement in one line."""
     model = f"{measurement['model']}: " if measurement["model"] else ""
-    return f"{model}{measurement['what']}, {measurement['unit']} / {measurement['peer']}"
+    return f"{model}{measurement['what']}, {measurement['unit']}, beside {measurement['peer']}"
 
 
 def curves(records: Sequence[Record]) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -70,7 +72,7 @@ def plot(records: Sequence[Record], path: Path) -> None:
         raise UsageError(f"--plot {path}: the name must end in .svg or .png")
     if not any(record["measurements"] for record in records):
         raise UsageError("--plot: nothing was measured, and --history has no run")
-    figure = _lines(curves(records)) if len(records) > 1 else _bars(records[-1]["measurements"])
+    figure = _lines(curves(records), len(records)) if len(records) > 1 else _bars(records[-1]["measurements"])
     save_figure(figure, path)
 
 
@@ -87,23 +89,26 @@ def _bars(measurements: Sequence[Record]) -> Any:
         if measurement["aim"] is not None:
             axes.plot([measurement["aim"]] * 2, [place - 0.45, place + 0.45], color="black", linewidth=1.5)
     axes.set_yticks(range(len(shown)), [label(measurement) for measurement in shown], fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xscale("log")
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xlabel("ratio, median and range; above 1 tinystory is ahead; black: the aim, green: met, red: missed")
     return figure
 
 
-def _lines(parts: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Any:
-    figure = new_figure((11, 3.2 * len(parts)))
+def _lines(parts: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], n_runs: int) -> Any:
+    figure = new_figure((13, 3.2 * len(parts)))
     for place, (part, lines) in enumerate(parts.items(), 1):
         axes = figure.add_subplot(len(parts), 1, place)
-        for name, points in lines.items():
+        longest = sorted(lines.items(), key=lambda line: -len(line[1]))[:MOST_LINES]
+        for name, points in longest:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=name)
-        axes.set_title(part, fontsize=10)
+        axes.set_title(part if len(lines) <= MOST_LINES else f"{part}, {MOST_LINES} of {len(lines)}", fontsize=10)
         axes.set_yscale("log")
+        axes.set_xlim(0.5, n_runs + 0.5)
+        axes.set_xticks(range(1, n_runs + 1))
         axes.set_xlabel("run", fontsize=8)
-        axes.set_ylabel("ratio", fontsize=8)
+        axes.set_ylabel("median ratio", fontsize=8)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=5, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -118,8 +118,8 @@ class Measurement:
 
     def row(self) -> list[str]:
         """The measurement as cells: what was done, and `COLUMNS`."""
-        digits = 0 if median(self.ours) >= 50 else 2
-        sides = [f"{median(values):,.{digits}f}" for values in (self.ours, self.theirs)]
+        middles = [median(values) for values in (self.ours, self.theirs)]
+        sides = [f"{middle:,.{0 if middle >= 50 else 2}f}" for middle in middles]
         r = self.ratios
         aim = "" if self.aim is None else f"{self.aim:g} ×, {'met' if self.met else 'missed'}"
         spread = f"{min(r):.2f} – {max(r):.2f}"

@@ -50,17 +50,25 @@ def measure_stages(subject: Subject) -> list[Measurement]:
             for _, cls, source in registry.classes():
                 if cls.kind == "search" or source != "tinystory":
                     continue
-                try:
-                    spec, stage = example_of(cls)
-                    call = repeated(caller(stage, logits, vocabulary))
-                except (TinystoryError, TypeError, ValueError) as error:
-                    subject.notes.append(f"{cls.name} is left out: {' '.join(str(error).split())[:160]}")
-                    continue
-                what = f"{spec}, V = {vocab_size}"
-                measurement = Measurement("stages", what, "CPU µs", per_call, peer="a sort of the logits")
-                run_pairs(what, subject.args.pairs, [measurement], call, sort)
-                found.append(measurement)
+                for kind, own in inputs(cls, logits).items():
+                    try:
+                        spec, stage = example_of(cls)
+                        call = repeated(caller(stage, own, vocabulary))
+                    except (TinystoryError, TypeError, ValueError) as error:
+                        subject.notes.append(f"{cls.name} is left out: {' '.join(str(error).split())[:160]}")
+                        continue
+                    what = f"{spec}, V = {vocab_size}{kind}"
+                    measurement = Measurement("stages", what, "CPU µs", per_call, peer="a sort of the logits")
+                    run_pairs(what, subject.args.pairs, [measurement], call, sort)
+                    found.append(measurement)
     return found
+
+
+def inputs(cls: "type[Stage]", logits: "Tensor") -> dict[str, Any]:
+    """What the stage is called with, by a word for the table: a tensor, and an array where it takes one."""
+    from tinystory.numpy_session import Logits
+
+    return {"": logits} | ({", array": logits.numpy().view(Logits)} if cls.takes_arrays else {})
 
 
 def example_of(cls: "type[Stage]") -> "tuple[str, LogitsProcessor | Sampler]":

@@ -136,7 +136,7 @@ def run_process(command: Sequence[str], prompt: str = "") -> Run:
         errors.seek(0)
         said = errors.read().decode(errors="replace").strip()
     if process.returncode or not output.startswith(begins) or not first_byte:
-        last = (said or "it wrote nothing").splitlines()[-1]
+        last = (said or "its output is not what it should be").splitlines()[-1]
         raise TinystoryError(f"{' '.join(command[:4])} … failed: {last}")
     peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)  # bytes there, KiB elsewhere
     return Run(output.decode(errors="replace").rstrip("\n"), usage.ru_utime + usage.ru_stime, first_byte, peak)
