@@ -155,7 +155,7 @@ def subjects_of(args: argparse.Namespace) -> Iterator[list[Subject]]:
                 raise UsageError(
                     f"{header.directory} runs through transformers on both sides; give a checkpoint of ours"
                 )
-            subjects.append(Subject(shape if shape in SHAPES else name, header.directory, header.config, args))
+            subjects.append(Subject(Path(name).name, header.directory, header.config, args))
         yield subjects
 
 
