@@ -18,6 +18,7 @@ from bench_pairs import Measurement, Run, Subject, rates, run_pairs
 from bench_peers import PEERS, SPECS, Peer, Work, open_peer
 from bench_report import record_of, show
 from bench_roofline import bytes_per_token, cache_bytes, copy_for, copying_speed, decoding_speed
+from bench_search import measure_search
 from bench_shapes import SHAPES, save_random, widened
 from bench_stages import example_of, measure_stages
 from bench_startup import limits, run_process
@@ -201,6 +202,13 @@ def test_a_peer_that_cannot_be_had_is_left_out_with_one_line(subject, monkeypatc
         "missing is left out: pip install no_such_module",
         "unable is left out: not this kind of model",
     ]
+
+
+def test_a_search_that_is_missing_is_left_out_and_one_that_is_there_is_measured(subject, monkeypatch):
+    monkeypatch.setattr("bench_search.SEARCHES", {"no-such-search 4": "greedy", "top-k 5 | sample": "greedy"})
+    found = measure_search(subject)
+    assert [(measurement.what, measurement.peer) for measurement in found] == [("top-k 5 | sample", "greedy")] * 2
+    assert subject.notes == ["no-such-search 4 is left out: no decoder stage is called 'no-such-search'"]
 
 
 # Stages.
