@@ -8,8 +8,14 @@ import torch
 
 from tinystory import threads
 from tinystory.config import ModelConfig
+from tinystory.decoding import Decoder
+from tinystory.generate import StoryRequest
+from tinystory.loading import load
+from tinystory.repl.backend import ModelBackend
+from tinystory_decoders.greedy import Greedy
 
 LARGE = ModelConfig.llama(50_000, 8, 8, 512, 64, 1024)
+SMALL = ModelConfig.llama(2048, 6, 3, 192, 512, 512)
 
 
 class Clocked:
@@ -45,12 +51,14 @@ def machine(monkeypatch, tmp_path):
 
     def choose(session, config=LARGE, dtype="float32"):
         monkeypatch.setattr(threads.fastest, "__defaults__", (session.clock,))
-        now[0] = 8
-        threads.choose_threads(session, config, dtype)
-        return now[0]
+        n_threads = threads.choose_threads(session, config, dtype)
+        assert now[0] == n_threads
+        return n_threads
 
     choose.file = tmp_path / "cache" / "threads.json"
-    return choose
+    threads._most.cache_clear()
+    yield choose
+    threads._most.cache_clear()
 
 
 def test_the_fastest_number_is_taken_and_remembered(machine):
@@ -91,7 +99,39 @@ def test_where_nothing_can_be_written_it_is_measured_each_time(machine):
 
 def test_small_models_and_the_users_own_number(machine, monkeypatch):
     session = Clocked({})
-    assert machine(session, ModelConfig.llama(2048, 6, 3, 192, 512, 512)) == 1
+    assert machine(session, SMALL) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     assert machine(session) == 8
     assert session.steps == 0
+
+
+def test_a_large_model_after_a_small_one_has_all_threads_to_choose_from(machine):
+    """The small one had left torch at one thread, and that was taken for the computer's number."""
+    assert machine(Clocked({}), SMALL) == 1
+    assert machine(Clocked({1: 1.0, 2: 0.6, 4: 0.4, 8: 0.5})) == 4
+
+
+@pytest.fixture
+def four_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(1)
+    threads._most.cache_clear()
+
+
+def test_a_second_model_leaves_the_threads_alone(four_threads):
+    """A draft of a million parameters once took all threads but one from the model that it was for."""
+    model = load("mini")
+    torch.set_num_threads(4)
+    model.session.open("default-0.6M")
+    assert torch.get_num_threads() == 4
+
+
+def test_the_studio_writes_with_its_models_threads(four_threads):
+    """Torch keeps the number for each thread of Python; the studio loads in one and writes in another."""
+    backend = ModelBackend.open("mini", "float32", "cpu")
+    assert backend.wait(lambda: False)
+    torch.set_num_threads(4)
+    next(iter(backend.write([StoryRequest("Tim", Decoder((), Greedy()), 1, 1)])))
+    assert torch.get_num_threads() == 1
