@@ -138,3 +138,11 @@ def test_damaged_weights_are_refused(checkpoint, tmp_path):
 def test_it_opens_no_other_model(pair):
     with pytest.raises(UsageError, match="cannot open another model"):
         pair[0].open("mini")
+
+
+@pytest.mark.parametrize("stray", [-1, 300])
+def test_an_id_outside_the_vocabulary_is_named(pair, stray):
+    """Of a negative one the message once named the largest id of the prompt."""
+    for session in pair:
+        with pytest.raises(UsageError, match=f"token id {stray}; this vocabulary has 0 to 299"):
+            session.open().prefill([[5, stray, 7]])
