@@ -121,7 +121,8 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
     _check_fit(header, tokenizer, session)
     import torch
 
-    threads = choose_threads(session, header.config, dtype) if device == "cpu" else torch.get_num_threads()
+    n_parameters = sum(entry.n_elements for entry in header.tensors.values())
+    threads = choose_threads(session, n_parameters, dtype) if device == "cpu" else torch.get_num_threads()
     return LoadedModel(name, header, tokenizer, session, dtype, device, threads)
 
 
