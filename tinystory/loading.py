@@ -53,6 +53,14 @@ class LoadedModel:
         """sha256 over weights, config and tokenizer, in hex; raises CheckpointError where they were replaced."""
         return model_hash(self.header.directory, self.header.stamp)
 
+    @property
+    def hash_if_known(self) -> str:
+        """The hash, empty where the files were replaced: what was written or measured is not to be lost over it."""
+        try:
+            return self.hash
+        except CheckpointError:
+            return ""
+
 
 def find_model(name: str | None) -> tuple[str, CheckpointHeader]:
     """Locate and check a checkpoint without importing torch: shipped, by its name, or a folder or hub id.
