@@ -3,6 +3,7 @@
 import copy
 import io
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_stage_that_stands_twice_is_told_apart_by_its_number(studio, registry)
         ("/preset save", "'' cannot name a preset"),
         ("/preset save ../x", "'../x' cannot name a preset"),
         ("/preset save warm topk 4", "did you mean `top-k`?"),
-        ("/preset load warm", "no preset is called 'warm': none is saved"),
+        ("/preset load warm", "no preset is called 'warm': there are suggested"),
         ("/preset rm warm", "no preset is called 'warm'"),
         ("/preset load warm greedy", "takes just a NAME"),
         ("/preset list x", "takes nothing"),
@@ -129,16 +130,29 @@ def test_decoder_does_not_wait_for_the_model(studio, backend):
 
 
 def test_presets_are_saved_listed_loaded_and_removed(studio):
-    assert "no preset is saved" in run(studio, "/preset list")
+    assert "/preset save NAME saves" in run(studio, "/preset list")
     assert run(studio, "/preset save warm") == "warm: temperature 0.9 | top-k 40 | sample 0.8\n"
     assert run(studio, "/preset save cold sampling .2") == "cold: sample 0.2\n"
     assert run(studio, "/preset save cold greedy") == "cold: greedy (it was sample 0.2)\n"
-    assert run(studio, "/preset list").split("\n")[0] == "cold  greedy"
+    assert run(studio, "/preset list").split("\n")[0].split() == ["cold", "greedy"]
     assert run(studio, "/preset load cold") == "decoder: greedy\n"
     assert run(studio, "/preset rm cold") == "cold is gone; it was greedy\n"
-    assert preset_names() == ["warm"]
+    assert preset_names() == ["suggested", "warm"]
     with pytest.raises(UsageError, match="did you mean warm"):
         execute(studio, "/preset load warn")
+
+
+def test_one_preset_is_suggested_until_the_user_has_one_of_that_name(studio):
+    """It is what docs/study.md found; nothing is switched on by itself."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "study.md").read_text(encoding="utf-8")
+    assert f"Nearest to real stories: `{presets.SUGGESTED}`" in page
+    before = studio.spec
+    assert presets.SUGGESTED in run(studio, "/help")
+    assert presets.SUGGESTED in run(studio, "/preset list")
+    assert studio.spec == before
+    assert run(studio, "/preset load suggested") == f"decoder: {presets.SUGGESTED}\n"
+    run(studio, "/preset save suggested greedy")
+    assert run(studio, "/preset load suggested") == "decoder: greedy\n"
 
 
 def test_a_preset_keeps_quotes_and_other_alphabets(studio, tmp_path):
@@ -157,7 +171,7 @@ def test_a_damaged_file_is_set_aside_and_never_lost(studio, content):
     shown = run(studio, "/preset save warm")
     assert "is set aside as presets.toml.damaged-1" in " ".join(shown.split())
     assert path.with_name("presets.toml.damaged-1").read_bytes() == content
-    assert preset_names() == ["warm"]
+    assert preset_names() == ["suggested", "warm"]
 
 
 def test_a_preset_of_a_stage_that_is_gone_changes_nothing(studio):

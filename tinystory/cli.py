@@ -113,7 +113,16 @@ def _chat(parser: argparse.ArgumentParser) -> None:
 
 def _generate(parser: argparse.ArgumentParser) -> None:
     _add_writing_flags(parser)
-    parser.add_argument("--num", type=int, default=1, metavar="N", help="write N stories from one prompt (default 1)")
+    add = parser.add_argument
+    add("--num", type=int, default=1, metavar="N", help="write N stories from one prompt (default 1)")
+    described = (
+        "write from each prompt of a file, a JSON object a line: a YAML list, a text with <|endoftext|> between, "
+    )
+    add("--prompts", type=Path, metavar="FILE", help=f"{described}or lines; - is standard input")
+    described = "with --prompts, write into FILE, and go on where the same command was stopped"
+    add("-o", "--out", type=Path, metavar="FILE", help=described)
+    described = "with --prompts, N stories at a time (default 32, or fewer of a large model)"
+    add("--batch-size", type=int, metavar="N", help=described)
     _add_json_flags(parser)
 
 

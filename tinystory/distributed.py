@@ -4,7 +4,6 @@ Every rank works out the same global batch and takes its share of the rows, so n
 wish to stop is exchanged.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tinystory.errors import UsageError
+from tinystory.ranks import local_rank, place_among_ranks
 
 __all__ = ["Ranks", "joined"]
 
@@ -75,13 +75,13 @@ def joined(device: str) -> Iterator[Ranks]:
         device: "cpu" (gloo) or "cuda" (NCCL; each local rank takes the GPU of its number).
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device is not there, or the environment makes no sense.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    rank, size = place_among_ranks()
     try:
         where = torch.device(device)
         if where.type == "cuda" and size > 1:
-            where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            where = torch.device("cuda", local_rank())
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {device!r} is not available here; cpu always is") from error

@@ -9,13 +9,13 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tinystory.errors import UsageError
 from tinystory.tokenizer import END_OF_TEXT
 from tinystory.visible import visible
 
-__all__ = ["FILE_SUFFIXES", "SEPARATOR", "Record", "dataset_records", "file_records", "first_line", "reading"]
+__all__ = ["FILE_SUFFIXES", "SEPARATOR", "Record", "dataset_records", "file_records", "first_line", "reading", "split"]
 
 SEPARATOR = END_OF_TEXT.encode()
 _COLUMNS = ("text", "story")
@@ -124,22 +124,31 @@ def _text_records(path: Path) -> Iterator[Record]:
 
 
 def _split(path: Path) -> Iterator[bytes]:
+    with reading(path), path.open("rb") as file:
+        yield from split(file, path)
+
+
+def split(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """What stands between the separators of a file, as it is; only an empty last one is left out.
+
+    Raises:
+        UsageError: it goes on for too long without a separator.
+    """
     begun: list[bytes] = []
     n_begun = 0
     tail = b""  # may be the beginning of a separator
     n_kept = len(SEPARATOR) - 1
-    with reading(path), path.open("rb") as file:
-        file.seek(len(_BYTE_ORDER_MARK) if file.read(3) == _BYTE_ORDER_MARK else 0)
-        while block := file.read(_BLOCK_BYTES):
-            *ended, rest = (tail + block).split(SEPARATOR)
-            for end in ended:
-                yield b"".join((*begun, end))
-                begun, n_begun = [], 0
-            begun.append(rest[:-n_kept])
-            n_begun += len(begun[-1])
-            tail = rest[-n_kept:]
-            if n_begun > _MAX_RECORD_BYTES:
-                raise UsageError(f"{path} goes on for {n_begun:,} bytes without {END_OF_TEXT}; put it between stories")
+    file.seek(len(_BYTE_ORDER_MARK) if file.read(3) == _BYTE_ORDER_MARK else 0)
+    while block := file.read(_BLOCK_BYTES):
+        *ended, rest = (tail + block).split(SEPARATOR)
+        for end in ended:
+            yield b"".join((*begun, end))
+            begun, n_begun = [], 0
+        begun.append(rest[:-n_kept])
+        n_begun += len(begun[-1])
+        tail = rest[-n_kept:]
+        if n_begun > _MAX_RECORD_BYTES:
+            raise UsageError(f"{path} goes on for {n_begun:,} bytes without {END_OF_TEXT}; put it between stories")
     last = b"".join((*begun, tail))
     if last.strip():
         yield last

@@ -17,6 +17,7 @@ def run(args: argparse.Namespace) -> int:
         if args.resume is not None:
             raise UsageError("--resume opens a session at a terminal; here standard input or output is none")
         args.num, args.json, args.jsonl = 1, False, False
+        args.prompts = args.out = args.batch_size = None
         return generate.run(args)
     from tinystory.commands.writing import check_stop, prompt_of
     from tinystory.repl.app import ChatSettings, chat

@@ -43,6 +43,7 @@ def progress_bar(args: argparse.Namespace, label: str, total: int) -> Iterator[C
     from rich.progress import Progress
 
     console = Console(stderr=True, color_system=None if args.color == "never" else "auto")
-    with Progress(console=console, transient=True, refresh_per_second=4) as bar:
+    # What is printed meanwhile goes where it was meant to go; rich would take it to standard error.
+    with Progress(console=console, transient=True, refresh_per_second=4, redirect_stdout=False) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done, **changes: bar.update(task, completed=done, **changes)

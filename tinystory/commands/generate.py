@@ -1,4 +1,4 @@
-"""`tinystory generate`: one story, or several from the same prompt."""
+"""`tinystory generate`: one story, or several from the same prompt. With `--prompts`, see `generate_prompts`."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from tinystory.commands.writing import (
     common_fields,
     event_fields,
     interrupts,
+    load_to_write,
     note,
     prompt_of,
     seed_of,
@@ -19,13 +20,12 @@ from tinystory.commands.writing import (
 )
 from tinystory.decoding import Decoder
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.loading import LoadedModel, find_model, load_header, load_without_torch
+from tinystory.loading import LoadedModel, find_model
 from tinystory.plugins import discover
 from tinystory.spec import format_spec, parse_spec
 from tinystory.visible import visible
 
 if TYPE_CHECKING:
-    from tinystory.checkpoint import CheckpointHeader
     from tinystory.generate import Story, StoryRequest, TextEvent
 
 __all__ = ["run"]
@@ -38,6 +38,13 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= args.num <= MAX_STORIES:
         raise UsageError(f"--num is {args.num}; it must be from 1 to {MAX_STORIES:,}")
     check_stop(args)
+    if args.prompts is not None:
+        from tinystory.commands import generate_prompts
+
+        return generate_prompts.run(args)
+    for flag, value in (("-o", args.out), ("--batch-size", args.batch_size)):
+        if value is not None:
+            raise UsageError(f"{flag} belongs to --prompts FILE; one story goes to standard output")
     # All that can be wrong is found before torch is imported.
     registry = discover(args.decoder_file)
     warn(args, registry.warnings)
@@ -45,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     name, header = find_model(args.model)
     prompt, seed = prompt_of(args), seed_of(args)
     with interrupts() as interrupted:
-        model = _load(args, name, header, decoder)
+        model = load_to_write(args, name, header, decoder)
         requests = _requests(args, decoder, prompt, seed, lambda: bool(interrupted))
         printer = (_JsonLines if args.jsonl else _Json if args.json else _Plain)(args, model, requests[0])
         try:
@@ -56,15 +63,6 @@ def run(args: argparse.Namespace) -> int:
             raise
         printer.end()
     return 128 + interrupted[0] if interrupted else 0
-
-
-def _load(args: argparse.Namespace, name: str, header: "CheckpointHeader", decoder: Decoder) -> LoadedModel:
-    """The model; without torch where that is enough, since importing it takes longer than a story."""
-    from tinystory.numpy_session import suffices
-
-    if suffices(header, decoder, args.dtype, args.device):
-        return load_without_torch(name, header)
-    return load_header(name, header, args.dtype, args.device)
 
 
 def _requests(

@@ -119,7 +119,7 @@ def _journal(
     args: argparse.Namespace, model: LoadedModel, plan: "Plan", real: "Sequence[Sequence[Excerpt]]"
 ) -> "Journal":
     """The one in the folder, which must be about the same; decoders and seeds may be added to it."""
-    from tinystory.study.collection import digest
+    from tinystory.prompts import digest
     from tinystory.study.journal import Journal
 
     texts = [excerpt.text for group in real for excerpt in group]

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import tinystory
 from tinystory.errors import UsageError
-from tinystory.loading import LoadedModel
+from tinystory.loading import LoadedModel, load_header, load_without_torch
 from tinystory.visible import visible
 
 if TYPE_CHECKING:
+    from tinystory.checkpoint import CheckpointHeader
+    from tinystory.decoding import Decoder
     from tinystory.generate import Story, TextEvent
 
 __all__ = [
-    "check_stop", "common_fields", "event_fields", "interrupts", "note", "prompt_of", "seed_of", "story_fields",
-    "styled", "warn",
+    "check_stop", "common_fields", "event_fields", "interrupts", "load_to_write", "note", "prompt_of", "seed_of",
+    "story_fields", "styled", "warn",
 ]  # fmt: skip
 
 
@@ -54,6 +56,15 @@ def _utf8(text: str) -> str:
 def seed_of(args: argparse.Namespace) -> int:
     """The seed of the command line, else a fresh one."""
     return random.SystemRandom().randrange(2**32) if args.seed is None else int(args.seed)
+
+
+def load_to_write(args: argparse.Namespace, name: str, header: "CheckpointHeader", decoder: "Decoder") -> LoadedModel:
+    """The model; without torch where that is enough, since importing it takes longer than a story."""
+    from tinystory.numpy_session import suffices
+
+    if suffices(header, decoder, args.dtype, args.device):
+        return load_without_torch(name, header)
+    return load_header(name, header, args.dtype, args.device)
 
 
 @contextmanager

@@ -14,7 +14,12 @@ from tinystory.errors import UsageError
 from tinystory.plugins import nearest
 from tinystory.untrusted import shown
 
-__all__ = ["check_name", "preset_names", "presets_file", "read_presets", "unknown_preset", "write_presets"]
+__all__ = [
+    "SUGGESTED", "check_name", "preset_names", "presets_file", "read_presets", "unknown_preset", "write_presets",
+]  # fmt: skip
+
+SUGGESTED = "min-p 0.05 | xtc | sample"
+"""The preset `suggested`, unless the user has one of that name: nearest to real stories in docs/study.md."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _MAX_BYTES = 2**20
@@ -48,9 +53,10 @@ def read_presets() -> tuple[dict[str, str], str]:
 def preset_names() -> list[str]:
     """For completion: all names, none where there is trouble; the file stays as it is."""
     try:
-        return sorted(_parsed(presets_file().read_bytes()[: _MAX_BYTES + 1]) or {})
+        saved = _parsed(presets_file().read_bytes()[: _MAX_BYTES + 1]) or {}
     except OSError:
-        return []
+        saved = {}
+    return sorted({"suggested", *saved})
 
 
 def write_presets(presets: Mapping[str, str]) -> None:

@@ -3,7 +3,6 @@
 Every piece is a record of the journal as soon as it is done, and none is done twice.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from tinystory.tracing import story_logits, whatif
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Plan", "collect", "digest"]
+__all__ = ["Plan", "collect"]
 
 _ROWS_TOGETHER = 32
 """Stories of one batch, at most: the fastest size measured on a CPU. A search runs alone, so fewer are lost."""
@@ -69,14 +68,6 @@ class _Batch:
     @property
     def key(self) -> tuple[object, ...]:
         return self.spec, self.seed, self.first, self.stop
-
-
-def digest(texts: Sequence[str]) -> str:
-    """What identifies some texts, in 16 hexadecimal digits."""
-    found = hashlib.sha256()
-    for text in texts:
-        found.update(hashlib.sha256(text.encode()).digest())
-    return found.hexdigest()[:16]
 
 
 def collect(

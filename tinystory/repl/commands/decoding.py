@@ -10,7 +10,7 @@ from tinystory.errors import UsageError
 from tinystory.options import Option, is_neutral, options_of
 from tinystory.plugins import nearest
 from tinystory.repl.commands.base import Reply, command
-from tinystory.repl.presets import check_name, read_presets, unknown_preset, write_presets
+from tinystory.repl.presets import SUGGESTED, check_name, read_presets, unknown_preset, write_presets
 from tinystory.repl.recall import eos_ids, telling
 from tinystory.repl.render import Block, Line, Table, show_value, summary
 from tinystory.repl.studio import Studio
@@ -60,7 +60,10 @@ def _reset(studio: Studio, argument: str) -> Reply:
 
 @command("preset", "save|load|list|rm …", "decoders under names of your own", "preset")
 def _preset(studio: Studio, argument: str) -> Reply:
-    """They are kept in presets.toml, in the configuration folder, for all chats. Without SPEC the decoder in use."""
+    """They are kept in presets.toml, in the configuration folder, for all chats. Without SPEC the decoder in use.
+
+    One is there from the beginning, `suggested`: the decoder whose stories are nearest to real ones (docs/study.md).
+    """
     action, _, rest = argument.partition(" ")
     name, _, spec = rest.strip().partition(" ")
     if action not in _PRESET_ACTIONS:
@@ -85,15 +88,15 @@ def _save_preset(studio: Studio, presets: dict[str, str], name: str, decoder: De
 
 
 def _load_preset(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
-    if name not in presets:
-        raise unknown_preset(name, presets)
-    return _use(studio, parse_spec(presets[name], studio.registry))
+    known = {"suggested": SUGGESTED, **presets}
+    if name not in known:
+        raise unknown_preset(name, known)
+    return _use(studio, parse_spec(known[name], studio.registry))
 
 
 def _list_presets(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
-    if not presets:
-        return Reply((Line("no preset is saved; /preset save NAME saves the decoder in use", "dim"),))
-    return Reply((Table(tuple(sorted(presets.items()))),))
+    hint = () if presets else (Line("/preset save NAME saves the decoder in use", "dim"),)
+    return Reply((Table(tuple(sorted({"suggested": SUGGESTED, **presets}.items()))), *hint))
 
 
 def _remove_preset(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:

@@ -5,6 +5,7 @@ import os
 import re
 
 from tinystory.repl.commands.base import COMMANDS, Reply, command, find
+from tinystory.repl.presets import SUGGESTED
 from tinystory.repl.render import REASONS, Block, Line, Table
 from tinystory.repl.studio import Studio
 from tinystory.settings import config_file
@@ -66,7 +67,8 @@ def _help(studio: Studio, argument: str) -> Reply:
             blocks.append(Line("also " + ", ".join(f"/{alias}" for alias in found.aliases)))
         return Reply(tuple(blocks))
     rows = [(one.synopsis, one.help) for one in COMMANDS.values()]
-    return Reply((Table(_KEYS), Line(""), Table(tuple(rows))))
+    suggested = f"/preset load suggested: {SUGGESTED}, nearest to real stories (docs/study.md)"
+    return Reply((Table(_KEYS), Line(""), Table(tuple(rows)), Line(""), Line(suggested, "dim")))
 
 
 @command("quit", "", "leave", aliases=("exit",))
