@@ -3,12 +3,13 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tinystory import cli
+from tinystory import cli, generate
 from tinystory.cli import main, parse_args
 from tinystory.settings import BUILT_IN, config_file
 from tinystory.visible import visible
@@ -53,6 +54,23 @@ def test_plain_output_is_prompt_story_and_one_newline(tiny):
     assert out.endswith("\n")
     assert "greedy" in err
     assert tiny("generate", "Once upon a time", "-d", "greedy", "-n", "20", "-q") == (0, out, "")
+
+
+def test_a_model_that_goes_while_it_writes_costs_no_story(checkpoint, tmp_path, monkeypatch, capsys):
+    """A training run may clear a checkpoint away; with it went the story, at the moment of telling its hash."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    write = generate.write
+
+    def write_and_clear(*arguments):
+        shutil.rmtree(folder)
+        yield from write(*arguments)
+
+    monkeypatch.setattr(generate, "write", write_and_clear)
+    assert main(["generate", "Tim", "-n", "5", "--json", "-m", str(folder)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["completion"]
+    assert found["model_hash"] == ""
 
 
 def test_the_same_seed_gives_the_same_story_and_another_another(tiny):

@@ -82,6 +82,20 @@ def test_a_draft_is_dim_and_replaced(shown):
     assert shown(("story", "Once"), ("draft", " a dog"), ("show", Line("end"))) == (f"Once{first}\x1b[K\nend\n")
 
 
+def test_a_draft_begins_with_the_word_that_waits_near_the_edge(shown):
+    """The word is a guess's first until it is known to fit; then it stands where the draft showed it, or below."""
+    story = ("story", "The little owl sat in")
+    first, second = f"\x1b7{DIM} the big tree{RESET}\x1b8", f"\x1b7{DIM} oak again{RESET}\x1b8"
+    steps = [story, ("story", " the"), ("draft", " big tree"), ("story", " oak"), ("draft", " again")]
+    assert shown(*steps) == f"The little owl sat in{first}\x1b[K the{second}"
+    assert shown(*steps, ("show", Line("end"))) == f"The little owl sat in{first}\x1b[K the{second}\x1b[K oak\nend\n"
+    # The word that a draft completes does not fit, and the line ends before it.
+    steps = [("story", "The little old owl sat in the"), ("story", " mead"), ("draft", "owl"), ("story", "owlands,")]
+    assert shown(*steps, ("story", " and")) == (
+        f"The little old owl sat in the\x1b7{DIM} meadowl{RESET}\x1b8\x1b[K\nmeadowlands, and"
+    )
+
+
 def test_without_colour_there_is_no_draft(shown):
     assert shown(("story", "Once"), ("draft", " a dog"), ("story", " a"), color=False) == "Once a"
 

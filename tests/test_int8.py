@@ -1,6 +1,7 @@
 """Weight-only int8: near the float model, for both families, and the matrices in floats are gone."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tinystory.config import ModelConfig
 from tinystory.errors import UsageError
 from tinystory.int8 import Int8Matrix
-from tinystory.loading import load
+from tinystory.loading import find_model, load, load_header
 from tinystory.model import Transformer
 from tinystory.session import NativeSession
 
@@ -74,6 +75,13 @@ def test_the_shipped_model_loses_nothing_that_counts(stories):
         bits.append(evaluate(model.session, model.tokenizer, stories[:12]).bits_per_byte)
     assert abs(bits[0] - bits[1]) < 0.005
     assert bits[0] != bits[1]
+
+
+def test_a_model_that_is_not_ours_is_refused():
+    """Transformers' own words, about a damaged checkpoint, were shown before."""
+    name, header = find_model("default")
+    with pytest.raises(UsageError, match="int8 is for Llama and GPT-2 models; default runs in float32, bfloat16 or"):
+        load_header(name, dataclasses.replace(header, config=None), "int8", "cpu")
 
 
 def test_another_device_is_refused():

@@ -174,3 +174,11 @@ def test_torch_is_imported_while_the_prompt_is_on_its_way(ended_by):
     else:
         out, err = process.communicate("Once upon a", timeout=120)
         assert (out.startswith("Once upon a"), err, process.returncode) == (True, "", 0)
+
+
+@pytest.mark.parametrize("stray", [-1, 300])
+def test_an_id_outside_the_vocabulary_is_named(pair, stray):
+    """Of a negative one the message once named the largest id of the prompt."""
+    for session in pair:
+        with pytest.raises(UsageError, match=f"token id {stray}; this vocabulary has 0 to 299"):
+            session.open().prefill([[5, stray, 7]])

@@ -148,7 +148,7 @@ def test_hidden_is_what_the_head_saw():
 
 def test_misuse_is_refused_in_one_line():
     session = NativeSession(MODELS["llama"])
-    for prompts, message in [([[]], "0 tokens"), ([[1] * 25], "1 to 24"), ([[61]], "ends at 60"), ([], "no prompt")]:
+    for prompts, message in [([[]], "0 tokens"), ([[1] * 25], "1 to 24"), ([[61]], "0 to 60"), ([], "no prompt")]:
         with pytest.raises(UsageError, match=message):
             session.prefill(prompts)
     session.prefill([[1] * 24])

@@ -1,10 +1,9 @@
 """From a model's name to something that writes: checkpoint, tokenizer and session together."""
 
-import sys
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinystory.checkpoint import CheckpointHeader, load_model, locate, model_hash, read_header
 from tinystory.decoding import Session
@@ -38,6 +37,7 @@ class LoadedModel:
         session: its rows.
         dtype: of the computation.
         device: where it runs.
+        threads: that compute on the CPU.
     """
 
     name: str
@@ -46,17 +46,20 @@ class LoadedModel:
     session: Session
     dtype: str
     device: str
-
-    @property
-    def threads(self) -> int:
-        """Threads that compute: one, as long as torch is not there."""
-        torch: Any = sys.modules.get("torch")
-        return torch.get_num_threads() if torch else 1
+    threads: int
 
     @cached_property
     def hash(self) -> str:
         """sha256 over weights, config and tokenizer, in hex; raises CheckpointError where they were replaced."""
         return model_hash(self.header.directory, self.header.stamp)
+
+    @property
+    def hash_if_known(self) -> str:
+        """The hash, empty where the files were replaced: what was written or measured is not to be lost over it."""
+        try:
+            return self.hash
+        except CheckpointError:
+            return ""
 
 
 def find_model(name: str | None) -> tuple[str, CheckpointHeader]:
@@ -87,7 +90,7 @@ def load_without_torch(name: str, header: CheckpointHeader) -> LoadedModel:
     tokenizer = load_tokenizer(header)
     session = NumpySession(header, tokenizer.bos_id, tokenizer.eos_ids)
     _check_fit(header, tokenizer, session)
-    return LoadedModel(name, header, tokenizer, session, "float32", "cpu")
+    return LoadedModel(name, header, tokenizer, session, "float32", "cpu", threads=1)
 
 
 def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) -> LoadedModel:
@@ -111,6 +114,8 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
         model = load_model(header, "float32" if int8 else dtype, device)
         session = NativeSession(model, tokenizer.bos_id, tokenizer.eos_ids, opener, int8=int8)
     else:
+        if dtype == "int8":
+            raise UsageError(f"int8 is for Llama and GPT-2 models; {name} runs in float32, bfloat16 or float16")
         from tinystory.hf_session import HFSession
 
         session = HFSession.from_directory(
@@ -122,9 +127,11 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
             opener,
         )
     _check_fit(header, tokenizer, session)
-    if device == "cpu":
-        choose_threads(session, header.config, dtype)
-    return LoadedModel(name, header, tokenizer, session, dtype, device)
+    import torch
+
+    n_parameters = sum(entry.n_elements for entry in header.tensors.values())
+    threads = choose_threads(session, n_parameters, dtype) if device == "cpu" else torch.get_num_threads()
+    return LoadedModel(name, header, tokenizer, session, dtype, device, threads)
 
 
 def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Session) -> None:
@@ -143,7 +150,11 @@ def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str) -> Sessi
         UsageError: its tokens are others, so that the two cannot be compared token by token.
         CheckpointError: as `load`.
     """
+    import torch
+
+    n_threads = torch.get_num_threads()
     other = load(name, dtype, device)
+    torch.set_num_threads(n_threads)  # as the model that writes wants it
     if other.tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
         raise UsageError(f"the model {name} has another vocabulary: only models that share their tokens work together")
     return other.session

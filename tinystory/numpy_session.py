@@ -5,7 +5,6 @@ and sampled stories are the same. Decoders get NumPy arrays that answer to the n
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,13 +55,7 @@ class _TopK(NamedTuple):
 class NumpySession(CachedRows):
     """A `decoding.Session` over NumPy arrays; weights are float32."""
 
-    def __init__(
-        self,
-        header: CheckpointHeader,
-        bos_id: int | None,
-        eos_ids: frozenset[int],
-        opener: Callable[[str], Session] | None = None,
-    ) -> None:
+    def __init__(self, header: CheckpointHeader, bos_id: int | None, eos_ids: frozenset[int]) -> None:
         """Read the weights of a checkpoint for which `suffices` holds.
 
         Raises:
@@ -70,18 +63,15 @@ class NumpySession(CachedRows):
         """
         assert header.config is not None
         super().__init__(header.config, bos_id, eos_ids, _zeros, uses_numpy=True)
-        self._opener = opener
         self._weights = _weights(header.config, read_arrays(header))
 
     def open(self, model: str | None = None) -> Session:
-        """A second, empty session of the same model, or of another checkpoint through the opener given."""
-        if model is None:
-            twin = copy.copy(self)
-            twin._forget()
-            return twin
-        if self._opener is None:
+        """A second, empty session of the same model; no stage for which this one suffices opens another."""
+        if model is not None:
             raise UsageError(f"this session cannot open another model ({model})")
-        return self._opener(model)
+        twin = copy.copy(self)
+        twin._forget()
+        return twin
 
     def _array(self, array: NDArray[Any]) -> Logits:
         return array.view(Logits)

@@ -208,5 +208,6 @@ def check_prompts(prompts: Sequence[Sequence[int]], max_seq_len: int, vocab_size
     for prompt in prompts:
         if not 1 <= len(prompt) <= max_seq_len:
             raise UsageError(f"a prompt has {len(prompt)} tokens; this model takes 1 to {max_seq_len}")
-        if min(prompt) < 0 or max(prompt) >= vocab_size:
-            raise UsageError(f"a prompt has token id {max(prompt)}; this vocabulary ends at {vocab_size - 1}")
+        stray = next((token_id for token_id in (min(prompt), max(prompt)) if not 0 <= token_id < vocab_size), None)
+        if stray is not None:
+            raise UsageError(f"a prompt has token id {stray}; this vocabulary has 0 to {vocab_size - 1}")

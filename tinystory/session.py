@@ -1,4 +1,4 @@
-"""Our model behind the four verbs of a session: a static KV cache, fused weights, rows of different lengths.
+"""Our model behind the four verbs of a session: fused weights, in floats or int8, for rows of different lengths.
 
 Shapes: B rows, T new positions, S cached positions, H query heads, K key/value heads, D d_head, C d_model, V
 vocab_size. This is the cached form of `model.Transformer.forward`; a test holds the two equal.

@@ -5,11 +5,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 
 from tinystory.atomic import write_atomically
-from tinystory.config import ModelConfig
 from tinystory.decoding import Session
 from tinystory.errors import TinystoryError
 from tinystory.untrusted import read_json_object
@@ -24,31 +24,49 @@ _GAIN = 0.9
 """More threads are taken only where they need at most this share of the time: they are others' threads, too."""
 
 
-def choose_threads(session: Session, config: ModelConfig | None, dtype: str) -> None:
+def choose_threads(session: Session, n_parameters: int, dtype: str) -> int:
     """Set torch's threads for a model on the CPU; `OMP_NUM_THREADS` stays what the user has set.
+
+    Torch keeps a number for each thread of Python that has computed: who writes in another one sets it there again.
 
     Args:
         session: of the model; a twin of it is tried, a few tokens for each number of threads.
-        config: its shape, where it is one of ours.
+        n_parameters: of the model.
         dtype: that it computes in.
+
+    Returns:
+        The number of threads.
     """
     import torch
 
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    if config is not None and config.n_parameters < _ONE_THREAD_PARAMETERS:
-        torch.set_num_threads(1)
-        return
-    most = torch.get_num_threads()
-    if most == 1:
-        return
-    key = f"{config or type(session).__name__} {session.vocab_size} {dtype} {most} threads, torch {torch.__version__}"
+    most = _most()
+    n_threads = most if "OMP_NUM_THREADS" in os.environ else _fitting(session, n_parameters, dtype, most)
+    torch.set_num_threads(n_threads)
+    return n_threads
+
+
+@cache
+def _most() -> int:
+    """Torch's own number, as it was before the first model changed it."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _fitting(session: Session, n_parameters: int, dtype: str, most: int) -> int:
+    """One for a small model, else what was measured, now or earlier."""
+    import torch
+
+    if most == 1 or n_parameters < _ONE_THREAD_PARAMETERS:
+        return 1
+    shape = f"{type(session).__name__}, {n_parameters} parameters, {session.vocab_size} tokens"
+    key = f"{shape}, {dtype}, {most} threads, torch {torch.__version__}"
     known = _remembered().get(key)
-    if not isinstance(known, int) or not 1 <= known <= most:
+    if type(known) is not int or not 1 <= known <= most:
         candidates = [1 << n for n in range(most.bit_length()) if 1 << n < most] + [most]
         known = fastest(session.open(), candidates)
         _remember(key, known)
-    torch.set_num_threads(known)
+    return known
 
 
 def fastest(session: Session, candidates: Sequence[int], clock: Callable[[], float] = time.perf_counter) -> int:

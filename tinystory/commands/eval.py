@@ -174,7 +174,7 @@ def _write(args: argparse.Namespace, model: LoadedModel, decoder: Decoder, seed:
 def _print_json(
     args: argparse.Namespace, model: LoadedModel, result: "Evaluation", report: dict[str, Any] | None
 ) -> None:
-    found = dataclasses.asdict(result) | {"model": model.name, "model_hash": model.hash}
+    found = dataclasses.asdict(result) | {"model": model.name, "model_hash": model.hash_if_known}
     if report is not None:
         found["stories_report"] = report
     sys.stdout.write(json.dumps(found) + "\n")

@@ -126,7 +126,7 @@ def common_fields(args: argparse.Namespace, model: LoadedModel, seed: int) -> di
     return {
         "seed": seed,
         "model": model.name,
-        "model_hash": model.hash,
+        "model_hash": model.hash_if_known,
         "dtype": model.dtype,
         "device": model.device,
         "threads": model.threads,

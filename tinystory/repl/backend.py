@@ -248,6 +248,9 @@ class ModelBackend:
     def _loaded(self) -> LoadedModel:
         if self._model is None:
             raise RuntimeError("the model is used before it is loaded")
+        import torch
+
+        torch.set_num_threads(self._model.threads)  # another model, or another thread, may have had its own
         return self._model
 
     def _load(self) -> None:
