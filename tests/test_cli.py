@@ -170,7 +170,7 @@ def test_a_mistake_is_one_or_two_lines_with_its_exit_code(tiny, argv, code, word
         (["generate", "--sed", "3"], "did you mean --seed?"),
         (["generate", "-n", "0"], "whole number from 1"),
         (["generate", "-s", "x"], "whole number or random"),
-        (["generate", "--dtype", "int3"], "float32, bfloat16 or float16"),
+        (["generate", "--dtype", "int3"], "float32, bfloat16, float16 or int8"),
         (["import", "x.bin"], "--tokenizer"),
     ],
 )
