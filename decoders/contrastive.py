@@ -70,6 +70,7 @@ class Contrastive(Search):
                 context = shrunk(token_ids, request.window, room)
                 logits, past = _read(session, context, request)
                 row = 0
+                reason = request.interrupted()  # then not all was read, and nothing may be picked
             else:
                 logits, past = following[row], torch.cat((past, hidden[row : row + 1]))
         yield Finish(reason, {"overruled": n_other / max(1, n_picked)})

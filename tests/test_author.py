@@ -135,6 +135,16 @@ def test_a_failure_is_told_and_is_exit_code_1(tell, tmp_path):
     assert "not run  story" in out
 
 
+def test_a_stage_that_leaves_the_program_fails_like_any_other(tell, tmp_path):
+    """It once ended the check without a word."""
+    text = starter("bad", "processor", "bad.py")
+    (tmp_path / "bad.py").write_text(text.replace("(self, logits, step):", "(self, logits, step):\n        exit(0)"))
+    code, out, _ = tell("check", "bad.py")
+    assert code == 1
+    assert "failed   call" in out
+    assert "SystemExit: 0" in out
+
+
 def test_a_broken_file_is_exit_code_2(tell, tmp_path):
     (tmp_path / "bad.py").write_text("import nothing_of_the_sort")
     code, out, err = tell("check", "bad.py")

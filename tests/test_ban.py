@@ -185,7 +185,7 @@ def test_stories_of_the_shipped_model_have_no_banned_word():
 
 @pytest.mark.parity
 @given(st.integers(0, 10**6))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200)
 def test_what_transformers_forbids_is_forbidden(tokenizer, seed):
     """The id sequences of the words, but where they continue a longer word: there they are another word."""
     from transformers.generation.logits_process import NoBadWordsLogitsProcessor

@@ -239,6 +239,9 @@ def test_info_and_decoders_give_json(tiny, checkpoint):
     assert json.loads(tiny("decoders", "top-p", "--json", model=False)[1])["name"] == "top-p"
     assert "2202" not in tiny("decoders", "min-p", model=False)[1]
     assert "integer ≥ 1" in tiny("decoders", model=False)[1]
+    shown = tiny("decoders", "top-k", model=False)[1]
+    assert "e.g. `top-k 40`" in shown
+    assert "how many tokens stay" in shown, "one decoder is shown with its options' help"
 
 
 def test_eval_gives_the_contract_keys(tiny, story_file):

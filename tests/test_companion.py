@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logits_cases import enough_examples, many_logits
 
 from tinystory.companion import Companion
 from tinystory.config import ModelConfig
@@ -87,6 +88,34 @@ def test_expert_amateur_is_that_of_full_forwards():
         wanted = (1.5 * logits - 0.5 * full(AMATEUR, IDS[:end])).masked_fill(~kept, -math.inf)
         torch.testing.assert_close(contrasted, wanted, atol=1e-5, rtol=1e-5)
     assert n_removed > 20
+
+
+class Given(ToySession):
+    """A model that says the same whatever it reads."""
+
+    def __init__(self, logits):
+        super().__init__(vocab_size=len(logits))
+        self.logits = logits
+
+    def prefill(self, prompts):
+        return self.logits[None]
+
+
+@pytest.mark.parity
+@given(many_logits, st.integers(0, 10**6), st.floats(1, 10, exclude_min=True))
+@enough_examples
+def test_guidance_parity_on_random_logits(logits, seed, scale):
+    """Ties and removed tokens included; what no story has, log-probabilities below the floor, is left out."""
+    from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
+
+    logits = logits.clamp(-40, 40).masked_fill(logits == -math.inf, -math.inf)
+    unguided = torch.randn(len(logits), generator=torch.Generator().manual_seed(seed)).mul(2).round()
+    theirs = UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, None)
+    theirs.get_unconditional_logits = lambda input_ids: unguided[None, None]
+    request = Request((0,), 9, 1, opener=lambda model: Given(unguided))
+    stage = Guidance(scale)
+    guided = stage(logits, Step(request, [0], frozenset(), stage.start(request)))
+    torch.testing.assert_close(guided, theirs(torch.tensor([[0]]), logits[None])[0], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parity

@@ -116,6 +116,17 @@ def test_reading_a_long_prompt_can_be_cancelled():
     assert (ids, reason, n_run()) == ([], "cancelled", 5)
 
 
+@pytest.mark.parametrize("n_calls", range(1, 40))
+def test_a_cancel_while_old_text_is_read_again_changes_no_token(n_calls):
+    whole, _, _ = written(Contrastive(), ToySession(max_seq_len=9, **ENDLESS), max_new_tokens=30)
+    session = ToySession(max_seq_len=9, **ENDLESS)
+    n_run = lambda: sum(call.verb in ("prefill", "decode") for call in session.calls)  # noqa: E731
+    ids, reason, _ = written(Contrastive(), session, max_new_tokens=30, cancel=lambda: n_run() >= n_calls)
+    assert reason == "cancelled"
+    assert ids == whole[: len(ids)]
+    assert n_run() == n_calls
+
+
 @pytest.mark.parametrize("max_seq_len", [2, 5, 9])
 def test_it_goes_on_past_the_context(max_seq_len):
     ids, reason, _ = written(Contrastive(), ToySession(max_seq_len=max_seq_len, **ENDLESS), max_new_tokens=30)

@@ -1,5 +1,7 @@
 """Stories as text: streams, seeds, stop texts, the context window."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,16 @@ def test_a_continued_story_keeps_the_space_and_the_half_character_at_the_seam(wo
     half = StoryRequest("", Decoder((), Scripted(euro[2:])), 0, 1, prompt_ids=(0, *euro[:2]))
     [story] = end_of(model, half)
     assert story.completion == "€"
+
+
+@pytest.mark.parametrize("text", ["beam 2", "sample | best-of 2"])
+def test_a_search_is_timed_from_its_own_turn(model, spec, text):
+    """Searches run one after the other: the later ones once seemed ever slower."""
+    started = time.perf_counter()
+    stories = end_of(model, *(StoryRequest("Tim", spec(text), 0, 20, number=number) for number in range(4)))
+    seconds = [story.statistics["seconds"] for story in stories]
+    assert sum(seconds) <= time.perf_counter() - started
+    assert all(0 < story.statistics["first_token_seconds"] <= story.statistics["seconds"] for story in stories)
 
 
 def test_cancelling_stops_within_one_token(model, spec):

@@ -71,6 +71,8 @@ class Broken(LogitsProcessor):
 
     def __call__(self, logits, step):
         self.fail("call")
+        if self.where == "exit":
+            raise SystemExit(3)
         if self.where == "shape":
             return logits[None]
         if self.where == "nothing":
@@ -392,6 +394,7 @@ def test_two_decoders_with_one_seed_do_part_and_do_agree():
     [
         ("start", "decoder stage broken failed: ZeroDivisionError: oh"),
         ("call", "decoder stage broken failed: ZeroDivisionError: oh"),
+        ("exit", "decoder stage broken failed: SystemExit: 3"),
         ("observe", "decoder stage broken failed: ZeroDivisionError: oh"),
         ("shape", r"decoder stage broken failed: ValueError: gave logits of shape \(1, 32\), not \(32,\)"),
         ("nothing", "decoder stage broken failed: TypeError: gave a NoneType, not a tensor"),

@@ -353,6 +353,8 @@ def test_a_search_is_run_again(registry, backend, search_file, tmp_path, capsys)
     code, out, err = replay(capsys, path, "--decoder-file", search_file)
     assert code == 0, out + err
     assert "not checked: a search that was cancelled" in out
+    assert "2 of 3 turns are as recorded" in out
+    assert out.endswith("; 1 could not be checked\n")
     fields = json.loads(path.read_text())
     fields["nodes"][0]["written"]["tokens"][3][0] = 777
     path.write_text(json.dumps(fields))
@@ -370,7 +372,7 @@ def test_a_recorded_decoder_reaches_no_model_that_is_not_here(registry, backend,
     path.write_text(path.read_text().replace('"spec":"straight"', '"spec":"straight some-body/model"'))
     code, _, err = replay(capsys, path, "--decoder-file", search_file)
     assert code == 2
-    assert "a replay downloads nothing" in err
+    assert "some-body/model, which does not ship with tinystory: a replay opens no other" in err
 
 
 def test_a_tie_is_counted_and_passed(registry, session, monkeypatch):

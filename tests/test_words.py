@@ -204,6 +204,13 @@ def test_too_little_room_is_one_line(talk):
     assert "words: owl, kite need at least 46 new tokens; max-tokens is 20" in output
 
 
+def test_a_story_that_goes_on_is_not_left_with_an_empty_turn(talk):
+    """What is refused before its first token leaves a node only for what was typed."""
+    studio, output = talk("/len 20\rOne day\r/decoder words owl,kite\r/go\r/go\r", "sample 0.8")
+    assert output.count("max-tokens is 20") == 2
+    assert len(studio.tree.nodes) == 1
+
+
 def test_logits_given_are_not_changed():
     """The model's own log-probabilities stand in the story, not the pushed ones."""
     session, vocabulary = ToySession(eos_logit=-math.inf), ToyVocabulary()

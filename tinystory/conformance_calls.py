@@ -153,7 +153,7 @@ def _check_calls(stage: Stage, vocab_size: int, findings: Findings) -> None:
             again = call(following.logits, following.token_ids, state)
             findings.expect(_same(again, following.output), "older state", f"goes on differently ({moment.label})")
         findings.expect(True, "call", "")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         findings.expect(False, "call", f"{type(error).__name__}: {error} (V={vocab_size}, {label})")
 
 

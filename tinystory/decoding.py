@@ -214,7 +214,8 @@ class named:  # a context manager in lower case, like contextlib's
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, TinystoryError):
+        ours = isinstance(error, Exception | SystemExit)  # Ctrl-C and a closed generator are not the stage's
+        if ours and not isinstance(error, TinystoryError):
             summary = f"{type(error).__name__}: {error}".splitlines()[0]
             raise TinystoryError(f"decoder stage {self.stage.name} failed: {summary}") from error
 

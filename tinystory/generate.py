@@ -154,6 +154,8 @@ def write(session: Session, tokenizer: Tokenizer, requests: Sequence[StoryReques
             if rest:
                 yield Text(index, rest)
             yield Ended(index, writer.story(event))
+            for waiting in writers:
+                waiting.wait()
 
 
 @dataclass
@@ -194,6 +196,12 @@ class _Writer:
             self.decoder = replace(r.decoder, processors=(healing, *r.decoder.processors))
         # What a token looks like can depend on the one before it: a space, the other half of a character.
         self.detokenizer = Detokenizer(self.tokenizer, self.job.prompt_ids)
+
+    def wait(self) -> None:
+        """Start the clock anew, if this story is written alone and its turn has not come."""
+        alone = self.decoder.search is not None or not self.session.can_reorder
+        if alone and self.first_token is None:
+            self.started = time.perf_counter()
 
     def window(self, token_ids: Sequence[int], max_seq_len: int) -> Sequence[int]:
         kept = whole_sentences(self.tokenizer, token_ids, max_seq_len)

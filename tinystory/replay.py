@@ -74,7 +74,8 @@ class _Fenced:
     def open(self, model: str | None = None) -> Session:
         if model is not None and not is_local(model):
             raise UsageError(
-                f"the decoder wants the model {model}, which is no folder here: a replay downloads nothing"
+                f"the decoder wants the model {model}, which does not ship with tinystory: "
+                "a replay opens no other that a file names, and downloads nothing"
             )
         return fenced(self._session.open(model))
 

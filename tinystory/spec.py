@@ -25,7 +25,7 @@ from tinystory.options import Option, options_of
 from tinystory.plugins import Registry, nearest
 from tinystory.untrusted import shown
 
-__all__ = ["change_stage", "example_decoder", "format_spec", "format_stage", "format_value", "parse_spec"]
+__all__ = ["change_stage", "example_decoder", "example_of", "format_spec", "format_stage", "format_value", "parse_spec"]
 
 _TOKEN = re.compile(r'(?P<space>\s+)|(?P<sign>[|=,])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s|;,="\\]+)', re.DOTALL)
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -80,7 +80,7 @@ def example_decoder(cls: type[Stage], registry: Registry) -> Decoder:
     Raises:
         UsageError: the example is wrong.
     """
-    return parse_spec(_example(cls), registry)
+    return parse_spec(example_of(cls), registry)
 
 
 def change_stage(stage: Stage, text: str) -> Stage:
@@ -151,11 +151,11 @@ def _parse_stage(tokens: Sequence[_Token], registry: Registry) -> Stage:
         raise UsageError(f"a stage begins with its name, not with `{tokens[0].text}`")
     cls = registry.get(tokens[0].text)
     if len(tokens) > 1 and tokens[1].kind == "=":
-        raise UsageError(f"{cls.name} is a stage, not an option: leave the `=` out, as in `{_example(cls)}`")
+        raise UsageError(f"{cls.name} is a stage, not an option: leave the `=` out, as in `{example_of(cls)}`")
     given = _given(cls, tokens[1:])
     for declared in options_of(cls):
         if declared.required and declared.field not in given:
-            raise UsageError(f"{cls.name} needs {declared.name}, {declared.range}; e.g. `{_example(cls)}`")
+            raise UsageError(f"{cls.name} needs {declared.name}, {declared.range}; e.g. `{example_of(cls)}`")
     return _made(cls, given)
 
 
@@ -231,12 +231,13 @@ def _add_pair(
     cls: type[Stage], pairs: Option, mapping: dict[str, float], key: _Token | None, items: tuple[str, ...]
 ) -> None:
     if key is None:
-        raise UsageError(f"{cls.name} needs {pairs.range}, not {shown(','.join(items))}; e.g. `{_example(cls)}`")
+        raise UsageError(f"{cls.name} needs {pairs.range}, not {shown(','.join(items))}; e.g. `{example_of(cls)}`")
     if key.text in mapping:
         raise UsageError(f"{cls.name}: {shown(key.text)} is given twice")
     if len(items) != 1 or not _NUMBER.fullmatch(items[0]) or pairs.problem({key.text: float(items[0])}):
         raise UsageError(
-            f"{cls.name}: {shown(key.text)} needs a finite number, not {shown(','.join(items))}; e.g. `{_example(cls)}`"
+            f"{cls.name}: {shown(key.text)} needs a finite number, not {shown(','.join(items))}; "
+            f"e.g. `{example_of(cls)}`"
         )
     mapping[key.text] = float(items[0])
 
@@ -254,7 +255,7 @@ def _read_value(cls: type[Stage], declared: Option, items: tuple[str, ...]) -> A
         pass
     found = shown(",".join(items)) if items else "an empty list"
     raise UsageError(
-        f"{cls.name}: {declared.name} must be {declared.range}, not {found}; e.g. `{_example(cls, declared)}`"
+        f"{cls.name}: {declared.name} must be {declared.range}, not {found}; e.g. `{example_of(cls, declared)}`"
     )
 
 
@@ -342,7 +343,7 @@ def _has_pairs(declared: Option) -> bool:
     return typing.get_origin(declared.type) is Mapping
 
 
-def _example(cls: type[Stage], declared: Option | None = None) -> str:
+def example_of(cls: type[Stage], declared: Option | None = None) -> str:
     """How the stage may be written, with a value for one option where that is wanted."""
     options = options_of(cls)
     text = cls.example

@@ -12,7 +12,7 @@ from tinystory.decoding import Stage
 from tinystory.errors import UsageError
 from tinystory.options import Option, options_of
 from tinystory.plugins import discover
-from tinystory.spec import format_value
+from tinystory.spec import example_of, format_value
 from tinystory.untrusted import shown
 from tinystory.visible import visible
 
@@ -48,13 +48,15 @@ def run(args: argparse.Namespace) -> int:
     for heading in ("name", "kind", "what it does", "options"):
         table.add_column(heading)
     for cls, _ in found:
-        options = "\n".join(_option_line(o) for o in options_of(cls))
+        options = "\n".join(_option_line(o, with_help=bool(args.name)) for o in options_of(cls))
         table.add_row(cls.name, cls.kind, visible(_summary(cls)), visible(options))
     # Without a terminal there is no width to fit: rows stay whole for grep.
     console = PipeConsole(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
     console.print(table)
     if args.name:
-        console.print(f"\n{visible(_doc(found[0][0]))}\n\nfrom {visible(found[0][1])}")
+        [(cls, source)] = found
+        told = f"{_doc(cls)}\n\ne.g. `{example_of(cls)}`\nfrom {source}"
+        console.print(f"\n{visible(told)}")
     return 0
 
 
@@ -80,10 +82,11 @@ def describe(cls: type[Stage], source: str) -> dict[str, Any]:
     }
 
 
-def _option_line(option: Option) -> str:
+def _option_line(option: Option, *, with_help: bool) -> str:
     pairs = isinstance(option.default, Mapping)
     default = "" if option.required or pairs else f" [{format_value(option.default)}]"
-    return f"{option.name}{default}: {option.range}"
+    told = f"; {option.help}" if with_help and option.help else ""
+    return f"{option.name}{default}: {option.range}{told}"
 
 
 def _doc(cls: type[Stage]) -> str:

@@ -139,7 +139,9 @@ def _summary(rows: list[dict[str, Any]], n_nodes: int) -> str:
     if not all(row["ok"] for row in rows):
         rest = n_nodes - len(rows)
         return f"node {rows[-1]['node']} is not as recorded" + (f"; {rest} more were not looked at" if rest else "")
-    return f"{len(rows)} of {n_nodes} turns are as recorded: {tokens:,} tokens, {_ties(ties)}"
+    unchecked = sum(not row["checked"] for row in rows)
+    missed = f"; {unchecked} could not be checked" if unchecked else ""
+    return f"{len(rows) - unchecked} of {n_nodes} turns are as recorded: {tokens:,} tokens, {_ties(ties)}{missed}"
 
 
 def _ties(n: int) -> str:

@@ -378,7 +378,9 @@ class Studio:
         return self.tree.token_ids(number)
 
     def _is_there(self, turn: Turn) -> bool:
-        """Whether what was typed for a turn is in the tree already."""
+        """Whether what was typed for a turn is in the tree already, or nothing was."""
+        if self._typed_text(turn) == self.tree.text(turn.parent):
+            return True
         siblings = self.tree.children(turn.parent)
         return any((node.kept, node.typed) == (turn.kept, turn.typed) for node in siblings)
 
