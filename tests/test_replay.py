@@ -375,6 +375,16 @@ def test_a_recorded_decoder_reaches_no_model_that_is_not_here(registry, backend,
     assert "some-body/model, which does not ship with tinystory: a replay opens no other" in err
 
 
+def test_a_turn_whose_decoder_opens_a_folder_is_left_out_and_the_others_are_checked(changed, capsys):
+    """One such turn once ended the whole replay, and no flag allowed it."""
+    code, out, err = replay(
+        capsys, changed(lambda fields: node_of(fields, 2)["written"].update(spec="sample | speculative /some/where"))
+    )
+    assert code == 0, err
+    assert "not checked: its decoder opens /some/where, which does not ship with tinystory" in out
+    assert out.endswith("; 1 could not be checked\n")
+
+
 def test_a_tie_is_counted_and_passed(registry, session, monkeypatch):
     """The model's thoughts, moved by less than rounding may move them, so that another token wins."""
     tree = load_session(session).tree

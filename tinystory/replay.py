@@ -47,14 +47,14 @@ class Replayed:
         tokens: how many were checked, the end among them where it was one.
         ties: numerical ties that went another way.
         difference: the first that is none; None where all is as recorded.
-        checked: whether it could be; a search that was cancelled cannot be run to the same moment.
+        unchecked: why it could not be; empty where it could.
     """
 
     node: int
     tokens: int
     ties: int
     difference: Difference | None = None
-    checked: bool = True
+    unchecked: str = ""
 
 
 def is_local(name: str) -> bool:
@@ -102,6 +102,9 @@ def replay_node(tree: StoryTree, node: Node, model: LoadedModel, registry: Regis
     written = node.written
     assert written is not None
     decoder = decoder_of(written, registry, model.tokenizer)
+    stranger = next((name for name in decoder.models if not is_local(name)), None)
+    if stranger is not None:
+        return Replayed(node.id, 0, 0, unchecked=f"its decoder opens {stranger}, which does not ship with tinystory")
     difference = _foreign(tree, node, written, model)
     if difference is not None:
         return Replayed(node.id, 0, 0, difference)
@@ -137,7 +140,7 @@ def _chain(tree: StoryTree, node: Node, written: Written, model: LoadedModel, de
 def _search(tree: StoryTree, node: Node, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
     """Run the search again."""
     if written.finish_reason == "cancelled":
-        return Replayed(node.id, 0, 0, checked=False)
+        return Replayed(node.id, 0, 0, unchecked="a search that was cancelled")  # nobody knows at which moment
     asked = request_of(tree, node.id, model.tokenizer)
     request = StoryRequest(
         model.tokenizer.detokenize(asked.prompt_ids),

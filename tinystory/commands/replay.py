@@ -92,7 +92,8 @@ def _replayed(tree: StoryTree, nodes: list[Node], registry: Registry, models: _M
         row = {
             "node": node.id,
             "ok": ok,
-            "checked": result.checked,
+            "checked": not result.unchecked,
+            "unchecked": result.unchecked,
             "spec": written.spec,
             "seed": written.seed,
             "number": written.number,
@@ -115,7 +116,7 @@ def _line(row: dict[str, Any]) -> str:
     sibling = f"/{row['number']}" if row["number"] else ""
     tokens = f"{row['tokens']} token{'' if row['tokens'] == 1 else 's'}"
     ties = f" · {_ties(row['ties'])}" if row["ties"] else ""
-    verdict = "differs" if not row["ok"] else "ok" if row["checked"] else "not checked: a search that was cancelled"
+    verdict = "differs" if not row["ok"] else "ok" if row["checked"] else f"not checked: {row['unchecked']}"
     line = f"node {row['node']} · {row['spec']} · seed {row['seed']}{sibling} · {tokens}{ties} · {verdict}"
     return "\n".join([line, *(f"  {reason}" for reason in _reasons(row))])
 
