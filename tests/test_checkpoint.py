@@ -172,6 +172,7 @@ print((status("VmHWM") - before) / n_bytes, "sympy" in sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's memory counters")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_peak_memory_of_load(tmp_path, save, family):

@@ -58,6 +58,7 @@ def press_tab(shell, line, shown):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.tty
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(

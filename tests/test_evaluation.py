@@ -238,6 +238,7 @@ def test_equals_the_loss_of_transformers(config, tmp_path):
     assert dataclasses.astuple(through_theirs) == pytest.approx(dataclasses.astuple(ours), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_public_story_model(shared_data, tmp_path):
     """Cut at its context, stories260K has the 1.303 nats per token that its README reports.
 

@@ -104,6 +104,7 @@ def test_a_vocabulary_comes_from_a_file_a_folder_or_the_hub(tokenizer, tmp_path,
         load_tokenizer("gpt2")
 
 
+@pytest.mark.slow
 def test_metrics_become_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     log = tmp_path / "metrics.jsonl"
