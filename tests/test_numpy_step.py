@@ -27,7 +27,7 @@ def sessions(config, dtype, std=0.3):
         torch.nn.init.normal_(parameter, std=std)
     fast, plain = NativeSession(model), NativeSession(model)
     assert fast._uses_numpy
-    plain._uses_numpy = False
+    plain._uses_numpy, plain._most_alone = False, 0
     return fast, plain
 
 

@@ -133,12 +133,12 @@ class NumpyStep:
         self._weights = weights
         self._blocks = [_Block(*layer, *cache) for layer, cache in zip(weights.layers, caches, strict=True)]
 
-    def one(self, token_id: int, position: int) -> tuple[Array, Array]:
-        """Feed a token to the only row: the normed last hidden state (C,), and the next token's logits (V,)."""
+    def one(self, token_id: int, position: int, row: int = 0) -> tuple[Array, Array]:
+        """Feed a token to one row: the normed last hidden state (C,), and the next token's logits (V,)."""
         with np.errstate(all="ignore"):  # SiLU may overflow on its way to 0; NaN logits are refused by the chain
             x = self._weights.embed[token_id]
             for layer in self._blocks:
-                x = x + self._attention(layer, self._rms_norm(x, layer.attn_norm), position)
+                x = x + self._attention(layer, self._rms_norm(x, layer.attn_norm), position, row)
                 x = x + self._feed_forward(layer, self._rms_norm(x, layer.ff_norm))
             hidden = self._rms_norm(x, self._weights.norm)
             return hidden, np.vecdot(self._weights.head, hidden)
@@ -160,8 +160,8 @@ class NumpyStep:
         with np.errstate(all="ignore"):
             return np.ascontiguousarray(product(self._weights.head, np.ascontiguousarray(hidden.T)).T)
 
-    def _attention(self, layer: _Block, x: Array, position: int) -> Array:
-        keys, values = layer.keys[0], layer.values[0]
+    def _attention(self, layer: _Block, x: Array, position: int, row: int) -> Array:
+        keys, values = layer.keys[row], layer.values[row]
         n_kv_head, _, d_head = keys.shape
         half, end = d_head // 2, position + 1
         qkv = times(layer.qkv, x).reshape(-1, d_head)

@@ -17,6 +17,9 @@ from tinystory.numpy_step import MOST_TOKENS, NumpyStep, NumpyWeights
 
 __all__ = ["CachedRows", "as_lists", "check_prompts"]
 
+_MOST_ALONE, _ALONE_PARAMETERS = 3, 5_000_000
+"""So few rows of so small a model are faster one after the other: its weights stay in the processor's cache."""
+
 
 class CachedRows(ABC):
     """Prefill, decode, reorder, rewind and hidden of a `request.Session`; a subclass computes what NumPy does not.
@@ -52,6 +55,8 @@ class CachedRows(ABC):
         self.eos_ids = eos_ids
         self._zeros = zeros
         self._uses_numpy = uses_numpy
+        small = config.n_parameters <= _ALONE_PARAMETERS
+        self._most_alone = (_MOST_ALONE if small else 1) if uses_numpy else 0
         self._forget()
 
     def _forget(self) -> None:
@@ -118,23 +123,29 @@ class CachedRows(ABC):
         new = [[token_id] for token_id in given] if one_each else given
         if max(map(len, rows)) + len(new[0]) > self.max_seq_len:
             raise UsageError(f"the context is full: this model sees {self.max_seq_len} tokens")
-        if self._uses_numpy and len(new) == len(new[0]) == 1:
-            logits = self._decode_one(new[0][0])
-            return logits if one_each else logits[None]
+        if len(new) <= self._most_alone and len(new[0]) == 1:
+            logits = self._decode_alone([ids[0] for ids in new])
+            return logits if one_each else logits[:, None]
         hidden = self._forward(new)
         self._hidden = hidden[:, -1]
         for row, ids in zip(rows, new, strict=True):
             row.extend(ids)
         return self._logits(self._hidden if one_each else hidden)
 
-    def _decode_one(self, token_id: int) -> Any:
-        """`decode` for a single row and token; (1, V)."""
-        row = self._cache.rows[0]
-        self._cache.reserve(len(row) + 1)
-        hidden, logits = self._numpy_step().one(token_id, len(row))
-        self._hidden = self._array(hidden[None])
-        row.append(token_id)
-        return self._array(logits[None].astype(np.float32, copy=False))
+    def _decode_alone(self, token_ids: Sequence[int]) -> Any:
+        """`decode` for a token each of one or a few rows, each by itself; (B, V)."""
+        rows = self._cache.rows
+        self._cache.reserve(max(map(len, rows)) + 1)
+        step = self._numpy_step()
+        pairs = enumerate(zip(token_ids, rows, strict=True))
+        found = [step.one(token_id, len(row), index) for index, (token_id, row) in pairs]
+        hidden, logits = (
+            np.stack(arrays) if len(found) > 1 else arrays[0][None] for arrays in zip(*found, strict=True)
+        )
+        self._hidden = self._array(hidden)
+        for row, token_id in zip(rows, token_ids, strict=True):
+            row.append(token_id)
+        return self._array(logits.astype(np.float32, copy=False))
 
     def _forward(self, token_ids: list[list[int]]) -> Any:
         """Feed (B, T) ids after what the rows hold, writing the cache; normed hidden states (B, T, C)."""

@@ -72,6 +72,8 @@ class NativeSession(CachedRows):
         on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
         uses_numpy = on_cpu and (is_plain if int8 else pays)(model.config)
         super().__init__(model.config, bos_id, eos_ids, weight.new_zeros, uses_numpy=uses_numpy)
+        if int8:  # whose kernel takes two rows in the time of one
+            self._most_alone = min(1, self._most_alone)
         self.model = model
         self._opener = opener
         with torch.no_grad():
