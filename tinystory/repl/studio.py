@@ -12,6 +12,7 @@ from tinystory.plugins import Registry
 from tinystory.repl.backend import Backend
 from tinystory.repl.seams import joint, lengthened, spelling, split_at
 from tinystory.repl.tint import Tint
+from tinystory.repl.turn import Turn
 from tinystory.settings import Setting
 from tinystory.spec import format_spec
 from tinystory.story import ROOT, Node, StoryTree, Written
@@ -27,38 +28,6 @@ __all__ = ["Studio", "Turn", "random_seed"]
 def random_seed() -> int:
     """A fresh seed, short enough to be typed again."""
     return random.SystemRandom().randrange(1_000_000)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A piece of writing that has been asked for and not begun.
-
-    Attributes:
-        parent: the node it goes on from.
-        kept: how many of that one's tokens it keeps.
-        typed: what the writer adds.
-        typed_ids: the tokens of that, without what is to be healed.
-        heal: the end of what was typed, which the model's first tokens have to spell again.
-        decoder: picks the tokens.
-        seed: of its luck.
-        number: among turns that are written at once; enters the luck.
-        max_new_tokens: at most so many tokens.
-    """
-
-    parent: int
-    kept: int
-    typed: str
-    typed_ids: tuple[int, ...]
-    decoder: Decoder
-    seed: int
-    max_new_tokens: int
-    heal: str = ""
-    number: int = 0
-
-    @property
-    def ahead(self) -> str:
-        """What the writer adds, without what the model writes again."""
-        return self.typed[: max(0, len(self.typed) - len(self.heal))]
 
 
 @dataclass
