@@ -324,3 +324,12 @@ def test_a_closed_pipe_ends_silently(checkpoint):
     os.close(read)
     assert process.communicate(timeout=120)[1] == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("spec", ["human", "words kite,owl", "sample | speculative draft=nowhere"])
+def test_a_decoder_that_refuses_its_work_leaves_standard_output_empty(spec, capsys):
+    """The prompt was once printed before the error."""
+    assert main(["generate", "Once", "-n", "5", "-d", spec]) in (2, 3)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("tinystory: ")

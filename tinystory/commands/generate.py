@@ -113,11 +113,14 @@ class _Plain(_Printer):
         super().__init__(args, model, request)
         self.waiting: dict[int, Story] = {}
         self.current = 0
-        self._print(self.prompt)
+        self.begun = False
 
     def show(self, event: "TextEvent") -> None:
         from tinystory.generate import Ended, Text, Trimmed
 
+        if not self.begun:  # not before a decoder has accepted its work: an error stands alone
+            self.begun = True
+            self._print(self.prompt)
         if isinstance(event, Text) and event.story == 0:
             self._print(event.text)
         elif isinstance(event, Trimmed) and event.story == 0:
@@ -133,7 +136,8 @@ class _Plain(_Printer):
                 self._finish(story)
 
     def broken(self) -> None:
-        self._print("\n")
+        if self.begun:
+            self._print("\n")
 
     def _print(self, text: str) -> None:
         sys.stdout.write(visible(text))

@@ -221,7 +221,11 @@ def _print(args: argparse.Namespace, found: Mapping[str, Any]) -> None:
         table.add_row(*row)
     console = table_console(args)
     console.print(table)
-    notes = [f"{found['prompts']} prompts, {len(found['seeds'])} seeds, at most {found['max_tokens']} tokens a story."]
+    counts = [
+        f"{n} {what}{'' if n == 1 else 's'}"
+        for n, what in ((found["prompts"], "prompt"), (len(found["seeds"]), "seed"))
+    ]
+    notes = [f"{', '.join(counts)}, at most {found['max_tokens']} tokens a story."]
     if found["winner"] is not None:
         notes.append(f"Nearest to real stories: {found['winner']}")
     if found["tied"]:
