@@ -221,10 +221,8 @@ def _print(args: argparse.Namespace, found: Mapping[str, Any]) -> None:
         table.add_row(*row)
     console = table_console(args)
     console.print(table)
-    counts = [
-        f"{n} {what}{'' if n == 1 else 's'}"
-        for n, what in ((found["prompts"], "prompt"), (len(found["seeds"]), "seed"))
-    ]
+    numbers = {"prompt": found["prompts"], "seed": len(found["seeds"])}
+    counts = [f"{n} {what}{'' if n == 1 else 's'}" for what, n in numbers.items()]
     notes = [f"{', '.join(counts)}, at most {found['max_tokens']} tokens a story."]
     if found["winner"] is not None:
         notes.append(f"Nearest to real stories: {found['winner']}")
