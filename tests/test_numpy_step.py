@@ -26,8 +26,8 @@ def sessions(config, dtype, std=0.3):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
     fast, plain = NativeSession(model), NativeSession(model)
-    assert fast._uses_numpy
-    plain._uses_numpy, plain._most_alone = False, 0
+    assert fast._most_tokens
+    plain._most_tokens, plain._most_alone = 0, 0
     return fast, plain
 
 
@@ -102,4 +102,4 @@ def test_only_small_plain_llama_models_take_it():
     assert not pays(ModelConfig.llama(61, 2, 4, 32, 24, 40, attention_bias=True))
     assert not pays(ModelConfig.llama(50257, 12, 12, 768, 1024, 2048))
     model = Transformer(CONFIGS[0]).to(torch.bfloat16)
-    assert not NativeSession(model)._uses_numpy
+    assert not NativeSession(model)._most_tokens

@@ -76,6 +76,18 @@ class _SettingFlag(argparse.Action):
         namespace.settings = (*getattr(namespace, "settings", ()), Setting(self.dest, values, origin))
 
 
+class _SettingSwitch(argparse.BooleanOptionalAction):
+    """`--name` and `--no-name`, stored in the same way."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        assert option is not None
+        value = not option.startswith("--no-")
+        setattr(namespace, self.dest, value)
+        namespace.settings = (*getattr(namespace, "settings", ()), Setting(self.dest, value, f"flag {option}"))
+
+
 def _checked(name: str) -> Callable[[str], Any]:
     """An argparse type that checks a flag as the configuration file's value would be."""
 
@@ -249,6 +261,8 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     _add_setting(parser, "-m", "--model", metavar="MODEL", help="a folder or hub id (default: the shipped one)")
     _add_setting(parser, "--device", metavar="D", help=f"default {BUILT_IN['device']}")
     _add_setting(parser, "--dtype", metavar="T", help=_choices("dtype"))
+    described = "compute in code that a C compiler builds for this processor, once (llama models on the CPU)"
+    parser.add_argument("--compile", action=_SettingSwitch, help=described)
     _add_setting(parser, "--color", metavar="WHEN", help=_choices("color"))
 
 

@@ -48,3 +48,7 @@ class Int8Matrix:
         """(in, N) -> (out, N) in float32."""
         found: NDArray[np.float32] = self(torch.from_numpy(np.ascontiguousarray(x.T))).T.contiguous().numpy()
         return found
+
+    def integers(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """(out, in), and the scale of each row, (out,)."""
+        return self._integers.numpy(), self._scale.float().numpy()

@@ -12,6 +12,8 @@ from tinystory.model_hash import file_stamp
 from tinystory.threads import choose_threads
 
 if TYPE_CHECKING:
+    from tinystory.compiling import CompiledCode
+    from tinystory.rows import CachedRows
     from tinystory.tokenizer import Tokenizer
 
 __all__ = ["DEFAULT_MODEL", "DTYPES", "SHIPPED_MODELS", "LoadedModel", "find_model", "load"]
@@ -38,6 +40,7 @@ class LoadedModel:
         dtype: of the computation.
         device: where it runs.
         threads: that compute on the CPU.
+        compile_seconds: that building its code took now, 0.0 where it was there; None where it runs without.
     """
 
     name: str
@@ -47,6 +50,7 @@ class LoadedModel:
     dtype: str
     device: str
     threads: int
+    compile_seconds: float | None = None
 
     @cached_property
     def hash(self) -> str:
@@ -72,39 +76,50 @@ def find_model(name: str | None) -> tuple[str, CheckpointHeader]:
     return name, read_header(SHIPPED_MODELS.get(name) or locate(name))
 
 
-def load(name: str | None = None, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+def load(
+    name: str | None = None, dtype: str = "float32", device: str = "cpu", *, compiled: bool = False
+) -> LoadedModel:
     """Load a local directory or hub id.
+
+    Args:
+        name: of the model; None is the shipped one.
+        dtype: one of `DTYPES`.
+        device: where it runs, as torch names it.
+        compiled: compute in code built for this processor (`compiling.py`).
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or needs code of its own.
-        UsageError: the device or dtype is not available.
+        UsageError: the device or dtype is not available, or the model cannot be compiled.
     """
     name, header = find_model(name)
-    return load_header(name, header, dtype, device)
+    return load_header(name, header, dtype, device, compiled=compiled)
 
 
-def load_without_torch(name: str, header: CheckpointHeader) -> LoadedModel:
+def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = False) -> LoadedModel:
     """Load a checkpoint for which `numpy_session.suffices` holds, in float32 on the CPU; same errors as `load`."""
     from tinystory.numpy_session import NumpySession
 
+    code = _code_for(name, header, "float32", "cpu") if compiled else None
     tokenizer = load_tokenizer(header)
     session = NumpySession(header, tokenizer.bos_id, tokenizer.eos_ids)
     _check_fit(header, tokenizer, session)
-    return LoadedModel(name, header, tokenizer, session, "float32", "cpu", threads=1)
+    return LoadedModel(name, header, tokenizer, session, "float32", "cpu", 1, _compile(session, code))
 
 
-def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) -> LoadedModel:
+def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *, compiled: bool = False) -> LoadedModel:
     """Load what `find_model` found; same errors as `load`, and CheckpointError where the files are others by now."""
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    code = _code_for(name, header, dtype, device) if compiled else None
     _check_device(device)
     tokenizer = load_tokenizer(header)
-    second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device))
+    second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device, compiled=compiled))
 
     def opener(other: str) -> Session:
         return second(other).open()  # the weights are read once, however many stories look at them
 
     session: Session
+    seconds = None
     if header.config is not None:
         from tinystory.session import NativeSession
 
@@ -113,6 +128,7 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
             raise UsageError(f"int8 runs on the CPU only; on {device} take bfloat16")
         model = load_model(header, "float32" if int8 else dtype, device)
         session = NativeSession(model, tokenizer.bos_id, tokenizer.eos_ids, opener, int8=int8)
+        seconds = _compile(session, code)
     else:
         if dtype == "int8":
             raise UsageError(f"int8 is for Llama and GPT-2 models; {name} runs in float32, bfloat16 or float16")
@@ -131,7 +147,30 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str) ->
 
     n_parameters = sum(entry.n_elements for entry in header.tensors.values())
     threads = choose_threads(session, n_parameters, dtype) if device == "cpu" else torch.get_num_threads()
-    return LoadedModel(name, header, tokenizer, session, dtype, device, threads)
+    return LoadedModel(name, header, tokenizer, session, dtype, device, threads, seconds)
+
+
+def _code_for(name: str, header: CheckpointHeader, dtype: str, device: str) -> "CompiledCode":
+    """The code that a model can be computed in; building it may take a second.
+
+    Raises:
+        UsageError: there is none for it, or it cannot be built.
+    """
+    from tinystory.compiling import compiled_code
+    from tinystory.numpy_step import is_plain
+
+    if header.config is None or not is_plain(header.config):
+        raise UsageError(f"--compile is for llama models without biases; {name} is another kind: leave it out")
+    if device != "cpu" or dtype not in ("float32", "int8"):
+        raise UsageError(f"--compile computes in float32 or int8 on the CPU, not in {dtype} on {device}")
+    return compiled_code()
+
+
+def _compile(session: "CachedRows", code: "CompiledCode | None") -> float | None:
+    if code is None:
+        return None
+    session.compile(code)
+    return code.seconds
 
 
 def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Session) -> None:
@@ -143,7 +182,7 @@ def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Sessio
         )
 
 
-def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str) -> Session:
+def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compiled: bool) -> Session:
     """Another model beside one that writes, in the same tokens.
 
     Raises:
@@ -153,7 +192,7 @@ def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str) -> Sessi
     import torch
 
     n_threads = torch.get_num_threads()
-    other = load(name, dtype, device)
+    other = load(name, dtype, device, compiled=compiled)
     torch.set_num_threads(n_threads)  # as the model that writes wants it
     if other.tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
         raise UsageError(f"the model {name} has another vocabulary: only models that share their tokens work together")

@@ -82,14 +82,14 @@ class NumpySession(CachedRows):
     def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> NDArray[Any]:
         ids, starts, width = np.array(token_ids), np.array(lengths), max(1, MOST_TOKENS // len(token_ids))
         pieces = [
-            self._numpy_step().several(ids[:, start : start + width], starts + start)
+            self._current_step().several(ids[:, start : start + width], starts + start)
             for start in range(0, ids.shape[1], width)
         ]
         return np.concatenate(pieces, axis=1)
 
     def _logits_of_many(self, hidden: NDArray[Any]) -> Logits:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        step = self._numpy_step()
+        step = self._current_step()
         pieces = [step.logits(flat[start : start + MOST_TOKENS]) for start in range(0, len(flat), MOST_TOKENS)]
         return np.concatenate(pieces).reshape(*hidden.shape[:-1], -1).view(Logits)
 

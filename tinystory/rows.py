@@ -3,6 +3,7 @@
 It is written for arrays of torch and of NumPy alike, and does not import torch.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinystory.compiled_step import CompiledStep, PackedModel
+from tinystory.compiling import CompiledCode
 from tinystory.config import ModelConfig
 from tinystory.errors import UsageError
 from tinystory.kv_cache import KVCache
@@ -54,16 +57,23 @@ class CachedRows(ABC):
         self.bos_id = bos_id
         self.eos_ids = eos_ids
         self._zeros = zeros
-        self._uses_numpy = uses_numpy
+        self._most_tokens = MOST_TOKENS if uses_numpy else 0  # that a step takes
         small = config.n_parameters <= _ALONE_PARAMETERS
         self._most_alone = (_MOST_ALONE if small else 1) if uses_numpy else 0
+        self._packed: PackedModel | None = None
         self._forget()
+
+    def compile(self, code: CompiledCode) -> None:
+        """Compute every step in compiled code from now on; before there are rows, of a model that `is_plain`."""
+        self._packed = PackedModel(code, self.config, self._numpy_weights())
+        self._most_tokens, self._most_alone = sys.maxsize, 1
 
     def _forget(self) -> None:
         """Begin with no rows and a cache of their own."""
         self._cache = KVCache(self.config, self._zeros)
         self._hidden: Any = None  # (B, C) of the last tokens; None after a rewind
-        self._step: tuple[int, NumpyStep] | None = None  # over the cache's memory as it was in this version
+        # Over the cache's memory as it was in this version.
+        self._step: tuple[int, NumpyStep | CompiledStep] | None = None
 
     @abstractmethod
     def _array(self, array: NDArray[Any]) -> Any:
@@ -136,7 +146,7 @@ class CachedRows(ABC):
         """`decode` for a token each of one or a few rows, each by itself; (B, V)."""
         rows = self._cache.rows
         self._cache.reserve(max(map(len, rows)) + 1)
-        step = self._numpy_step()
+        step = self._current_step()
         pairs = enumerate(zip(token_ids, rows, strict=True))
         found = [step.one(token_id, len(row), index) for index, (token_id, row) in pairs]
         hidden, logits = (
@@ -153,7 +163,7 @@ class CachedRows(ABC):
         self._cache.reserve(max(lengths) + len(token_ids[0]))
         if not self._is_few(len(token_ids) * len(token_ids[0])):
             return self._forward_many(token_ids, lengths)
-        return self._array(self._numpy_step().several(np.array(token_ids), np.array(lengths)))
+        return self._array(self._current_step().several(np.array(token_ids), np.array(lengths)))
 
     def _logits(self, hidden: Any) -> Any:
         """(..., C) -> (..., V) float32."""
@@ -161,18 +171,20 @@ class CachedRows(ABC):
         n_tokens = int(np.prod(shape))
         if not self._is_few(n_tokens):
             return self._logits_of_many(hidden)
-        logits = self._numpy_step().logits(np.asarray(hidden).reshape(n_tokens, -1))
+        logits = self._current_step().logits(np.asarray(hidden).reshape(n_tokens, -1))
         return self._array(logits.astype(np.float32, copy=False).reshape(*shape, -1))
 
     def _is_few(self, n_tokens: int) -> bool:
-        return self._uses_numpy and n_tokens <= MOST_TOKENS
+        return n_tokens <= self._most_tokens
 
-    def _numpy_step(self) -> NumpyStep:
+    def _current_step(self) -> NumpyStep | CompiledStep:
         """The model and the cache; made anew where the cache's memory is no longer the same."""
         version = self._cache.version
         if self._step is None or self._step[0] != version:
             caches = [(np.asarray(keys), np.asarray(values)) for keys, values in self._cache.layers()]
-            self._step = version, NumpyStep(self._numpy_weights(), caches)
+            weights = self._numpy_weights()
+            step = NumpyStep(weights, caches) if self._packed is None else CompiledStep(self._packed, weights, caches)
+            self._step = version, step
         return self._step[1]
 
     def reorder(self, rows: Any) -> None:

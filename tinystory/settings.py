@@ -24,6 +24,7 @@ BUILT_IN: Mapping[str, Any] = {
     "max_tokens": 256,
     "device": "cpu",
     "dtype": "float32",
+    "compile": False,
     "color": "auto",
     "theme": "auto",
     "keys": "emacs",
@@ -58,6 +59,8 @@ class Setting:
     @property
     def shown(self) -> str:
         """The value as a user would write it."""
+        if isinstance(self.value, bool):
+            return str(self.value).lower()
         return "random" if self.value is None else str(self.value)
 
 
@@ -144,6 +147,12 @@ def _choice(name: str) -> tuple[Callable[[object], str], str]:
     return check, f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
+def _switch(value: object) -> bool:
+    if value not in (True, False, "true", "false") or isinstance(value, int) != isinstance(value, bool):
+        raise ValueError
+    return value in (True, "true")
+
+
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str) or len(str(value)) > 40:
         raise ValueError
@@ -167,4 +176,5 @@ _KINDS: Mapping[str, tuple[Callable[[object], Any], str]] = {
     "seed": (_seed, "a whole number or random"),
     "max_tokens": (_token_count, f"a whole number from 1 to {MAX_TOKENS:,}"),
     "device": (_text, "a device, like cpu or cuda"),
+    "compile": (_switch, "true or false"),
 } | {name: _choice(name) for name in CHOICES}

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
             decoder_files=tuple(args.decoder_file),
             device=args.device,
             dtype=args.dtype,
+            compiled=args.compile,
             color=args.color == "always" or (args.color == "auto" and not plain),
             quiet=args.quiet,
             verbose=args.verbose,

@@ -11,9 +11,10 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from tinystory.commands.console import progress_bar, table_console
+from tinystory.commands.writing import load_with_torch
 from tinystory.decoding import Decoder
 from tinystory.errors import UsageError
-from tinystory.loading import LoadedModel, find_model, load_header
+from tinystory.loading import LoadedModel, find_model
 from tinystory.plugins import discover
 from tinystory.spec import format_spec, parse_spec
 from tinystory.visible import visible
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     training = read_stories(args.train) if args.train is not None else None
     if training:  # a file without a story shows now, not after the model has written
         training = chain([next(training)], training)
-    model = load_header(name, header, args.dtype, args.device)
+    model = load_with_torch(args, name, header)
     from tinystory.evaluation import evaluate
 
     with progress_bar(args, "scoring", len(stories)) as progress:

@@ -21,13 +21,14 @@ from tinystory.commands.writing import (
     event_fields,
     interrupts,
     load_to_write,
+    load_with_torch,
     note,
     seed_of,
     warn,
 )
 from tinystory.decoding import Decoder
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.loading import LoadedModel, find_model, load_header
+from tinystory.loading import LoadedModel, find_model
 from tinystory.plugins import discover
 from tinystory.prompts import PromptFile
 from tinystory.ranks import local_rank, place_among_ranks
@@ -67,8 +68,10 @@ def run(args: argparse.Namespace) -> int:
         n_done = lines.n_done if lines else 0
         code = 0
         if n_done < n_all:
-            few = n_all - n_done <= _FEW_STORIES
-            model = (load_to_write if few else _load_with_torch)(args, name, header, decoder)
+            if args.compile or n_all - n_done <= _FEW_STORIES:
+                model = load_to_write(args, name, header, decoder)
+            else:
+                model = load_with_torch(args, name, header)
             writer = _Writer(args, model, decoder, seed, prompts, lines)
             with _progress(args, rank, n_done, n_all) as progress:
                 code = writer.write(_places(args, rank, size, prompts, lines), progress)
@@ -116,10 +119,6 @@ def _lines(
 def _part(path: Path, rank: int | str, size: int) -> Path:
     """Where a rank writes: another number of ranks shares the prompts otherwise, and so has other files."""
     return path.with_name(f"{path.name}.{rank}-of-{size}")
-
-
-def _load_with_torch(args: argparse.Namespace, name: str, header: "CheckpointHeader", _decoder: Decoder) -> LoadedModel:
-    return load_header(name, header, args.dtype, args.device)
 
 
 def _places(

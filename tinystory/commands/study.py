@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import tinystory
 from tinystory.atomic import write_atomically
 from tinystory.commands.console import progress_bar, table_console
-from tinystory.commands.writing import warn
+from tinystory.commands.writing import load_with_torch, warn
 from tinystory.decoding import Decoder
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.loading import LoadedModel, find_model, load_header
+from tinystory.loading import LoadedModel, find_model
 from tinystory.plugins import Registry, discover
 from tinystory.study.grid import BUILT_IN, decoders_of, read_grid
 from tinystory.study.prompts import FEWEST, read_prompts
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     stories = read_stories(args.real, split="validation")
     training = read_stories(args.train) if args.train else None
     args.out.mkdir(parents=True, exist_ok=True)
-    model = load_header(name, header, args.dtype, args.device)
+    model = load_with_torch(args, name, header)
     from tinystory.report import words
     from tinystory.study.collection import Plan, collect
     from tinystory.study.excerpts import real_groups

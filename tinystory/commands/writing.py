@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tinystory.generate import Story, TextEvent
 
 __all__ = [
-    "check_stop", "common_fields", "event_fields", "import_torch_meanwhile", "interrupts", "load_to_write", "note",
-    "prompt_of", "seed_of", "story_fields", "styled", "warn",
+    "check_stop", "common_fields", "event_fields", "import_torch_meanwhile", "interrupts", "load_to_write",
+    "load_with_torch", "note", "prompt_of", "seed_of", "story_fields", "styled", "warn",
 ]  # fmt: skip
 
 
@@ -63,8 +63,20 @@ def seed_of(args: argparse.Namespace) -> int:
 def load_to_write(args: argparse.Namespace, name: str, header: "CheckpointHeader", *decoders: "Decoder") -> LoadedModel:
     """The model; without torch where that is enough, since importing it takes longer than a story."""
     if _needs_torch(args, header, decoders):
-        return load_header(name, header, args.dtype, args.device)
-    return load_without_torch(name, header)
+        return load_with_torch(args, name, header)
+    return _noted(args, load_without_torch(name, header, compiled=args.compile))
+
+
+def load_with_torch(args: argparse.Namespace, name: str, header: "CheckpointHeader") -> LoadedModel:
+    """The model as the command line wants it."""
+    return _noted(args, load_header(name, header, args.dtype, args.device, compiled=args.compile))
+
+
+def _noted(args: argparse.Namespace, model: LoadedModel) -> LoadedModel:
+    """Say what building the model's code took, where it was built now."""
+    if model.compile_seconds:
+        note(args, f"compiled for this processor in {model.compile_seconds:.1f} s, kept for the next start")
+    return model
 
 
 def import_torch_meanwhile(args: argparse.Namespace, header: "CheckpointHeader", *decoders: "Decoder") -> None:
@@ -130,6 +142,7 @@ def common_fields(args: argparse.Namespace, model: LoadedModel, seed: int) -> di
         "dtype": model.dtype,
         "device": model.device,
         "threads": model.threads,
+        "compiled": model.compile_seconds is not None,
         "max_tokens": args.max_tokens,
         "versions": {
             "tinystory": tinystory.__version__,

@@ -109,11 +109,12 @@ class Backend(Protocol):
 class ModelBackend:
     """A checkpoint whose header has been checked and whose weights come in a thread, with torch itself."""
 
-    def __init__(self, name: str, header: CheckpointHeader, dtype: str, device: str) -> None:
+    def __init__(self, name: str, header: CheckpointHeader, dtype: str, device: str, *, compiled: bool = False) -> None:
         self.name = name
         self.dtype = dtype
         self._header = header
         self._device = device
+        self._compiled = compiled
         self._model: LoadedModel | None = None
         self._error: BaseException | None = None
         self._done = threading.Event()
@@ -121,13 +122,13 @@ class ModelBackend:
         self._thread = threading.Thread(target=self._load, name="tinystory-load", daemon=True)
 
     @classmethod
-    def open(cls, name: str | None, dtype: str, device: str) -> "ModelBackend":
+    def open(cls, name: str | None, dtype: str, device: str, *, compiled: bool = False) -> "ModelBackend":
         """Find and check a checkpoint; torch is not imported.
 
         Raises:
             CheckpointError: it is missing or invalid.
         """
-        return cls(*find_model(name), dtype, device)
+        return cls(*find_model(name), dtype, device, compiled=compiled)
 
     @property
     def max_seq_len(self) -> int | None:
@@ -155,7 +156,10 @@ class ModelBackend:
             facts.append(("kind", str(self._header.hf_config.get("model_type", "unknown"))))
         facts.append(("context", f"{self.max_seq_len} tokens" if self.max_seq_len else "known once loaded"))
         state = "loading" if self.loading else "failed to load" if self._error else "loaded"
-        facts.append(("runs", f"in {self.dtype} on {self._device}, {state}"))
+        how = f"in {self.dtype} on {self._device}" + ", compiled" * self._compiled
+        if self._model and self._model.compile_seconds:
+            how += f" in {self._model.compile_seconds:.1f} s"
+        facts.append(("runs", f"{how}, {state}"))
         return facts
 
     def start(self) -> None:
@@ -255,7 +259,7 @@ class ModelBackend:
 
     def _load(self) -> None:
         try:
-            model = load_header(self.name, self._header, self.dtype, self._device)
+            model = load_header(self.name, self._header, self.dtype, self._device, compiled=self._compiled)
             model.tokenizer.detokenize([])  # builds its table of bytes here rather than before the first word
             self._model = model
         except BaseException as error:  # told by `wait`, in the thread that needs the model

@@ -21,6 +21,7 @@ class ChatSettings:
         decoder_files: files with decoders of the user's own.
         device: where the model runs, as torch names it.
         dtype: of the computation.
+        compiled: compute in code built for this processor.
         color: whether printed lines may be styled.
         quiet: print stories, answers and errors only.
         verbose: show tracebacks.
@@ -39,6 +40,7 @@ class ChatSettings:
     decoder_files: tuple[Path, ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
+    compiled: bool = False
     color: bool = True
     quiet: bool = False
     verbose: bool = False

@@ -1,0 +1,321 @@
+/* A few tokens of a llama model on the CPU: `numpy_step.py` in C, for `--compile`. `compiling.py` builds it for the
+   processor it runs on, `compiled_step.py` calls it and documents its structures.
+
+   It uses vectors as GCC and Clang have them, so that one text serves AVX-512, AVX2 and NEON. One thread, no
+   allocation, float32 throughout but for the weights: a matrix whose values all are bfloat16 is kept as such, which
+   halves what a token reads and changes no result; an int8 one is multiplied as integers, a scale a row afterwards.
+
+   Shapes: n tokens, C d_model, H query heads, K key/value heads, D d_head, F inner width, V vocab_size. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { LANES = 16, MOST_TOKENS = 4 };
+#elif defined(__AVX__)
+enum { LANES = 8, MOST_TOKENS = 2 }; /* 16 registers hold the sums of two tokens, not of four */
+#else
+enum { LANES = 4, MOST_TOKENS = 4 };
+#endif
+
+enum { VECTORS = 4, PANEL = VECTORS * LANES }; /* rows of a matrix that are multiplied together */
+
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum kind { FLOAT32, BFLOAT16, INT8 };
+
+struct matrix {
+    const int32_t *panels; /* as `step_pack` leaves them */
+    const float *scale;    /* int8: of each row, padded to whole panels */
+    int64_t kind, n_out, n_in;
+};
+
+struct layer {
+    const float *attn_norm, *ff_norm;
+    struct matrix qkv, o, up, down;
+};
+
+struct model {
+    int64_t d_model, n_layer, n_head, n_kv_head, d_head, d_ff;
+    float eps;
+    const float *embed, *norm;
+    struct matrix head;
+    const struct layer *layers;
+};
+
+struct cache {
+    float *const *keys, *const *values; /* of each layer, (rows, K, S, D) with these strides of rows and heads */
+    int64_t row_stride, head_stride;
+    const float *cos, *sin; /* (S, D); the first half of sin is negated */
+};
+
+/* ---- matrices ---------------------------------------------------------------------------------------------------- */
+
+/* How many words of 32 bits, in vectors, hold one column of a panel. */
+INLINE int64_t vectors_of(enum kind kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
+
+int64_t step_panel_rows(void) { return PANEL; }
+
+/* Write a matrix, (n_out, n_in) floats or int8, as panels of PANEL rows each, column by column; what is missing in the
+   last panel is 0. A word holds one float, or two bfloat16s or four int8s that belong to rows LANES apart. */
+void step_pack(const void *rows, int64_t kind, int64_t n_out, int64_t n_in, uint32_t *panels) {
+    const uint32_t *words = rows;
+    const uint8_t *bytes = rows;
+    for (int64_t start = 0; start < n_out; start += PANEL)
+        for (int64_t column = 0; column < n_in; column++, panels += vectors_of(kind) * LANES) {
+            memset(panels, 0, vectors_of(kind) * LANES * sizeof *panels);
+            for (int64_t i = 0; i < PANEL && start + i < n_out; i++) {
+                int64_t at = (start + i) * n_in + column, vector = i / LANES, lane = i % LANES;
+                if (kind == FLOAT32)
+                    panels[i] = words[at];
+                else if (kind == BFLOAT16)
+                    panels[vector / 2 * LANES + lane] |= words[at] >> 16 << (vector % 2 * 16);
+                else
+                    panels[lane] |= (uint32_t)bytes[at] << (vector * 8);
+            }
+        }
+}
+
+/* One column of a panel, from the words at `word`. */
+INLINE void unpack(enum kind kind, const int32_t *word, floats columns[VECTORS]) {
+    const ints *words = (const ints *)word;
+    if (kind == FLOAT32)
+        for (int i = 0; i < VECTORS; i++) columns[i] = (floats)words[i];
+    else if (kind == BFLOAT16)
+        for (int i = 0; i < VECTORS; i += 2) {
+            columns[i] = (floats)(words[i / 2] << 16);
+            columns[i + 1] = (floats)(words[i / 2] & (int32_t)0xffff0000);
+        }
+    else
+        for (int i = 0; i < VECTORS; i++) columns[i] = __builtin_convertvector(words[0] << (24 - 8 * i) >> 24, floats);
+}
+
+/* A panel times `n` tokens, which are constants where it is called; x is (n_in, n). */
+INLINE void multiply(
+    enum kind kind, int n, const int32_t *panel, const float *scale, int64_t n_in, const float *x, float *out,
+    int64_t out_stride) {
+    floats sums[MOST_TOKENS][VECTORS], columns[VECTORS];
+    for (int token = 0; token < n; token++)
+        for (int i = 0; i < VECTORS; i++) sums[token][i] = (floats){0};
+    for (int64_t column = 0; column < n_in; column++, panel += vectors_of(kind) * LANES, x += n) {
+        unpack(kind, panel, columns);
+        for (int token = 0; token < n; token++)
+            for (int i = 0; i < VECTORS; i++) sums[token][i] += columns[i] * x[token];
+    }
+    for (int token = 0; token < n; token++)
+        for (int i = 0; i < VECTORS; i++) {
+            if (kind == INT8) sums[token][i] *= *(const floats *)(scale + i * LANES);
+            *(floats *)(out + token * out_stride + i * LANES) = sums[token][i];
+        }
+}
+
+/* Tokens are multiplied MOST_TOKENS at a time, then 2, then 1. */
+INLINE int64_t together(int64_t n_left) { return n_left >= MOST_TOKENS ? MOST_TOKENS : n_left >= 2 ? 2 : 1; }
+
+INLINE void product_of(
+    enum kind kind, const struct matrix *m, int64_t n, const float *x, float *out, int64_t out_stride) {
+    int64_t panel_words = m->n_in * vectors_of(kind) * LANES;
+    for (int64_t start = 0; start < m->n_out; start += PANEL) {
+        const int32_t *panel = m->panels + start / PANEL * panel_words;
+        for (int64_t token = 0, width; token < n; token += width) {
+            const float *tile = x + token * m->n_in, *scale = m->scale + start;
+            float *place = out + token * out_stride + start;
+            width = together(n - token);
+            if (width == MOST_TOKENS) multiply(kind, MOST_TOKENS, panel, scale, m->n_in, tile, place, out_stride);
+            else if (width == 2) multiply(kind, 2, panel, scale, m->n_in, tile, place, out_stride);
+            else multiply(kind, 1, panel, scale, m->n_in, tile, place, out_stride);
+        }
+    }
+}
+
+/* (n, n_in) in rows of x_stride -> (n, n_out) in rows of out_stride, which has to be a multiple of PANEL: the last
+   panel is written whole. `tiles` has room for (n, n_in). */
+static void product(
+    const struct matrix *m, int64_t n, const float *x, int64_t x_stride, float *tiles, float *out, int64_t out_stride) {
+    for (int64_t token = 0, width; token < n; token += width) { /* tokens that are multiplied together, interleaved */
+        width = together(n - token);
+        float *tile = tiles + token * m->n_in;
+        for (int64_t i = 0; i < m->n_in; i++)
+            for (int64_t t = 0; t < width; t++) tile[i * width + t] = x[(token + t) * x_stride + i];
+    }
+    if (m->kind == FLOAT32) product_of(FLOAT32, m, n, tiles, out, out_stride);
+    else if (m->kind == BFLOAT16) product_of(BFLOAT16, m, n, tiles, out, out_stride);
+    else product_of(INT8, m, n, tiles, out, out_stride);
+}
+
+/* ---- the rest of a layer ----------------------------------------------------------------------------------------- */
+
+static float dot(const float *a, const float *b, int64_t n) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* e^x within 2 units in the last place, x held between -87 and 88; NaN stays NaN. The range is reduced by Cody and
+   Waite's two-part ln 2, the polynomial is that of Cephes' expf (Moshier 1984). */
+INLINE floats exponential(floats x) {
+    const floats lowest = (floats){0} - 87.0f, highest = (floats){0} + 88.0f;
+    ints low = x < lowest, high = x > highest, is_nan = x != x;
+    floats t = (floats)(((ints)x & ~(low | high)) | ((ints)lowest & low) | ((ints)highest & high));
+    floats rounded = t * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to an integer */
+    floats k = rounded - 12582912.0f;
+    floats r = t - k * 0.693359375f + k * 2.12194440e-4f;
+    floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    ints power = (ints)p + ((ints)rounded << 23);
+    return (floats)((power & ~is_nan) | ((ints)x & is_nan));
+}
+
+static void rms_norm(const float *x, const float *weight, int64_t n, float eps, float *out) {
+    float scale = 1 / sqrtf(dot(x, x, n) / n + eps);
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * (weight[i] * scale);
+}
+
+/* Rotary embedding of one head, in Hugging Face's layout of halves. */
+static void rotate(float *x, const float *cos, const float *sin, int64_t d) {
+    for (int64_t i = 0, j = d / 2; j < d; i++, j++) {
+        float first = x[i], second = x[j];
+        x[i] = first * cos[i] + second * sin[i];
+        x[j] = second * cos[j] + first * sin[j];
+    }
+}
+
+/* One query of d over n keys and values; `scores` has room for n and one vector more. */
+static void attend(
+    const float *q, const float *keys, const float *values, int64_t n, int64_t d, float *scores, float *out) {
+    float most = -INFINITY, scale = 1 / sqrtf(d), sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        scores[i] = dot(keys + i * d, q, d);
+        if (scores[i] > most) most = scores[i];
+    }
+    for (int64_t i = 0; i < n; i += LANES) {
+        floats *some = (floats *)(scores + i);
+        *some = exponential((*some - most) * scale);
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += scores[i];
+    int64_t start = 0;
+    for (; start + PANEL <= d; start += PANEL) {
+        floats mixed[VECTORS] = {{0}};
+        for (int64_t i = 0; i < n; i++)
+            for (int v = 0; v < VECTORS; v++)
+                mixed[v] += scores[i] * *(const floats *)(values + i * d + start + v * LANES);
+        for (int v = 0; v < VECTORS; v++) *(floats *)(out + start + v * LANES) = mixed[v] / sum;
+    }
+    for (; start < d; start++) {
+        float mixed = 0;
+        for (int64_t i = 0; i < n; i++) mixed += scores[i] * values[i * d + start];
+        out[start] = mixed / sum;
+    }
+}
+
+/* ---- the model --------------------------------------------------------------------------------------------------- */
+
+static int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
+
+/* Places in the memory that is lent for one call. */
+struct scratch {
+    float *normed, *qkv, *mixed, *inner, *gated, *tiles, *scores;
+    int64_t c, heads, f; /* widths of rows: of C, of (H + 2 K) D and H D, of 2 F and F */
+};
+
+static struct scratch divide(const struct model *m, int64_t n, float *memory) {
+    struct scratch s;
+    int64_t widest = m->n_head * m->d_head;
+    widest = widest > m->d_model ? widest : m->d_model;
+    widest = widest > m->d_ff ? widest : m->d_ff;
+    s.c = padded(m->d_model);
+    s.heads = padded((m->n_head + 2 * m->n_kv_head) * m->d_head);
+    s.f = padded(2 * m->d_ff);
+    s.normed = memory;
+    s.qkv = s.normed + n * s.c;
+    s.mixed = s.qkv + n * s.heads;
+    s.inner = s.mixed + n * s.heads;
+    s.gated = s.inner + n * s.f;
+    s.tiles = s.gated + n * s.f;
+    s.scores = s.tiles + n * widest;
+    return s;
+}
+
+/* Floats of memory for n tokens. */
+int64_t step_scratch(const struct model *m, int64_t n, int64_t capacity) {
+    float *nowhere = 0;
+    return divide(m, n, nowhere).scores - nowhere + padded(capacity) + PANEL;
+}
+
+static void attention(
+    const struct model *m, const struct layer *layer, const struct cache *cache, float *keys, float *values, int64_t n,
+    const int64_t *rows, const int64_t *positions, struct scratch s) {
+    int64_t d = m->d_head, n_head = m->n_head, n_kv_head = m->n_kv_head;
+    product(&layer->qkv, n, s.normed, s.c, s.tiles, s.qkv, s.heads);
+    for (int64_t token = 0; token < n; token++) { /* all keys and values first: later tokens of a row see earlier ones */
+        float *q = s.qkv + token * s.heads, *k = q + n_head * d, *v = k + n_kv_head * d;
+        int64_t at = positions[token] * d, place = rows[token] * cache->row_stride + at;
+        for (int64_t head = 0; head < n_head + n_kv_head; head++)
+            rotate(q + head * d, cache->cos + at, cache->sin + at, d);
+        for (int64_t head = 0; head < n_kv_head; head++, place += cache->head_stride) {
+            memcpy(keys + place, k + head * d, d * sizeof(float));
+            memcpy(values + place, v + head * d, d * sizeof(float));
+        }
+    }
+    for (int64_t token = 0; token < n; token++)
+        for (int64_t head = 0; head < n_head; head++) {
+            int64_t place = rows[token] * cache->row_stride + head / (n_head / n_kv_head) * cache->head_stride;
+            int64_t at = token * s.heads + head * d;
+            attend(s.qkv + at, keys + place, values + place, positions[token] + 1, d, s.scores, s.mixed + at);
+        }
+    product(&layer->o, n, s.mixed, s.heads, s.tiles, s.normed, s.c);
+}
+
+static void feed_forward(const struct model *m, const struct layer *layer, int64_t n, struct scratch s) {
+    product(&layer->up, n, s.normed, s.c, s.tiles, s.inner, s.f);
+    for (int64_t token = 0; token < n; token++) {
+        const float *gate = s.inner + token * s.f, *up = gate + m->d_ff;
+        float *gated = s.gated + token * s.f;
+        for (int64_t i = 0; i < m->d_ff; i += LANES) { /* past the end, too, into what nobody reads */
+            floats g = *(const floats *)(gate + i);
+            *(floats *)(gated + i) = g / (1.0f + exponential(-g)) * *(const floats *)(up + i);
+        }
+    }
+    product(&layer->down, n, s.gated, s.f, s.tiles, s.normed, s.c);
+}
+
+static void add(const float *normed, int64_t n, int64_t stride, int64_t d_model, float *x) {
+    for (int64_t token = 0; token < n; token++)
+        for (int64_t i = 0; i < d_model; i++) x[token * d_model + i] += normed[token * stride + i];
+}
+
+/* Feed n tokens, those of a row in order, to rows of the cache: the normed last hidden states, (n, C). */
+void step_hidden(
+    const struct model *m, const struct cache *cache, int64_t n, const int64_t *token_ids, const int64_t *rows,
+    const int64_t *positions, float *memory, float *x) {
+    struct scratch s = divide(m, n, memory);
+    int64_t c = m->d_model;
+    for (int64_t token = 0; token < n; token++) memcpy(x + token * c, m->embed + token_ids[token] * c, c * sizeof *x);
+    for (int64_t i = 0; i < m->n_layer; i++) {
+        const struct layer *layer = m->layers + i;
+        for (int64_t token = 0; token < n; token++)
+            rms_norm(x + token * c, layer->attn_norm, c, m->eps, s.normed + token * s.c);
+        attention(m, layer, cache, cache->keys[i], cache->values[i], n, rows, positions, s);
+        add(s.normed, n, s.c, c, x);
+        for (int64_t token = 0; token < n; token++)
+            rms_norm(x + token * c, layer->ff_norm, c, m->eps, s.normed + token * s.c);
+        feed_forward(m, layer, n, s);
+        add(s.normed, n, s.c, c, x);
+    }
+    for (int64_t token = 0; token < n; token++) rms_norm(x + token * c, m->norm, c, m->eps, x + token * c);
+}
+
+/* Hidden states, (n, C), to logits, (n, V) in rows of padded length. */
+void step_logits(const struct model *m, int64_t n, const float *hidden, float *memory, float *logits) {
+    product(&m->head, n, hidden, m->d_model, memory, logits, padded(m->head.n_out));
+}
