@@ -156,11 +156,11 @@ static float dot(const float *a, const float *b, int64_t n) {
     return sum;
 }
 
-/* e^x within 2 units in the last place, x held between -87 and 88; NaN stays NaN. The range is reduced by Cody and
-   Waite's two-part ln 2, the polynomial is that of Cephes' expf (Moshier 1984). */
+/* e^x within 2 units in the last place, x held between -87 and 88; NaN, whose lowest bits are 0, stays NaN. The range
+   is reduced by Cody and Waite's two-part ln 2, the polynomial is that of Cephes' expf (Moshier 1984). */
 INLINE floats exponential(floats x) {
     const floats lowest = (floats){0} - 87.0f, highest = (floats){0} + 88.0f;
-    ints low = x < lowest, high = x > highest, is_nan = x != x;
+    ints low = x < lowest, high = x > highest;
     floats t = (floats)(((ints)x & ~(low | high)) | ((ints)lowest & low) | ((ints)highest & high));
     floats rounded = t * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to an integer */
     floats k = rounded - 12582912.0f;
@@ -171,8 +171,7 @@ INLINE floats exponential(floats x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    ints power = (ints)p + ((ints)rounded << 23);
-    return (floats)((power & ~is_nan) | ((ints)x & is_nan));
+    return (floats)((ints)p + ((ints)rounded << 23));
 }
 
 static void rms_norm(const float *x, const float *weight, int64_t n, float eps, float *out) {
