@@ -9,6 +9,7 @@ time what a person waits. The parts:
     decode    tokens per second of one story, end of story disabled, so that all write the same number of tokens
     batch     the same with several rows at once, beside one row and beside transformers
     roofline  bytes a second that decoding reads, beside what a copy moves
+    agree     greedy stories of every variant that are those of the plain model
     stages    microseconds of every processor and sampler
     search    tokens per second of a search, beside plain decoding
     studio    what commands of the studio cost, beside writing one story
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench_agree import measure_agreement
 from bench_chat import measure_chat
 from bench_decode import measure_batch, measure_decode
 from bench_history import append, plot, read
@@ -37,6 +39,7 @@ from bench_stages import measure_stages
 from bench_startup import measure_processes
 from bench_studio import measure_studio
 from bench_train import measure_training
+from bench_variants import VARIANTS
 
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.loading import find_model
@@ -47,9 +50,10 @@ MEASURES: dict[tuple[str, ...], Callable[[Subject], list[Measurement]]] = {
     ("decode",): measure_decode,
     ("batch",): measure_batch,
     ("roofline",): measure_roofline,
+    ("agree",): measure_agreement,
     ("stages",): measure_stages,
     ("search",): measure_search,
-    ("studio",): lambda subject: measure_studio(subject.directory, subject.args),
+    ("studio",): measure_studio,
     ("chat",): lambda subject: measure_chat(subject.directory, subject.args),
     ("train",): lambda subject: measure_training(subject.directory, subject.config, subject.args, subject.checks),
 }
@@ -90,6 +94,12 @@ def parse_args() -> argparse.Namespace:
     add("--data", nargs="+", metavar="SOURCE", help="stories to train on (default: random tokens, as long as stories)")
     add("--rows", type=int, default=4, metavar="N", help="rows of a training step (default 4)")
     add("--steps", type=int, default=8, metavar="N", help="training steps that are timed (default 8)")
+    add(
+        "--variants",
+        default=",".join(VARIANTS),
+        metavar="NAMES",
+        help=f"how ours computes: some of {','.join(VARIANTS)} (default all)",
+    )
     add("--only", default=",".join(PARTS), metavar="PARTS", help=f"some of {','.join(PARTS)} (default all)")
     add("--json", type=Path, metavar="FILE", help="write all values there")
     add("--history", type=Path, metavar="FILE", help="add all values there, a line of JSON")
@@ -106,6 +116,7 @@ def bench(args: argparse.Namespace) -> int:
         TinystoryError: a side failed, or the two did not do the same work.
     """
     parts = chosen("--only", args.only, PARTS)
+    args.variants = ",".join(chosen("--variants", args.variants, tuple(VARIANTS)))
     for name in ("pairs", "tokens", "threads", "rows", "steps"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} is {getattr(args, name)}; it must be at least 1")

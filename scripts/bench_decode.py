@@ -10,21 +10,17 @@ from typing import TYPE_CHECKING
 
 from bench_pairs import Measurement, Subject, rates, run_pairs, timed
 from bench_peers import PEERS, SEED, SPECS, Work, open_peer
+from bench_variants import PROMPT, labelled, open_ours, prompt_of, variants_of
 
-from tinystory.errors import TinystoryError, UsageError
-from tinystory.loading import DTYPES
+from tinystory.errors import TinystoryError
 
 if TYPE_CHECKING:
     from tinystory.decoding import Session
     from tinystory.loading import LoadedModel
 
-__all__ = ["DTYPES_MEASURED", "PROMPT", "measure_batch", "measure_decode", "open_ours", "our_writer"]
+__all__ = ["measure_batch", "measure_decode", "our_writer"]
 
-PROMPT = "Once upon a time"
-DTYPES_MEASURED = tuple(dtype for dtype in ("float32", "int8") if dtype in DTYPES)
-"""Ours; one that tinystory does not have is left out."""
-
-ROWS = (2, 4, 8, 16, 32)
+ROWS = (2, 8, 32)
 BATCH_AIMS = {8: 4.0}
 """Rows -> the tokens per CPU second beside those of one row."""
 
@@ -35,20 +31,20 @@ TIE = 1e-3
 
 
 def measure_decode(subject: Subject) -> list[Measurement]:
-    """One story: ours in every dtype beside every peer."""
+    """One story: ours in every variant beside every peer."""
     found: list[Measurement] = []
     with ExitStack() as stack:
         peers = {name: writer for name in PEERS if (writer := open_peer(name, subject, stack))}
-        models = {dtype: open_ours(subject, dtype) for dtype in DTYPES_MEASURED}
+        models = {name: open_ours(subject, name) for name in variants_of(subject)}
         for spec, drawn in SPECS.items():
-            for dtype, loaded in models.items():
+            for variant, loaded in models.items():
                 ours = our_writer(loaded, spec, subject.args.tokens)
                 work = Work(prompt_of(loaded), subject.args.tokens, **drawn)
                 for name, writer in peers.items():
                     peer = PEERS[name]
                     theirs = partial(writer, work)
-                    check(subject, loaded.session, work, name, ours(), theirs(), peer.exact and dtype == "float32")
-                    measured = rates("decode", labelled(spec, dtype), name, peer.aim)
+                    check(subject, loaded.session, work, name, ours(), theirs(), peer.exact and variant == "float32")
+                    measured = rates("decode", labelled(spec, variant), name, peer.aim)
                     run_pairs(
                         f"{spec}, {name}", subject.args.pairs, measured, partial(timed, ours), partial(timed, theirs)
                     )
@@ -62,8 +58,8 @@ def measure_batch(subject: Subject) -> list[Measurement]:
     n_tokens, n_pairs = subject.args.tokens, subject.args.pairs
     with ExitStack() as stack:
         peers = {name: writer for name in BATCH_PEERS if (writer := open_peer(name, subject, stack))}
-        for dtype in DTYPES_MEASURED:
-            loaded = open_ours(subject, dtype)
+        for variant in variants_of(subject):
+            loaded = open_ours(subject, variant)
             for spec, drawn in SPECS.items():
                 one = our_writer(loaded, spec, n_tokens)
                 for n_rows in ROWS:
@@ -75,39 +71,10 @@ def measure_batch(subject: Subject) -> list[Measurement]:
                         ours()
                         theirs()
                         aim = BATCH_AIMS.get(n_rows) if name == "one row" else None
-                        measured = rates("batch", f"{labelled(spec, dtype)}, {n_rows} rows", name, aim)
+                        measured = rates("batch", f"{labelled(spec, variant)}, {n_rows} rows", name, aim)
                         run_pairs(measured[0].what, n_pairs, measured, partial(timed, ours), partial(timed, theirs))
                         found += measured
     return found
-
-
-def labelled(spec: str, dtype: str) -> str:
-    """What was done; float32 goes without saying."""
-    return spec if dtype == "float32" else f"{spec}, {dtype}"
-
-
-def open_ours(subject: Subject, dtype: str = "float32") -> "LoadedModel":
-    """Our model, whose stories do not end by themselves.
-
-    Raises:
-        UsageError: prompt and story are longer than its context.
-    """
-    import torch
-
-    from tinystory.loading import load
-
-    torch.set_num_threads(subject.args.threads)
-    loaded = load(str(subject.directory), dtype)
-    if len(prompt_of(loaded)) + subject.args.tokens > loaded.session.max_seq_len:
-        limit = loaded.session.max_seq_len
-        raise UsageError(f"--tokens is {subject.args.tokens}; prompt and story may have {limit} tokens together")
-    loaded.session.eos_ids = frozenset()
-    return loaded
-
-
-def prompt_of(loaded: "LoadedModel") -> tuple[int, ...]:
-    """The prompt's ids."""
-    return tuple(loaded.tokenizer.encode(PROMPT))
 
 
 def our_writer(loaded: "LoadedModel", spec: str, n_tokens: int, n_rows: int = 1) -> Callable[[], list[int]]:

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from bench_decode import DTYPES_MEASURED, labelled, open_ours, our_writer, prompt_of
+from bench_decode import our_writer
 from bench_pairs import Clock, Measurement, Run, Subject, run_pairs, timed
+from bench_variants import VARIANTS, labelled, open_ours, prompt_of, variants_of
 from numpy.typing import NDArray
 
 from tinystory.config import ModelConfig
@@ -58,8 +59,8 @@ def measure_roofline(subject: Subject) -> list[Measurement]:
     """Bytes a second of decoding beside those of a copy; the ratio is the share of the roof that is reached."""
     found: list[Measurement] = []
     n_tokens = subject.args.tokens
-    for dtype in DTYPES_MEASURED:
-        loaded = open_ours(subject, dtype)
+    for variant in variants_of(subject):
+        loaded, dtype = open_ours(subject, variant), VARIANTS[variant].dtype
         ours = our_writer(loaded, SPEC, n_tokens)
         ours()
         # The prompt's last token gives the first new one, and the story's last token is not read any more.
@@ -69,7 +70,7 @@ def measure_roofline(subject: Subject) -> list[Measurement]:
         for name, size in roofs.items():
             buffers = np.ones(int(size / 8), np.float32), np.zeros(int(size / 8), np.float32)
             copy_for(SECONDS, *buffers)
-            what = f"{labelled(SPEC, dtype)}, {per_token / 1e6:.2f} MB a token"
+            what = f"{labelled(SPEC, variant)}, {per_token / 1e6:.2f} MB a token"
             measurement = Measurement(
                 "roofline", what, "GB / CPU s", partial(decoding_speed, per_token), True, f"copy, {name}",
                 AIMS.get(dtype), copying_speed,

@@ -2,8 +2,9 @@
 
 from functools import partial
 
-from bench_decode import open_ours, our_writer
+from bench_decode import our_writer
 from bench_pairs import Measurement, Subject, rates, run_pairs, timed
+from bench_variants import labelled, open_ours, variants_of
 
 from tinystory.errors import TinystoryError
 
@@ -22,7 +23,15 @@ SEARCHES = {
 def measure_search(subject: Subject) -> list[Measurement]:
     """Those that are there, and can be had with this model."""
     found: list[Measurement] = []
-    loaded = open_ours(subject)
+    for variant in variants_of(subject):
+        found += beside_plain(subject, variant)
+    return found
+
+
+def beside_plain(subject: Subject, variant: str) -> list[Measurement]:
+    """The searches of one variant."""
+    found: list[Measurement] = []
+    loaded = open_ours(subject, variant)
     for spec, plain in SEARCHES.items():
         try:
             ours = our_writer(loaded, spec, subject.args.tokens)
@@ -32,7 +41,7 @@ def measure_search(subject: Subject) -> list[Measurement]:
             continue
         theirs = our_writer(loaded, plain, subject.args.tokens)
         theirs()
-        measured = rates("search", spec, plain)
+        measured = rates("search", labelled(spec, variant), plain)
         run_pairs(spec, subject.args.pairs, measured, partial(timed, ours), partial(timed, theirs))
         found += measured
     return found

@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from bench_decode import PROMPT
 from bench_pairs import Measurement, Run, Subject, run_pairs
+from bench_variants import PROMPT, labelled, variants_of
 
 from tinystory.errors import TinystoryError
 
@@ -20,6 +20,9 @@ __all__ = ["measure_processes", "run_process"]
 
 SPECS = ("greedy", "top-k 40 | sample 0.8", "top-p 0.9 | sample")
 """What is written with; the last one needs torch as long as `top-p` does."""
+
+FLAGS = {"float32": [], "compiled": ["--compile"]}
+"""Variants that are measured; the code has been built before."""
 
 # What a newcomer would write; one token, as ours, so that the process ends with its first word.
 TRANSFORMERS = """
@@ -48,22 +51,24 @@ def measure_processes(subject: Subject) -> list[Measurement]:
     torch_alone = partial(run_process, [*python, IMPORT_TORCH])
     n_pairs, found = subject.args.pairs, []
     first = theirs().output  # files into the cache, bytecode written
-    for spec in SPECS:
-        flags = ["-m", str(subject.directory), "-d", spec, "-s", "7", "-n", "1", "-q"]
+    ways = [(spec, variant) for variant in variants_of(subject) if variant in FLAGS for spec in SPECS]
+    for spec, variant in ways:
+        flags = ["-m", str(subject.directory), "-d", spec, "-s", "7", "-n", "1", "-q", *FLAGS[variant]]
         ours = partial(run_process, [sys.executable, "-m", "tinystory", "generate", PROMPT, *flags], PROMPT)
         warm = ours().output
         if spec == "greedy" and warm != first:
             raise TinystoryError(f"the first tokens differ: {warm!r} here, {first!r} there")
         without_torch = needs_no_torch(subject, spec)
-        what = f"first token, {spec} ({'no' if without_torch else 'with'} torch)"
+        shown = labelled(spec, variant)
+        what = f"first token, {shown} ({'no' if without_torch else 'with'} torch)"
         beside_script = [
             Measurement("start", what, "CPU s", lambda run: run.cpu),
             Measurement("start", what, "s", lambda run: run.wall, aim=3),
-            Measurement("memory", f"peak, {spec}", "MB", lambda run: run.peak),
+            Measurement("memory", f"peak, {shown}", "MB", lambda run: run.peak),
         ]
-        run_pairs(f"{spec}, transformers", n_pairs, beside_script, ours, theirs)
-        beside_torch = limits(subject, what, spec, without_torch)
-        run_pairs(f"{spec}, import torch", n_pairs, beside_torch, ours, torch_alone)
+        run_pairs(f"{shown}, transformers", n_pairs, beside_script, ours, theirs)
+        beside_torch = limits(subject, what, shown, without_torch)
+        run_pairs(f"{shown}, import torch", n_pairs, beside_torch, ours, torch_alone)
         found += [*beside_script, *beside_torch]
     return found + measure_help(subject)
 

@@ -1,11 +1,10 @@
 """What the studio's own commands cost: eight decoders at once beside one alone, and a look back beside writing."""
 
-import argparse
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench_pairs import Measurement, run_pairs, timed
+from bench_pairs import Measurement, Subject, run_pairs, timed
+from bench_variants import PROMPT, labelled, open_ours, variants_of
 
 if TYPE_CHECKING:
     from tinystory.decoding import Decoder
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_studio"]
 
-PROMPT = "Once upon a time"
 SEED = 7
 SPECS = (
     "sample 0.8", "top-k 40 | sample 0.8", "top-p 0.9 | sample", "min-p 0.1 | sample", "temperature 0.7 | sample",
@@ -21,17 +19,18 @@ SPECS = (
 )  # fmt: skip
 
 
-def measure_studio(directory: Path, args: argparse.Namespace) -> list[Measurement]:
+def measure_studio(subject: Subject) -> list[Measurement]:
     """The first side is the command, the second the first decoder writing one story; no story ends by itself."""
-    import torch
+    return [measurement for variant in variants_of(subject) for measurement in beside_one_story(subject, variant)]
 
-    from tinystory.loading import load
+
+def beside_one_story(subject: Subject, variant: str) -> list[Measurement]:
+    """The commands of one variant."""
     from tinystory.plugins import discover
     from tinystory.spec import parse_spec
 
-    torch.set_num_threads(args.threads)
-    loaded = load(str(directory))
-    loaded.session.eos_ids = frozenset()
+    args = subject.args
+    loaded = open_ours(subject, variant)
     decoders = [parse_spec(spec, discover()) for spec in SPECS]
     one = partial(written, loaded, decoders[:1], args.tokens)
     story = one()
@@ -42,11 +41,12 @@ def measure_studio(directory: Path, args: argparse.Namespace) -> list[Measuremen
     found: list[Measurement] = []
     for name, command in commands.items():
         command()
+        what = labelled(name, variant)
         measurements = [
-            Measurement("studio", name, "CPU s", lambda run: run.cpu, peer="one story"),
-            Measurement("studio", name, "s", lambda run: run.wall, peer="one story"),
+            Measurement("studio", what, "CPU s", lambda run: run.cpu, peer="one story"),
+            Measurement("studio", what, "s", lambda run: run.wall, peer="one story"),
         ]
-        run_pairs(name, args.pairs, measurements, partial(timed, command), partial(timed, one))
+        run_pairs(what, args.pairs, measurements, partial(timed, command), partial(timed, one))
         found += measurements
     return found
 

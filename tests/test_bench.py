@@ -9,9 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import bench
+import numpy as np
 import pytest
 import torch
-from bench_decode import check, numerical_ties, open_ours, our_writer, prompt_of
+from bench_agree import in_agreement, measure_agreement
+from bench_decode import check, numerical_ties, our_writer
 from bench_eager import EagerLoop
 from bench_history import append, curves, plot, read
 from bench_pairs import Measurement, Run, Subject, rates, run_pairs
@@ -22,15 +24,17 @@ from bench_search import measure_search
 from bench_shapes import SHAPES, save_random, widened
 from bench_stages import example_of, measure_stages
 from bench_startup import limits, run_process
+from bench_variants import open_ours, prompt_of, variants_of
 
 from tinystory.checkpoint import read_header
 from tinystory.config import ModelConfig
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.loading import DEFAULT_MODEL
+from tinystory.numpy_step import NumpyStep
 from tinystory.plugins import discover
 
 ROOT = Path(__file__).resolve().parent.parent
-ARGS = {"pairs": 2, "tokens": 6, "threads": 1, "rows": 4, "steps": 8}
+ARGS = {"pairs": 2, "tokens": 6, "threads": 1, "rows": 4, "steps": 8, "variants": "float32"}
 
 
 @pytest.fixture
@@ -213,6 +217,37 @@ def test_a_search_that_is_missing_is_left_out_and_one_that_is_there_is_measured(
 
 
 # Stages.
+
+
+def test_agreement_counts_the_tokens_before_a_story_parts_from_the_plain_models(subject, monkeypatch):
+    assert in_agreement([3, 4, 5], [3, 4, 5]) == 3
+    assert in_agreement([3, 4, 5], [3, 9, 5]) == 1
+    subject.args.variants = "float32,int8"
+    found = {(m.what, m.unit): m for m in measure_agreement(subject)}
+    for how in ("one by one", "20 rows"):
+        stories = found[f"greedy, float32, {how}", "stories"]
+        assert (stories.ours, stories.theirs, stories.met) == ([20], [20], True)
+        tokens = found[f"greedy, int8, {how}", "tokens before a story parts"]
+        assert 0 <= tokens.ours[0] <= tokens.theirs[0] == 20 * subject.args.tokens
+        assert found[f"greedy, int8, {how}", "stories"].aim is None
+
+
+def test_a_path_that_writes_another_story_is_seen(subject, monkeypatch):
+    monkeypatch.setattr(NumpyStep, "logits", lambda self, hidden: np.roll(_LOGITS(self, hidden), 1, axis=1))
+    found = [m for m in measure_agreement(subject) if m.unit == "stories"]
+    assert [m.met for m in found] == [False, False]
+
+
+_LOGITS = NumpyStep.logits
+
+
+def test_variants_that_need_a_compiler_are_left_out_without_one(subject, monkeypatch):
+    subject.args.variants = "float32,compiled"
+    monkeypatch.setenv("CC", "no-such-compiler")
+    for _ in range(2):
+        assert variants_of(subject) == ["float32"]
+    (note,) = subject.notes
+    assert "is left out" in note
 
 
 def test_every_stage_has_an_example_that_can_be_timed():
