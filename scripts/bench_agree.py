@@ -4,7 +4,7 @@ The plain model is `model.Transformer`: a whole story at once, without a cache. 
 of its tokens is the likeliest after those before it, so whether the plain model would have written it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -23,25 +23,38 @@ PROMPTS = (
     "Tim was not happy.", "At night, the moon", "Sara and her brother",
 )  # fmt: skip
 
-AIMS = {name: None if name.startswith("int8") else 1.0 for name in VARIANTS}
-
 
 def measure_agreement(subject: Subject) -> list[Measurement]:
     """Stories of each path that are the plain model's, beside all of them; in int8 the tokens before they part, too."""
     plain = plain_choices(subject)
     found: list[Measurement] = []
-    for name in variants_of(subject):
-        loaded = open_ours(subject, name)
+    for name, loaded in opened(subject):
         for how, together in (("one by one", False), (f"{len(PROMPTS)} rows", True)):
             stories = written(loaded, subject.args.tokens, together)
             agreeing = [in_agreement(plain(prompt_ids, ids), ids) for prompt_ids, ids in stories]
             whole = sum(n == len(ids) for n, (_, ids) in zip(agreeing, stories, strict=True))
             tokens = sum(len(ids) for _, ids in stories)
             found += [
-                counted(f"greedy, {name}, {how}", "stories", whole, len(stories), AIMS[name]),
+                counted(
+                    f"greedy, {name}, {how}", "stories", whole, len(stories), None if name.startswith("int8") else 1.0
+                ),
                 counted(f"greedy, {name}, {how}", "tokens before a story parts", sum(agreeing), tokens, None),
             ]
     return found
+
+
+def opened(subject: Subject) -> "Iterator[tuple[str, LoadedModel]]":
+    """Every variant, and those that are there without torch."""
+    from tinystory.loading import find_model, load_without_torch
+    from tinystory.numpy_step import pays
+
+    for name in variants_of(subject):
+        yield name, open_ours(subject, name)
+        variant = VARIANTS[name]
+        if variant.dtype == "float32" and pays(subject.config):
+            loaded = load_without_torch(*find_model(str(subject.directory)), compiled=variant.compiled)
+            loaded.session.eos_ids = frozenset()
+            yield f"{name} without torch", loaded
 
 
 def counted(what: str, unit: str, ours: int, of: int, aim: float | None) -> Measurement:
