@@ -34,6 +34,7 @@ def measure_agreement(subject: Subject) -> list[Measurement]:
             agreeing = [in_agreement(plain(prompt_ids, ids), ids) for prompt_ids, ids in stories]
             whole = sum(n == len(ids) for n, (_, ids) in zip(agreeing, stories, strict=True))
             tokens = sum(len(ids) for _, ids in stories)
+            aim = None if name.startswith("int8") else 1.0
             found += [
                 counted(
                     f"greedy, {name}, {how}", "stories", whole, len(stories), None if name.startswith("int8") else 1.0
