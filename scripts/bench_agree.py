@@ -36,9 +36,7 @@ def measure_agreement(subject: Subject) -> list[Measurement]:
             tokens = sum(len(ids) for _, ids in stories)
             aim = None if name.startswith("int8") else 1.0
             found += [
-                counted(
-                    f"greedy, {name}, {how}", "stories", whole, len(stories), None if name.startswith("int8") else 1.0
-                ),
+                counted(f"greedy, {name}, {how}", "stories", whole, len(stories), aim),
                 counted(f"greedy, {name}, {how}", "tokens before a story parts", sum(agreeing), tokens, None),
             ]
     return found
