@@ -85,7 +85,7 @@ def test_json_holds_what_replays_the_story(tiny, checkpoint):
     assert code == 0
     assert set(found) == {
         "prompt", "text", "completion", "spec", "seed", "token_ids", "finish_reason", "model", "model_hash", "dtype",
-        "device", "threads", "max_tokens", "versions", "statistics",
+        "device", "threads", "compiled", "max_tokens", "versions", "statistics",
     }  # fmt: skip
     assert found["spec"] == "sample"
     assert found["seed"] == 7

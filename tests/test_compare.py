@@ -82,7 +82,8 @@ def test_json_holds_what_replays_every_story(tiny):
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert set(found) == {
-        "prompt", "seed", "model", "model_hash", "dtype", "device", "threads", "max_tokens", "versions", "stories",
+        "prompt", "seed", "model", "model_hash", "dtype", "device", "threads", "compiled", "max_tokens", "versions",
+        "stories",
     }  # fmt: skip
     assert (found["prompt"], found["seed"], found["max_tokens"]) == ("Tim", 7, 12)
     assert [story["spec"] for story in found["stories"]] == ["greedy", "sample 1.2"]

@@ -27,7 +27,8 @@ CONFIGS = {
     "untied, odd widths": ModelConfig.llama(61, 3, 3, 30, 300, 41, tied_head=False, norm_eps=1e-3, rope_theta=100.0),
     "wide heads": ModelConfig.llama(90, 2, 2, 192, 300, 136, n_kv_head=1, d_head=96),
 }
-PROCESSORS = ("-march=native", "-mavx2", "-msse2")
+NATIVE = "-march=native"
+PROCESSORS = (NATIVE, *(pytest.param(other, marks=pytest.mark.slow) for other in ("-mavx2", "-msse2")))
 CLOSE = {"atol": 2e-4, "rtol": 2e-4}
 
 
@@ -40,7 +41,7 @@ def code(request, tmp_path_factory):
         try:
             return compiled_code()
         except UsageError as error:
-            if request.param == PROCESSORS[0]:
+            if request.param == NATIVE:
                 raise
             pytest.skip(f"not this processor: {error}")
 
