@@ -25,6 +25,11 @@ pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang")
 CONFIGS = {
     "grouped": ModelConfig.llama(61, 2, 4, 32, 300, 40, n_kv_head=2),
     "untied, odd widths": ModelConfig.llama(61, 3, 3, 30, 300, 41, tied_head=False, norm_eps=1e-3, rope_theta=100.0),
+    "biases": ModelConfig.llama(
+        61, 2, 4, 32, 300, 40, attention_bias=True, attention_out_bias=True, ff_bias=True, activation="gelu_tanh"
+    ),
+    "gpt2": ModelConfig.gpt2(61, 2, 4, 36, 300),
+    "gpt2, gelu": ModelConfig.gpt2(61, 3, 4, 64, 300, tied_head=False, activation="gelu"),
     "wide heads": ModelConfig.llama(90, 2, 2, 192, 300, 136, n_kv_head=1, d_head=96),
 }
 NATIVE = "-march=native"
@@ -107,7 +112,7 @@ def test_any_history_equals_torch(code, name, data):
         torch.testing.assert_close(fast.hidden(), plain.hidden(), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["grouped", "wide heads"])
+@pytest.mark.parametrize("name", ["grouped", "wide heads", "biases", "gpt2"])
 def test_int8_multiplies_the_very_integers(code, name):
     """Against the float model with the rounded weights written out; nothing else is rounded."""
     fast, plain = sessions(code, CONFIGS[name], int8=True)

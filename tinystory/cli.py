@@ -261,7 +261,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     _add_setting(parser, "-m", "--model", metavar="MODEL", help="a folder or hub id (default: the shipped one)")
     _add_setting(parser, "--device", metavar="D", help=f"default {BUILT_IN['device']}")
     _add_setting(parser, "--dtype", metavar="T", help=_choices("dtype"))
-    described = "compute in code that a C compiler builds for this processor, once (llama models on the CPU)"
+    described = "compute in code that a C compiler builds for this processor, once (Llama and GPT-2 models on the CPU)"
     parser.add_argument("--compile", action=_SettingSwitch, help=described)
     _add_setting(parser, "--color", metavar="WHEN", help=_choices("color"))
 

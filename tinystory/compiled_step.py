@@ -1,24 +1,28 @@
-"""`numpy_step.NumpyStep` in compiled code: the same weights and cache, given to the functions of `step.c`.
+"""Any model of ours in compiled code: its weights and cache, given to the functions of `step.c`.
 
 Shapes: B rows, T new positions, N tokens, S cached positions, K key/value heads, D d_head, C d_model, V vocab_size.
 """
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinystory.compiling import CompiledCode
 from tinystory.config import ModelConfig
-from tinystory.numpy_step import Array, Matrix, NumpyWeights
 
-__all__ = ["CompiledStep", "PackedModel"]
+__all__ = ["Affine", "CompiledStep", "LayerWeights", "ModelWeights", "PackedModel"]
 
+Array = NDArray[np.floating[Any]]
+
+# As `step.c` numbers them.
 _FLOAT32, _BFLOAT16, _INT8 = range(3)
+_ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
+
 _BYTES = {_FLOAT32: 4, _BFLOAT16: 2, _INT8: 1}
-"""Of a weight, by kind of matrix as `step.c` numbers them."""
+"""Of a weight, by kind of matrix."""
 
 _MOST_TOKENS = 64
 """Tokens of one call: what they need in between stays in the processor's cache."""
@@ -27,26 +31,77 @@ _LINE = 64
 """Bytes of a line of that cache."""
 
 
+class Rounded(Protocol):
+    """A matrix in int8."""
+
+    def integers(self) -> tuple[NDArray[np.int8], Array]:
+        """(out, in), and the scale of each row, (out,)."""
+        ...
+
+
+class Affine(NamedTuple):
+    """A matrix (out, in), or the (C,) weights of a norm, with a bias where there is one."""
+
+    weight: Array | Rounded
+    bias: Array | None = None
+
+
+class LayerWeights(NamedTuple):
+    """One block, q/k/v and, where there is a gate, gate/up each fused into one."""
+
+    attn_norm: Affine
+    qkv: Affine
+    o: Affine
+    ff_norm: Affine
+    up: Affine
+    down: Affine
+
+
+class ModelWeights(NamedTuple):
+    """A model in float32, matrices perhaps in int8.
+
+    Attributes:
+        embed: (V, C).
+        positions: (S, C) of learned positions; None where they are rotary.
+        layers: the blocks.
+        norm: the last one.
+        head: (V, C).
+    """
+
+    embed: Array
+    positions: Array | None
+    layers: Sequence[LayerWeights]
+    norm: Affine
+    head: Array
+
+
 class _Matrix(ctypes.Structure):
     _fields_ = [
-        ("panels", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("panels", "scale", "bias")),
         *((name, ctypes.c_int64) for name in ("kind", "n_out", "n_in")),
     ]
 
 
+class _Norm(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias")]
+
+
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("attn_norm", "ff_norm")),
+        *((name, _Norm) for name in ("attn_norm", "ff_norm")),
         *((name, _Matrix) for name in ("qkv", "o", "up", "down")),
     ]
 
 
+_SIZES = ("d_model", "n_layer", "n_head", "n_kv_head", "d_head", "d_ff")
+
+
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("d_model", "n_layer", "n_head", "n_kv_head", "d_head", "d_ff")),
+        *((name, ctypes.c_int64) for name in (*_SIZES, "gated", "activation")),
         ("eps", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("embed", "norm")),
+        *((name, ctypes.c_void_p) for name in ("embed", "positions")),
+        ("norm", _Norm),
         ("head", _Matrix),
         ("layers", ctypes.POINTER(_Layer)),
     ]
@@ -63,64 +118,77 @@ class _Cache(ctypes.Structure):
 class PackedModel:
     """A model's weights as `step.c` wants them: each matrix once, in panels; what is small stays where it is."""
 
-    def __init__(self, code: CompiledCode, config: ModelConfig, weights: NumpyWeights) -> None:
-        """Pack float32 or int8 weights of a model for which `numpy_step.is_plain` holds."""
+    def __init__(self, code: CompiledCode, config: ModelConfig, weights: ModelWeights) -> None:
+        """Pack them."""
         self.functions = code.library
         self.config = config
         self._held: list[Any] = []  # the structures hold addresses only
+        self._panel_rows = int(self.functions.step_panel_rows())
         layers = (_Layer * config.n_layer)()
         for packed, layer in zip(layers, weights.layers, strict=True):
-            packed.attn_norm, packed.ff_norm = map(self._address, (layer.attn_norm, layer.ff_norm))
-            packed.qkv, packed.o, packed.up, packed.down = map(self._packed, (layer.qkv, layer.o, layer.up, layer.down))
-        c = config
-        self.padded_vocab = _up(len(weights.head), self._panel_rows)
+            packed.attn_norm, packed.ff_norm = map(self._norm, (layer.attn_norm, layer.ff_norm))
+            packed.qkv, packed.o, packed.up, packed.down = map(self._matrix, (layer.qkv, layer.o, layer.up, layer.down))
+        self.padded_vocab = self._padded(len(weights.head))
         self._model = _Model(
-            *(c.d_model, c.n_layer, c.n_head, c.n_kv_head, c.d_head, c.d_ff, weights.eps),
-            *(self._address(weights.embed), self._address(weights.norm), self._packed(weights.head), layers),
+            *(getattr(config, size) for size in _SIZES),
+            *(config.family == "llama", _ACTIVATIONS.index(config.activation), config.norm_eps),
+            *(self._address(weights.embed), self._address(weights.positions)),
+            *(self._norm(weights.norm), self._matrix(Affine(weights.head)), layers),
         )
         self.address = ctypes.addressof(self._model)
 
-    @property
-    def _panel_rows(self) -> int:
-        return int(self.functions.step_panel_rows())
+    def _padded(self, n_rows: int) -> int:
+        """Rows of whole panels."""
+        return -(-n_rows // self._panel_rows) * self._panel_rows
 
-    def _address(self, array: Array) -> int:
-        """Of an array, which is kept."""
-        array = np.ascontiguousarray(array, np.float32)
+    def _address(self, array: Array | None, n_more: int = 0) -> int | None:
+        """Of an array, which is kept, with so many zeros after it."""
+        if array is None:
+            return None
+        array = np.ascontiguousarray(np.pad(array, (0, n_more)) if n_more else array, np.float32)
         self._held.append(array)
         return array.ctypes.data
 
-    def _packed(self, matrix: Matrix) -> _Matrix:
+    def _norm(self, norm: Affine) -> _Norm:
+        assert isinstance(norm.weight, np.ndarray)
+        return _Norm(self._address(norm.weight), self._address(norm.bias))
+
+    def _matrix(self, affine: Affine) -> _Matrix:
+        matrix = affine.weight
         given, scale = (matrix, None) if isinstance(matrix, np.ndarray) else matrix.integers()
         rows: NDArray[Any] = np.ascontiguousarray(given)
         kind = _kind(rows)
         n_out, n_in = rows.shape
-        padded = _up(n_out, self._panel_rows)
+        padded = self._padded(n_out)
         panels = _aligned(padded * n_in * _BYTES[kind], np.uint8)
         self._held.append(panels)
         self.functions.step_pack(rows.ctypes.data, kind, n_out, n_in, panels.ctypes.data)
-        scales = None if scale is None else self._address(np.pad(scale, (0, padded - n_out)))
-        return _Matrix(panels.ctypes.data, scales, kind, n_out, n_in)
+        scales, biases = (self._address(vector, padded - n_out) for vector in (scale, affine.bias))
+        return _Matrix(panels.ctypes.data, scales, biases, kind, n_out, n_in)
 
 
 class CompiledStep:
-    """A model with the cache of its rows, which a step writes; `NumpyStep` for any number of tokens."""
+    """A model with the cache of its rows, which a step writes."""
 
-    def __init__(self, model: PackedModel, weights: NumpyWeights, caches: Sequence[tuple[Array, Array]]) -> None:
+    def __init__(
+        self, model: PackedModel, rotations: tuple[Array, Array] | None, caches: Sequence[tuple[Array, Array]]
+    ) -> None:
         """Put both together.
 
         Args:
-            model: packed from `weights`.
-            weights: for their tables of rotations, which grow with the cache.
+            model: the weights.
+            rotations: cosines and sines for every position, (S, D), the first half of the sines negated; None where
+                positions are learned.
             caches: keys and values of each layer, (B, K, S, D) float32.
         """
         self._model, self._functions = model, model.functions
         keys, values = zip(*caches, strict=True)
-        self._held = [weights.cos, weights.sin, caches]
+        self._held = rotations, caches
         row_stride, head_stride = (stride // 4 for stride in keys[0].strides[:2])
         self._cache = _Cache(
             *((ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays)) for arrays in (keys, values)),
-            *(row_stride, head_stride, weights.cos.ctypes.data, weights.sin.ctypes.data),
+            *(row_stride, head_stride),
+            *(table.ctypes.data for table in rotations or ()),
         )
         n_floats = self._functions.step_scratch(model.address, _MOST_TOKENS, keys[0].shape[2])
         self._scratch = _aligned(n_floats * 4, np.float32)
@@ -172,11 +240,6 @@ def _kind(rows: NDArray[Any]) -> int:
     if rows.dtype == np.int8:
         return _INT8
     return _FLOAT32 if (rows.view(np.uint32) & 0xFFFF).any() else _BFLOAT16
-
-
-def _up(n: int, step: int) -> int:
-    """The next multiple."""
-    return -(-n // step) * step
 
 
 def _aligned(n_bytes: int, dtype: Any) -> NDArray[Any]:

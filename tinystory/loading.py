@@ -157,10 +157,9 @@ def _code_for(name: str, header: CheckpointHeader, dtype: str, device: str) -> "
         UsageError: there is none for it, or it cannot be built.
     """
     from tinystory.compiling import compiled_code
-    from tinystory.numpy_step import is_plain
 
-    if header.config is None or not is_plain(header.config):
-        raise UsageError(f"--compile is for llama models without biases; {name} is another kind: leave it out")
+    if header.config is None:
+        raise UsageError(f"--compile is for Llama and GPT-2 models; {name} is another kind: leave it out")
     if device != "cpu" or dtype not in ("float32", "int8"):
         raise UsageError(f"--compile computes in float32 or int8 on the CPU, not in {dtype} on {device}")
     return compiled_code()

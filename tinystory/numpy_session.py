@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tinystory.checkpoint import CheckpointHeader
 from tinystory.checkpoint_arrays import read_arrays
+from tinystory.compiled_step import Affine, LayerWeights, ModelWeights
 from tinystory.config import ModelConfig
 from tinystory.decoding import Decoder, Session
 from tinystory.errors import UsageError
@@ -78,6 +79,14 @@ class NumpySession(CachedRows):
 
     def _numpy_weights(self) -> NumpyWeights:
         return self._weights
+
+    def _model_weights(self) -> ModelWeights:
+        weights = self._weights
+        layers = [LayerWeights(*(Affine(np.asarray(weight)) for weight in layer)) for layer in weights.layers]
+        return ModelWeights(weights.embed, None, layers, Affine(weights.norm), weights.head)
+
+    def _rotations(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        return self._weights.cos, self._weights.sin
 
     def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> NDArray[Any]:
         ids, starts, width = np.array(token_ids), np.array(lengths), max(1, MOST_TOKENS // len(token_ids))

@@ -35,10 +35,6 @@ class Packed(Protocol):
         """(in, N) -> (out, N)."""
         ...
 
-    def integers(self) -> tuple[NDArray[np.int8], Array]:
-        """(out, in), and the scale of each row, (out,)."""
-        ...
-
 
 Matrix = Array | Packed
 

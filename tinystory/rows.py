@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinystory.compiled_step import CompiledStep, PackedModel
+from tinystory.compiled_step import CompiledStep, ModelWeights, PackedModel
 from tinystory.compiling import CompiledCode
 from tinystory.config import ModelConfig
 from tinystory.errors import UsageError
@@ -64,8 +64,8 @@ class CachedRows(ABC):
         self._forget()
 
     def compile(self, code: CompiledCode) -> None:
-        """Compute every step in compiled code from now on; before there are rows, of a model that `is_plain`."""
-        self._packed = PackedModel(code, self.config, self._numpy_weights())
+        """Compute every step in compiled code from now on; before there are rows, in float32 on the CPU."""
+        self._packed = PackedModel(code, self.config, self._model_weights())
         self._most_tokens, self._most_alone = sys.maxsize, 1
 
     def _forget(self) -> None:
@@ -82,6 +82,14 @@ class CachedRows(ABC):
     @abstractmethod
     def _numpy_weights(self) -> NumpyWeights:
         """The model, for as many positions as the cache has room for."""
+
+    @abstractmethod
+    def _model_weights(self) -> ModelWeights:
+        """The model, to be packed."""
+
+    @abstractmethod
+    def _rotations(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Cosines and sines for the positions that the cache has room for; None where positions are learned."""
 
     @abstractmethod
     def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> Any:
@@ -182,9 +190,10 @@ class CachedRows(ABC):
         version = self._cache.version
         if self._step is None or self._step[0] != version:
             caches = [(np.asarray(keys), np.asarray(values)) for keys, values in self._cache.layers()]
-            weights = self._numpy_weights()
-            step = NumpyStep(weights, caches) if self._packed is None else CompiledStep(self._packed, weights, caches)
-            self._step = version, step
+            if self._packed is None:
+                self._step = version, NumpyStep(self._numpy_weights(), caches)
+            else:
+                self._step = version, CompiledStep(self._packed, self._rotations(), caches)
         return self._step[1]
 
     def reorder(self, rows: Any) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tinystory.compiled_step import Affine, LayerWeights, ModelWeights
 from tinystory.decoding import Session
 from tinystory.errors import UsageError
 from tinystory.int8 import Int8Matrix
@@ -107,23 +108,33 @@ class NativeSession(CachedRows):
 
     def _numpy_weights(self) -> NumpyWeights:
         """The model's own memory."""
-
-        def array(held: Any) -> Any:
-            return held.detach().numpy() if isinstance(held, Tensor) else held
-
         self._extend_rope()
         assert self._rope is not None
         layers = [
             NumpyLayer(
-                *map(array, (layer.attn_norm.weight, layer.qkv.weight, layer.o.weight)),
-                *map(array, (layer.ff_norm.weight, layer.up.weight, layer.down.weight)),
+                *map(_array, (layer.attn_norm.weight, layer.qkv.weight, layer.o.weight)),
+                *map(_array, (layer.ff_norm.weight, layer.up.weight, layer.down.weight)),
             )
             for layer in self._layers
         ]
         embed, norm, head, cos, sin = map(
-            array, (self._weight, self.model.norm.weight, self.model.head.weight, *self._rope)
+            _array, (self._weight, self.model.norm.weight, self.model.head.weight, *self._rope)
         )
         return NumpyWeights(embed, layers, norm, head, cos, sin, self.config.norm_eps)
+
+    def _model_weights(self) -> ModelWeights:
+        def affine(part: Any) -> Affine:
+            bias = getattr(part, "bias", None)  # an RMSNorm has none
+            return Affine(_array(part.weight), None if bias is None else _array(bias))
+
+        layers = [LayerWeights(*map(affine, layer)) for layer in self._layers]
+        positions = None if self.model.pos_embed is None else _array(self.model.pos_embed.weight)
+        head = _array(self.model.head.weight)
+        return ModelWeights(_array(self._weight), positions, layers, affine(self.model.norm), head)
+
+    def _rotations(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        self._extend_rope()
+        return None if self._rope is None else (_array(self._rope[0]), _array(self._rope[1]))
 
     def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> Tensor:
         self._extend_rope()
@@ -180,6 +191,11 @@ class NativeSession(CachedRows):
 
     def _logits_of_many(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.model.head.weight).float()
+
+
+def _array(held: Any) -> Any:
+    """A tensor's own memory; an int8 matrix as it is."""
+    return held.detach().numpy() if isinstance(held, Tensor) else held
 
 
 class _EvenPlace:

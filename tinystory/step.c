@@ -1,5 +1,5 @@
-/* A few tokens of a llama model on the CPU: `numpy_step.py` in C, for `--compile`. `compiling.py` builds it for the
-   processor it runs on, `compiled_step.py` calls it and documents its structures.
+/* A few tokens of a model on the CPU, for `--compile`: `model.Transformer` with a cache, Llama and GPT-2 families.
+   `compiling.py` builds it for the processor it runs on, `compiled_step.py` calls it.
 
    It uses vectors as GCC and Clang have them, so that one text serves AVX-512, AVX2 and NEON. One thread, no
    allocation, float32 throughout but for the weights: a matrix whose values all are bfloat16 is kept as such, which
@@ -31,18 +31,26 @@ enum kind { FLOAT32, BFLOAT16, INT8 };
 struct matrix {
     const int32_t *panels; /* as `step_pack` leaves them */
     const float *scale;    /* int8: of each row, padded to whole panels */
+    const float *bias;     /* of each row, as much padded; or none */
     int64_t kind, n_out, n_in;
 };
 
-struct layer {
-    const float *attn_norm, *ff_norm;
-    struct matrix qkv, o, up, down;
+struct norm {
+    const float *weight, *bias; /* without a bias it is RMSNorm, with one LayerNorm */
 };
 
+struct layer {
+    struct norm attn_norm, ff_norm;
+    struct matrix qkv, o, up, down; /* `up` is gate and up where there is a gate */
+};
+
+enum activation { SILU, GELU_TANH, GELU };
+
 struct model {
-    int64_t d_model, n_layer, n_head, n_kv_head, d_head, d_ff;
+    int64_t d_model, n_layer, n_head, n_kv_head, d_head, d_ff, gated, activation;
     float eps;
-    const float *embed, *norm;
+    const float *embed, *positions; /* (V, C), and (S, C) or none */
+    struct norm norm;
     struct matrix head;
     const struct layer *layers;
 };
@@ -50,7 +58,7 @@ struct model {
 struct cache {
     float *const *keys, *const *values; /* of each layer, (rows, K, S, D) with these strides of rows and heads */
     int64_t row_stride, head_stride;
-    const float *cos, *sin; /* (S, D); the first half of sin is negated */
+    const float *cos, *sin; /* (S, D), the first half of sin negated; none without rotary positions */
 };
 
 /* ---- matrices ---------------------------------------------------------------------------------------------------- */
@@ -96,8 +104,8 @@ INLINE void unpack(enum kind kind, const int32_t *word, floats columns[VECTORS])
 
 /* A panel times `n` tokens, which are constants where it is called; x is (n_in, n). */
 INLINE void multiply(
-    enum kind kind, int n, const int32_t *panel, const float *scale, int64_t n_in, const float *x, float *out,
-    int64_t out_stride) {
+    enum kind kind, int n, const int32_t *panel, const float *scale, const float *bias, int64_t n_in, const float *x,
+    float *out, int64_t out_stride) {
     floats sums[MOST_TOKENS][VECTORS], columns[VECTORS];
     for (int token = 0; token < n; token++)
         for (int i = 0; i < VECTORS; i++) sums[token][i] = (floats){0};
@@ -109,6 +117,7 @@ INLINE void multiply(
     for (int token = 0; token < n; token++)
         for (int i = 0; i < VECTORS; i++) {
             if (kind == INT8) sums[token][i] *= *(const floats *)(scale + i * LANES);
+            if (bias) sums[token][i] += *(const floats *)(bias + i * LANES);
             *(floats *)(out + token * out_stride + i * LANES) = sums[token][i];
         }
 }
@@ -121,13 +130,14 @@ INLINE void product_of(
     int64_t panel_words = m->n_in * vectors_of(kind) * LANES;
     for (int64_t start = 0; start < m->n_out; start += PANEL) {
         const int32_t *panel = m->panels + start / PANEL * panel_words;
+        const float *scale = m->scale ? m->scale + start : 0, *bias = m->bias ? m->bias + start : 0;
         for (int64_t token = 0, width; token < n; token += width) {
-            const float *tile = x + token * m->n_in, *scale = m->scale + start;
+            const float *tile = x + token * m->n_in;
             float *place = out + token * out_stride + start;
             width = together(n - token);
-            if (width == MOST_TOKENS) multiply(kind, MOST_TOKENS, panel, scale, m->n_in, tile, place, out_stride);
-            else if (width == 2) multiply(kind, 2, panel, scale, m->n_in, tile, place, out_stride);
-            else multiply(kind, 1, panel, scale, m->n_in, tile, place, out_stride);
+            if (width == MOST_TOKENS) multiply(kind, MOST_TOKENS, panel, scale, bias, m->n_in, tile, place, out_stride);
+            else if (width == 2) multiply(kind, 2, panel, scale, bias, m->n_in, tile, place, out_stride);
+            else multiply(kind, 1, panel, scale, bias, m->n_in, tile, place, out_stride);
         }
     }
 }
@@ -174,9 +184,28 @@ INLINE floats exponential(floats x) {
     return (floats)((ints)p + ((ints)rounded << 23));
 }
 
-static void rms_norm(const float *x, const float *weight, int64_t n, float eps, float *out) {
-    float scale = 1 / sqrtf(dot(x, x, n) / n + eps);
-    for (int64_t i = 0; i < n; i++) out[i] = x[i] * (weight[i] * scale);
+static void normalize(const float *x, struct norm norm, int64_t n, float eps, float *out) {
+    if (!norm.bias) {
+        float scale = 1 / sqrtf(dot(x, x, n) / n + eps);
+        for (int64_t i = 0; i < n; i++) out[i] = x[i] * (norm.weight[i] * scale);
+        return;
+    }
+    float mean = 0, variance = 0;
+#pragma omp simd reduction(+ : mean)
+    for (int64_t i = 0; i < n; i++) mean += x[i];
+    mean /= n;
+#pragma omp simd reduction(+ : variance)
+    for (int64_t i = 0; i < n; i++) variance += (x[i] - mean) * (x[i] - mean);
+    float scale = 1 / sqrtf(variance / n + eps);
+    for (int64_t i = 0; i < n; i++) out[i] = (x[i] - mean) * scale * norm.weight[i] + norm.bias[i];
+}
+
+INLINE floats activated(enum activation kind, floats x) {
+    if (kind == SILU) return x / (1.0f + exponential(-x));
+    if (kind == GELU_TANH) /* tanh written as a logistic function */
+        return x / (1.0f + exponential((x + x * x * x * 0.044715f) * -1.5957691216f)); /* -2 sqrt(2 / pi) */
+    for (int i = 0; i < LANES; i++) x[i] *= 0.5f + 0.5f * erff(x[i] * 0.7071067812f);
+    return x;
 }
 
 /* Rotary embedding of one head, in Hugging Face's layout of halves. */
@@ -223,8 +252,8 @@ static int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
 
 /* Places in the memory that is lent for one call. */
 struct scratch {
-    float *normed, *qkv, *mixed, *inner, *gated, *tiles, *scores;
-    int64_t c, heads, f; /* widths of rows: of C, of (H + 2 K) D and H D, of 2 F and F */
+    float *normed, *qkv, *mixed, *inner, *activated, *tiles, *scores;
+    int64_t c, heads, f; /* widths of rows: of C, of (H + 2 K) D and H D, of the inner layer */
 };
 
 static struct scratch divide(const struct model *m, int64_t n, float *memory) {
@@ -234,13 +263,13 @@ static struct scratch divide(const struct model *m, int64_t n, float *memory) {
     widest = widest > m->d_ff ? widest : m->d_ff;
     s.c = padded(m->d_model);
     s.heads = padded((m->n_head + 2 * m->n_kv_head) * m->d_head);
-    s.f = padded(2 * m->d_ff);
+    s.f = padded(m->gated ? 2 * m->d_ff : m->d_ff);
     s.normed = memory;
     s.qkv = s.normed + n * s.c;
     s.mixed = s.qkv + n * s.heads;
     s.inner = s.mixed + n * s.heads;
-    s.gated = s.inner + n * s.f;
-    s.tiles = s.gated + n * s.f;
+    s.activated = s.inner + n * s.f;
+    s.tiles = s.activated + n * s.f;
     s.scores = s.tiles + n * widest;
     return s;
 }
@@ -259,7 +288,7 @@ static void attention(
     for (int64_t token = 0; token < n; token++) { /* all keys and values first: later tokens of a row see earlier ones */
         float *q = s.qkv + token * s.heads, *k = q + n_head * d, *v = k + n_kv_head * d;
         int64_t at = positions[token] * d, place = rows[token] * cache->row_stride + at;
-        for (int64_t head = 0; head < n_head + n_kv_head; head++)
+        for (int64_t head = 0; cache->cos && head < n_head + n_kv_head; head++)
             rotate(q + head * d, cache->cos + at, cache->sin + at, d);
         for (int64_t head = 0; head < n_kv_head; head++, place += cache->head_stride) {
             memcpy(keys + place, k + head * d, d * sizeof(float));
@@ -278,19 +307,27 @@ static void attention(
 static void feed_forward(const struct model *m, const struct layer *layer, int64_t n, struct scratch s) {
     product(&layer->up, n, s.normed, s.c, s.tiles, s.inner, s.f);
     for (int64_t token = 0; token < n; token++) {
-        const float *gate = s.inner + token * s.f, *up = gate + m->d_ff;
-        float *gated = s.gated + token * s.f;
+        const float *first = s.inner + token * s.f, *second = first + m->d_ff;
+        float *out = s.activated + token * s.f;
         for (int64_t i = 0; i < m->d_ff; i += LANES) { /* past the end, too, into what nobody reads */
-            floats g = *(const floats *)(gate + i);
-            *(floats *)(gated + i) = g / (1.0f + exponential(-g)) * *(const floats *)(up + i);
+            floats x = activated(m->activation, *(const floats *)(first + i));
+            if (m->gated) x *= *(const floats *)(second + i);
+            *(floats *)(out + i) = x;
         }
     }
-    product(&layer->down, n, s.gated, s.f, s.tiles, s.normed, s.c);
+    product(&layer->down, n, s.activated, s.f, s.tiles, s.normed, s.c);
 }
 
-static void add(const float *normed, int64_t n, int64_t stride, int64_t d_model, float *x) {
+/* The tokens' activations, (n, C), normed into rows of `stride`. */
+static void normalize_all(
+    const struct model *m, struct norm norm, int64_t n, const float *x, float *out, int64_t stride) {
     for (int64_t token = 0; token < n; token++)
-        for (int64_t i = 0; i < d_model; i++) x[token * d_model + i] += normed[token * stride + i];
+        normalize(x + token * m->d_model, norm, m->d_model, m->eps, out + token * stride);
+}
+
+static void add(const struct model *m, int64_t n, const float *term, int64_t stride, float *x) {
+    for (int64_t token = 0; token < n; token++)
+        for (int64_t i = 0; i < m->d_model; i++) x[token * m->d_model + i] += term[token * stride + i];
 }
 
 /* Feed n tokens, those of a row in order, to rows of the cache: the normed last hidden states, (n, C). */
@@ -299,19 +336,20 @@ void step_hidden(
     const int64_t *positions, float *memory, float *x) {
     struct scratch s = divide(m, n, memory);
     int64_t c = m->d_model;
-    for (int64_t token = 0; token < n; token++) memcpy(x + token * c, m->embed + token_ids[token] * c, c * sizeof *x);
+    for (int64_t token = 0; token < n; token++) {
+        memcpy(x + token * c, m->embed + token_ids[token] * c, c * sizeof *x);
+        if (m->positions) add(m, 1, m->positions + positions[token] * c, c, x + token * c);
+    }
     for (int64_t i = 0; i < m->n_layer; i++) {
         const struct layer *layer = m->layers + i;
-        for (int64_t token = 0; token < n; token++)
-            rms_norm(x + token * c, layer->attn_norm, c, m->eps, s.normed + token * s.c);
+        normalize_all(m, layer->attn_norm, n, x, s.normed, s.c);
         attention(m, layer, cache, cache->keys[i], cache->values[i], n, rows, positions, s);
-        add(s.normed, n, s.c, c, x);
-        for (int64_t token = 0; token < n; token++)
-            rms_norm(x + token * c, layer->ff_norm, c, m->eps, s.normed + token * s.c);
+        add(m, n, s.normed, s.c, x);
+        normalize_all(m, layer->ff_norm, n, x, s.normed, s.c);
         feed_forward(m, layer, n, s);
-        add(s.normed, n, s.c, c, x);
+        add(m, n, s.normed, s.c, x);
     }
-    for (int64_t token = 0; token < n; token++) rms_norm(x + token * c, m->norm, c, m->eps, x + token * c);
+    normalize_all(m, m->norm, n, x, x, c);
 }
 
 /* Hidden states, (n, C), to logits, (n, V) in rows of padded length. */
