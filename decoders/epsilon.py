@@ -19,6 +19,7 @@ class Epsilon(LogitsProcessor):
     """Keep tokens of at least a fixed probability."""
 
     name = "epsilon"
+    takes_arrays = True
     e: float = option(3e-4, gt=0, lt=1, help="the smallest probability that stays; the likeliest token always does")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":

@@ -19,6 +19,7 @@ class MinP(LogitsProcessor):
     """Keep tokens at least p times as likely as the likeliest."""
 
     name = "min-p"
+    takes_arrays = True
     p: float = option(0.1, ge=0, le=1, neutral=0, help="share of the top probability a token must reach")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":

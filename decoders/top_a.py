@@ -19,6 +19,7 @@ class TopA(LogitsProcessor):
     """Keep tokens by the square of the top probability: many where the model is undecided, few where it is sure."""
 
     name = "top-a"
+    takes_arrays = True
     a: float = option(0.2, ge=0, le=1, neutral=0, help="share of the squared top probability a token must reach")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":

@@ -21,6 +21,7 @@ class XTC(LogitsProcessor):
     """Now and then remove all likely tokens but the least likely of them."""
 
     name = "xtc"
+    takes_arrays = True
     probability: float = option(0.5, ge=0, le=1, neutral=0, help="how often it strikes")
     threshold: float = option(0.1, gt=0, le=0.5, help="probability of a likely token; two cannot both have over 0.5")
 

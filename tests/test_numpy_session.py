@@ -34,7 +34,16 @@ def stories(model, spec, prompts, n=60):
     return {event.story: event.result.token_ids for event in events if isinstance(event, Ended)}
 
 
-@pytest.mark.parametrize("spec", ["greedy", "sample 0.8", "temperature 0.9 | top-k 40 | sample 0.8"])
+SPECS = (
+    "greedy",
+    "sample 0.8",
+    "temperature 0.9 | top-k 40 | sample 0.8",
+    "min-p 0.05 | xtc | sample",
+    "epsilon 0.002 | top-a 0.1 | sample",
+)
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_the_shipped_model_writes_the_same_stories(spec):
     name, header = find_model("default")
     prompts = ["Once upon a time", "", "Tim had a red ball. He " * 8, 'The sun was hot and Mia said, "']
@@ -100,6 +109,10 @@ def test_logits_answer_like_a_tensor(values, data):
     bound = data.draw(st.sampled_from(values))
     assert logits.masked_fill(logits < bound, -np.inf).tolist() == tensor.masked_fill(tensor < bound, -np.inf).tolist()
     assert int(logits.argmax()) == int(tensor.argmax())
+    filled = logits.index_fill(0, logits.argmin(), 7.0), tensor.index_fill(0, tensor.argmin(), 7.0)
+    assert filled[0].tolist() == filled[1].tolist()
+    if max(values) > -np.inf:
+        np.testing.assert_allclose(logits.softmax(dim=-1), tensor.softmax(dim=-1), rtol=1e-6)
     assert type(logits / 0.5) is Logits
     assert type(logits.numpy(force=True)) is np.ndarray
 

@@ -48,6 +48,18 @@ class Logits(NDArray[np.float32]):
         """A copy with `value` where the mask is."""
         return np.where(mask, np.float32(value), self).view(Logits)
 
+    def softmax(self, dim: int) -> "Logits":
+        """Probabilities, (V,)."""
+        exps = np.exp(self.numpy() - self.max())
+        probs: Logits = (exps / exps.sum()).view(Logits)
+        return probs
+
+    def index_fill(self, dim: int, index: Any, value: float) -> "Logits":
+        """A copy with `value` at the indices."""
+        filled = self.copy()
+        filled[index] = value
+        return filled
+
 
 class _TopK(NamedTuple):
     values: NDArray[np.float32]
