@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tinystory.decoding import Chain, Commit, Event, Finish, Request, Search, Session, Step, Token, option
 from tinystory.errors import UsageError
 from tinystory.loop import shrunk
+from tinystory_decoders.beam import best
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,12 +48,12 @@ class Contrastive(Search):
         reason = request.interrupted()
         while not reason:
             processed, received = chain.process(logits, Step(request, token_ids, session.eos_ids), state)
-            probs, candidates = processed.softmax(dim=-1).sort(descending=True, stable=True)
-            n = min(self.k, int((processed > -torch.inf).sum()))
-            session.reorder(torch.full((n,), row))
-            following = session.decode(candidates[:n])
+            candidates = torch.tensor([place for _, place in best(processed, self.k)])
+            probs = processed.softmax(dim=-1)[candidates]
+            session.reorder(torch.full_like(candidates, row))
+            following = session.decode(candidates)
             hidden = _unit(session.hidden())
-            row = int(((1 - self.alpha) * probs[:n] - self.alpha * (hidden @ past.T).amax(dim=-1)).argmax())
+            row = int(((1 - self.alpha) * probs - self.alpha * (hidden @ past.T).amax(dim=-1)).argmax())
             token_id = int(candidates[row])
             n_picked, n_other = n_picked + 1, n_other + (row > 0)
             if token_id in session.eos_ids:

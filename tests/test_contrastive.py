@@ -1,6 +1,7 @@
 """Contrastive search against full forward passes, and greedy where being different has no weight."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinystory.config import ModelConfig
-from tinystory.decoding import Commit, Decoder, Request
+from tinystory.decoding import Commit, Decoder, LogitsProcessor, Request
 from tinystory.errors import UsageError
 from tinystory.loop import run
 from tinystory.model import Transformer
@@ -84,6 +85,24 @@ def test_processors_apply_before(model):
     greedy, _, statistics = written(Contrastive(4, 0.9), session, [0, 3, 9], 15, (TopK(1),))
     assert greedy == written(Decoder((), Greedy()), session, [0, 3, 9], 15)[0]
     assert statistics["overruled"] == 0
+
+
+@dataclass(frozen=True)
+class LeaveTwo(LogitsProcessor):
+    """Leaves the tokens 5 and 9, the second so unlikely that its probability is 0 in float32."""
+
+    name = "leave-two"
+
+    def __call__(self, logits, step):
+        """(V,) -> (V,)."""
+        left = torch.full_like(logits, -math.inf)
+        left[5], left[9] = 0.0, -1000.0
+        return left
+
+
+def test_a_removed_token_is_not_tried_in_place_of_an_unlikely_one():
+    ids, _, _ = written(Contrastive(4, 1.0), ToySession(**ENDLESS), max_new_tokens=20, processors=(LeaveTwo(),))
+    assert set(ids) == {5, 9}
 
 
 @given(st.integers(0, 500), st.integers(1, 6), st.integers(1, 14))
