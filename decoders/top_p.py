@@ -8,10 +8,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tinystory.decoding import LogitsProcessor, Step, option
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SMALL = 4096
+"""Tokens up to which sorting them all is as fast as finding the best of them."""
+_MANY = 256
+"""Of the best; unless a model is quite undecided, the cut is among them."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,7 @@ class TopP(LogitsProcessor):
 
     name = "top-p"
     example = "top-p 0.9"
+    takes_arrays = True
     p: float = option(gt=0, le=1, neutral=1, help="probability the kept tokens reach together")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
@@ -27,8 +36,42 @@ class TopP(LogitsProcessor):
 
         Which of several equal tokens stay at the cut is up to torch's sort, as it is in transformers.
         """
-        ascending, token_ids = logits.sort()
-        # Summing from the small end keeps the tail exact in float32: a token goes while all up to it fit in 1 − p.
-        removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.p
-        removed[-1] = False
-        return logits.masked_fill(removed.scatter(0, token_ids, removed), -math.inf)
+        scores = logits.numpy(force=True)
+        with np.errstate(invalid="ignore"):  # where no number is left the chain says so
+            least = None
+            if len(scores) > SMALL:
+                least = worth_of_last(scores, np.exp(scores - scores.max()), self.p, doubt=1e-5)
+            if least is None:
+                ascending = np.sort(scores)
+                exps = np.exp(ascending - ascending[-1])
+                # Summing from the small end keeps the tail exact: a token goes while all up to it fit in 1 − p.
+                tails = np.cumsum(exps / exps.sum(), dtype=np.float64)[:-1].astype(np.float32)
+                n_gone = int(np.count_nonzero(tails <= 1 - self.p))
+                least = float(ascending[n_gone])
+                if n_gone and ascending[n_gone - 1] == least:
+                    import torch
+
+                    gone = torch.from_numpy(np.array(scores)).sort().indices[:n_gone]
+                    return logits.index_fill(0, gone.to(logits.device), -math.inf)
+        return logits.masked_fill(logits < least, -math.inf)
+
+
+def worth_of_last(worth: NDArray[np.float32], exps: NDArray[np.float32], mass: float, *, doubt: float) -> float | None:
+    """Of tokens that are taken, those worth most first, until together they hold a mass: what the last one is worth.
+
+    Args:
+        worth: (V,), V > 256.
+        exps: (V,) probabilities, times any factor.
+        mass: 0 to 1.
+        doubt: how near the mass two ways of summing may fall on either side of it.
+
+    Returns:
+        None where all tokens have to be sorted: the last one is not among the best, it has equals, or is in doubt.
+    """
+    best = np.argpartition(worth, -_MANY)[-_MANY:]
+    best = best[np.argsort(worth[best])[::-1]]
+    sums = np.cumsum(exps[best], dtype=np.float64) / exps.sum(dtype=np.float64)
+    last = int(np.count_nonzero(sums < mass))
+    if last >= _MANY - 1 or np.abs(sums - mass).min() <= doubt or worth[best[last]] == worth[best[last + 1]]:
+        return None
+    return float(worth[best[last]])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinystory.decoding import LogitsProcessor, Step, option
+from tinystory_decoders.top_p import SMALL, worth_of_last
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,12 @@ class Typical(LogitsProcessor):
         log_probs = logits.log_softmax(dim=-1)
         entropy = -(log_probs * log_probs.exp()).nansum()
         distance = (-log_probs - entropy).abs()
+        if len(logits) > SMALL:
+            worth, probs = (array.numpy(force=True) for array in (-distance, log_probs.exp()))
+            # In this order float32 sums are off by up to 2.5e-5.
+            least = worth_of_last(worth, probs, self.mass, doubt=1e-4)
+            if least is not None:
+                return logits.masked_fill(distance > -least, -math.inf)
         ascending, token_ids = distance.sort()
         cumulative = logits[token_ids].softmax(dim=-1).cumsum(dim=-1)
         # Float32 sums may end below 1, hence the min.

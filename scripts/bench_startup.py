@@ -18,8 +18,8 @@ from tinystory.errors import TinystoryError
 
 __all__ = ["measure_processes", "run_process"]
 
-SPECS = ("greedy", "top-k 40 | sample 0.8", "top-p 0.9 | sample")
-"""What is written with; the last one needs torch as long as `top-p` does."""
+SPECS = ("greedy", "top-p 0.9 | sample", "typical 0.9 | sample")
+"""What is written with; the last one needs torch as long as `typical` does."""
 
 FLAGS = {"float32": [], "compiled": ["--compile"]}
 """Variants that are measured; the code has been built before."""

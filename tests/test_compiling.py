@@ -117,7 +117,7 @@ def test_other_computations_are_refused(dtype, device):
 
 def test_other_kinds_of_models_are_refused():
     name, header = find_model("default")
-    with pytest.raises(UsageError, match="Llama and GPT-2 models; default is another kind"):
+    with pytest.raises(UsageError, match="Llama and GPT-2 models, which default is not"):
         load_header(name, dataclasses.replace(header, config=None), "float32", "cpu", compiled=True)
 
 

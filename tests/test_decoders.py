@@ -46,7 +46,8 @@ from tinystory_decoders.min_p import MinP
 from tinystory_decoders.sample import Sample
 from tinystory_decoders.temperature import Temperature
 from tinystory_decoders.top_k import TopK
-from tinystory_decoders.top_p import TopP
+from tinystory_decoders.top_p import TopP, worth_of_last
+from tinystory_decoders.typical import Typical
 
 # Parity. transformers is imported inside, so that the other tests do not wait for it.
 
@@ -104,6 +105,35 @@ def test_parity_on_a_whole_vocabulary(seed):
         (MinP(0.01), MinPLogitsWarper(0.01)),
     ]:
         assert_parity(ours, warper, logits)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("mass", [0.3, 0.9])
+def test_parity_where_the_cut_is_among_the_likeliest(mass):
+    """A large vocabulary and a model that is not undecided; then not all tokens are sorted."""
+    from transformers.generation.logits_process import TopPLogitsWarper, TypicalLogitsWarper
+
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(1)) * 6
+    assert worth_of_last(logits.numpy(), logits.softmax(dim=-1).numpy(), mass, doubt=1e-4) is not None
+    assert_parity(TopP(mass), TopPLogitsWarper(mass), logits)
+    assert_parity(Typical(mass), TypicalLogitsWarper(mass), logits)
+
+
+LARGE = torch.cat([HALVES, torch.full((5000,), -INF)])
+
+
+@pytest.mark.parametrize(
+    ("logits", "mass", "worth"),
+    [
+        (LARGE, 0.49, HALVES[0]),
+        (LARGE, 0.74, HALVES[1]),
+        (LARGE, 0.75 + 1e-6, None),  # so near that rounding decides
+        (LARGE, 0.8, None),  # between equals
+        (torch.arange(5000.0) / 5000, 0.9, None),  # farther down
+    ],
+)
+def test_the_cut_that_needs_no_sort(logits, mass, worth):
+    assert worth_of_last(logits.numpy(), logits.exp().numpy(), mass, doubt=1e-5) == worth
 
 
 # By hand, on the distribution [1/2, 1/4, 1/8, 1/8].

@@ -39,6 +39,7 @@ SPECS = (
     "sample 0.8",
     "temperature 0.9 | top-k 40 | sample 0.8",
     "min-p 0.05 | xtc | sample",
+    "top-p 0.9 | sample",
     "epsilon 0.002 | top-a 0.1 | sample",
 )
 
@@ -123,7 +124,7 @@ def test_what_it_is_not_for():
     assert suffices(header, greedy, "float32", "cpu")
     assert not suffices(header, greedy, "bfloat16", "cpu")
     assert not suffices(header, greedy, "float32", "cuda")
-    assert not suffices(header, parse_spec("top-p 0.9", REGISTRY), "float32", "cpu")
+    assert not suffices(header, parse_spec("typical 0.9", REGISTRY), "float32", "cpu")
     assert not suffices(dataclasses.replace(header, config=None), greedy, "float32", "cpu")
     long = dataclasses.replace(header.config, max_seq_len=100_000)
     assert not suffices(dataclasses.replace(header, config=long), greedy, "float32", "cpu")

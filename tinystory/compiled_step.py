@@ -239,7 +239,7 @@ def _kind(rows: NDArray[Any]) -> int:
     """How a matrix is kept; bfloat16 where that loses nothing."""
     if rows.dtype == np.int8:
         return _INT8
-    return _FLOAT32 if (rows.view(np.uint32) & 0xFFFF).any() else _BFLOAT16
+    return _FLOAT32 if any((row & 0xFFFF).any() for row in rows.view(np.uint32)) else _BFLOAT16
 
 
 def _aligned(n_bytes: int, dtype: Any) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """`step.c` built for this computer by its C compiler, once: a library in the cache folder, and its functions.
 
 What the name of the library says, a hash over the source, the options and everything that the compiler defines for this
-processor, decides whether it is built anew. Nothing is loaded that others could have written.
+processor, decides whether it is built anew. A library or its folder that others can write is not loaded.
 """
 
 import ctypes
@@ -22,8 +22,9 @@ __all__ = ["CompiledCode", "compiled_code"]
 
 SOURCE = Path(__file__).with_name("step.c")
 OPTIONS = ("-O3", "-std=gnu11", "-fopenmp-simd", "-fno-math-errno", "-fPIC", "-shared")
-_FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native")
+_FOR_THIS_PROCESSOR: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
 """The first of these that the compiler knows is taken."""
+_OUT = "or take --no-compile"
 _SECONDS = 120
 """A compiler that takes longer does not work."""
 
@@ -47,34 +48,45 @@ def compiled_code() -> CompiledCode:
     Raises:
         UsageError: there is no C compiler, it fails, or the cache folder cannot be used.
     """
-    compiler, processor, defined = _compiler()
+    compiler, defined = _compiler()
     hashed = hashlib.sha256(b"\0".join((SOURCE.read_bytes(), " ".join(OPTIONS).encode(), defined)))
-    seconds = 0.0
     try:
-        folder = _folder()
-        path = folder / f"step-{hashed.hexdigest()[:24]}.so"
-        if not path.exists():
-            started = time.perf_counter()
-            _build([*compiler, *OPTIONS, processor, str(SOURCE)], path)
-            seconds = time.perf_counter() - started
-        _check_own(path)
-        return CompiledCode(_declared(ctypes.CDLL(str(path))), seconds)
-    except OSError as error:  # ctypes raises it, too, for a library that is none
-        raise UsageError(f"--compile: the library cannot be kept or loaded: {error}") from error
+        path = _folder() / f"step-{hashed.hexdigest()[:24]}.so"
+        if path.exists():
+            _check_own(path)
+            try:
+                return CompiledCode(_declared(ctypes.CDLL(str(path))), 0.0)
+            except (OSError, AttributeError):  # damaged; it is built once more
+                path.unlink()
+        started = time.perf_counter()
+        _build([*compiler, *OPTIONS, "-x", "c", str(SOURCE)], path)
+        return CompiledCode(_declared(ctypes.CDLL(str(path))), time.perf_counter() - started)
+    except OSError as error:
+        hint = f"make room or rights there, set XDG_CACHE_HOME, {_OUT}"
+        raise UsageError(f"--compile: the library cannot be kept or loaded: {error}; {hint}") from error
 
 
-def _compiler() -> tuple[list[str], str, bytes]:
-    """The command, its option for this very processor, and all that it then defines."""
-    named = os.environ.get("CC")
-    command = shlex.split(named) if named else [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+def _compiler() -> tuple[list[str], bytes]:
+    """The command, with its option for this very processor, and all that it then defines."""
+    command = _command()
     if not command or not shutil.which(command[0]):
         missing = f"the C compiler {command[0]} (CC)" if command else "a C compiler (cc, gcc or clang)"
-        raise UsageError(f"--compile: {missing} is not there; install one, or write without --compile")
+        raise UsageError(f"--compile: {missing} is not there; install one, {_OUT}")
     for processor in _FOR_THIS_PROCESSOR:
-        told = _run([*command, processor, "-dM", "-E", "-x", "c", os.devnull])
+        told = _run([*command, *processor, "-dM", "-E", "-x", "c", os.devnull])
         if told.returncode == 0:
-            return command, processor, told.stdout
-    raise UsageError(f"--compile: {command[0]} is no C compiler like gcc or clang: {_last_line(told.stderr)}")
+            return [*command, *processor], told.stdout
+    raise UsageError(f"--compile: {command[0]} is no C compiler like gcc or clang: {_reason(told.stderr)}")
+
+
+def _command() -> list[str]:
+    """What CC says, else the first that is there."""
+    named = os.environ.get("CC", "")
+    try:
+        command = shlex.split(named)
+    except ValueError as error:
+        raise UsageError(f"--compile: CC is {named!r}, which is no command: {error}") from error
+    return command or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
 
 
 def _folder() -> Path:
@@ -93,7 +105,7 @@ def _check_own(path: Path) -> None:
         return
     status = path.stat()
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UsageError(f"--compile: {path} can be written by others; code is not loaded from there: remove it")
+        raise UsageError(f"--compile: {path} can be written by others, so no code is loaded from it; remove it, {_OUT}")
 
 
 def _build(command: list[str], path: Path) -> None:
@@ -102,21 +114,35 @@ def _build(command: list[str], path: Path) -> None:
         built = Path(folder) / path.name
         told = _run([*command, "-o", str(built), "-lm"])
         if told.returncode != 0:
-            raise UsageError(f"--compile: {command[0]} failed: {_last_line(told.stderr)}")
+            raise UsageError(f"--compile: {command[0]} failed: {_reason(told.stderr)}")
         built.chmod(0o700)
         built.replace(path)
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[bytes]":
     try:
-        return subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"LC_ALL": "C"},
+            start_new_session=True,  # a Ctrl-C is ours, and no failure of the compiler's
+        )
     except subprocess.TimeoutExpired as error:
-        raise UsageError(f"--compile: {command[0]} has not ended after {_SECONDS} seconds") from error
+        raise UsageError(f"--compile: {command[0]} has not ended after {_SECONDS} seconds; {_OUT[3:]}") from error
+    except OSError as error:
+        why = f"cannot be run: {error.strerror}; name another in CC, {_OUT}"
+        raise UsageError(f"--compile: {command[0]} {why}") from error
 
 
-def _last_line(text: bytes) -> str:
-    lines = text.decode(errors="replace").split("\n")
-    return next((line.strip() for line in lines if "error" in line), "it does not say why")
+def _reason(text: bytes) -> str:
+    """The line of a compiler's words that is most likely to say what is wrong."""
+    lines = [line.strip() for line in text.decode(errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if any(word in line for word in ("error:", "fatal", "No space", "cannot"))]
+    telling = [line for line in telling if not line.startswith("collect2")] or telling or lines[-1:]
+    return telling[0] if telling else "it does not say why"
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:

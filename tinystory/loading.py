@@ -145,8 +145,13 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *,
     _check_fit(header, tokenizer, session)
     import torch
 
-    n_parameters = sum(entry.n_elements for entry in header.tensors.values())
-    threads = choose_threads(session, n_parameters, dtype) if device == "cpu" else torch.get_num_threads()
+    threads = torch.get_num_threads()
+    if code is not None:
+        threads = 1
+        torch.set_num_threads(threads)  # for the decoder's short operations
+    elif device == "cpu":
+        n_parameters = sum(entry.n_elements for entry in header.tensors.values())
+        threads = choose_threads(session, n_parameters, dtype)
     return LoadedModel(name, header, tokenizer, session, dtype, device, threads, seconds)
 
 
@@ -159,9 +164,12 @@ def _code_for(name: str, header: CheckpointHeader, dtype: str, device: str) -> "
     from tinystory.compiling import compiled_code
 
     if header.config is None:
-        raise UsageError(f"--compile is for Llama and GPT-2 models; {name} is another kind: leave it out")
+        raise UsageError(f"--compile is for Llama and GPT-2 models, which {name} is not; --no-compile computes without")
     if device != "cpu" or dtype not in ("float32", "int8"):
-        raise UsageError(f"--compile computes in float32 or int8 on the CPU, not in {dtype} on {device}")
+        raise UsageError(
+            f"--compile computes in float32 or int8 on the CPU, not in {dtype} on {device}; "
+            "--no-compile computes without"
+        )
     return compiled_code()
 
 

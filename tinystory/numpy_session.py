@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tinystory.checkpoint import CheckpointHeader
 from tinystory.checkpoint_arrays import read_arrays
 from tinystory.compiled_step import Affine, LayerWeights, ModelWeights
+from tinystory.compiling import CompiledCode
 from tinystory.config import ModelConfig
 from tinystory.decoding import Decoder, Session
 from tinystory.errors import UsageError
@@ -91,6 +92,11 @@ class NumpySession(CachedRows):
 
     def _numpy_weights(self) -> NumpyWeights:
         return self._weights
+
+    def compile(self, code: CompiledCode) -> None:
+        """As `CachedRows.compile`; the packed matrices are all that is left."""
+        super().compile(code)
+        self._weights = self._weights._replace(layers=())
 
     def _model_weights(self) -> ModelWeights:
         weights = self._weights

@@ -133,12 +133,15 @@ class CachedRows(ABC):
             token_ids: an array or nested lists.
 
         Raises:
-            UsageError: a row would pass max_seq_len.
+            UsageError: a row would pass max_seq_len, or an id is outside the vocabulary.
         """
         given = as_lists(token_ids)
         rows = self._cache.rows
         one_each = not isinstance(given[0], list)
         new = [[token_id] for token_id in given] if one_each else given
+        stray = next((i for ids in new for i in ids if not 0 <= i < self.vocab_size), None)
+        if stray is not None:
+            raise UsageError(f"token id {stray} is not of this vocabulary, which has 0 to {self.vocab_size - 1}")
         if max(map(len, rows)) + len(new[0]) > self.max_seq_len:
             raise UsageError(f"the context is full: this model sees {self.max_seq_len} tokens")
         if len(new) <= self._most_alone and len(new[0]) == 1:

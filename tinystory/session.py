@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tinystory.compiled_step import Affine, LayerWeights, ModelWeights
+from tinystory.compiling import CompiledCode
 from tinystory.decoding import Session
 from tinystory.errors import UsageError
 from tinystory.int8 import Int8Matrix
@@ -52,8 +53,8 @@ class NativeSession(CachedRows):
     """A `decoding.Session` over a `Transformer`.
 
     Constructing one fuses the model's weights in place: its separate matrices become views of the fused ones,
-    so that nothing is held twice and the model stays usable. In int8 the session takes the blocks' matrices away
-    from the model instead. A second session of the model comes from `open`.
+    so that nothing is held twice and the model stays usable. In int8, and when it is compiled, the session takes
+    the blocks' matrices away from the model instead. A second session of the model comes from `open`.
     """
 
     prefill = torch.inference_mode()(CachedRows.prefill)
@@ -82,6 +83,13 @@ class NativeSession(CachedRows):
         self._activation = activation(self.config)
         self._weight = weight
         self._rope: tuple[Tensor, Tensor] | None = None  # cos, and sin with its first half negated; (S, D)
+
+    def compile(self, code: CompiledCode) -> None:
+        """As `CachedRows.compile`; the matrices are taken away from the model, the packed ones are all that is left."""
+        super().compile(code)
+        self._layers = []
+        for linear in (module for module in self.model.blocks.modules() if isinstance(module, nn.Linear)):
+            linear.weight = nn.Parameter(linear.weight[:0].clone(), requires_grad=False)
 
     def open(self, model: str | None = None) -> Session:
         """A second, empty session of the same model, or of another checkpoint through the opener given."""

@@ -148,9 +148,9 @@ def _choice(name: str) -> tuple[Callable[[object], str], str]:
 
 
 def _switch(value: object) -> bool:
-    if value not in (True, False, "true", "false") or isinstance(value, int) != isinstance(value, bool):
+    if not isinstance(value, bool) and value not in ("true", "false"):
         raise ValueError
-    return value in (True, "true")
+    return value is True or value == "true"
 
 
 def _whole(value: object) -> int:
