@@ -5,16 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import platformdirs
 import pytest
 
 from tinystory import compiling
-from tinystory.cli import main
+from tinystory.cli import main, parse_args
+from tinystory.commands import chat
 from tinystory.compiling import compiled_code
 from tinystory.errors import UsageError
 from tinystory.loading import find_model, load, load_header
+from tinystory.repl import app
 from tinystory.repl.backend import ModelBackend
+from tinystory.settings import parse
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler")
 
@@ -50,14 +54,59 @@ def test_what_others_can_write_is_not_loaded(cache, of):
 
 
 @needs_compiler
-def test_a_damaged_library_is_one_line(monkeypatch):
-    def write(command, path):
-        path.write_bytes(b"no library")
-        path.chmod(0o700)
-
-    monkeypatch.setattr(compiling, "_build", write)
-    with pytest.raises(UsageError, match="cannot be kept or loaded"):
+@pytest.mark.skipif(os.name != "posix", reason="owners are those of POSIX")
+def test_what_another_user_owns_is_not_loaded(monkeypatch):
+    compiled_code()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(UsageError, match="can be written by others"):
         compiled_code()
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_nobody_else_may_write_it_whatever_the_umask(cache):
+    before = os.umask(0)
+    try:
+        compiled_code()
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (cache, *cache.iterdir())} == {0o700}
+
+
+@needs_compiler
+def test_another_processor_has_a_library_of_its_own(cache, monkeypatch):
+    compiled_code()
+    command, defined = compiling._compiler()
+    monkeypatch.setattr(compiling, "_compiler", lambda: (command, defined + b"#define __OTHER__ 1"))
+    assert compiled_code().seconds > 0
+    assert len(list(cache.iterdir())) == 2
+
+
+@needs_compiler
+def test_a_damaged_library_is_built_once_more(cache):
+    compiled_code()
+    (library,) = cache.iterdir()
+    code = "from tinystory.compiling import compiled_code; print(compiled_code().seconds > 0)"
+    for content in (b"", b"no library"):  # in another process: this one has the library in use
+        library.unlink()
+        library.write_bytes(content)
+        library.chmod(0o700)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.stdout == "True\n", done.stderr
+
+
+@needs_compiler
+def test_a_library_that_cannot_be_loaded_is_one_line(monkeypatch):
+    monkeypatch.setattr(compiling, "_build", lambda command, path: path.write_bytes(b"no library"))
+    with pytest.raises(UsageError, match=r"cannot be kept or loaded: .*--no-compile"):
+        compiled_code()
+
+
+@needs_compiler
+def test_an_interrupt_does_not_reach_the_compiler():
+    """It runs in a session of its own, so that Ctrl-C at a terminal is not told as its failure."""
+    done = compiling._run([sys.executable, "-c", "import os; print(os.getsid(0))"])
+    assert int(done.stdout) != os.getsid(0)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +114,7 @@ def test_a_damaged_library_is_one_line(monkeypatch):
     [
         ("no-such-compiler", "the C compiler no-such-compiler (CC) is not there; install one"),
         ("false", "false is no C compiler like gcc or clang"),
+        ('gcc "', "CC is 'gcc \"', which is no command"),
         (f"{sys.executable} -c 'import sys; sys.exit(\"fatal error: nothing\")'", "error: nothing"),
     ],
 )
@@ -131,6 +181,33 @@ def test_the_command_line_shows_what_compiling_takes(capsys):
 
 
 @needs_compiler
+def test_stages_that_need_torch_are_compiled_too(capsys):
+    assert main(["generate", "Once", "-n", "3", "-s", "1", "-d", "typical 0.9 | sample", "--compile", "--json"]) == 0
+    assert '"compiled": true' in capsys.readouterr().out
+
+
+@needs_compiler
+def test_a_chat_is_started_as_the_flag_says(monkeypatch):
+    """From the command line to the models that the studio opens."""
+    seen = []
+    monkeypatch.setattr(chat.sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(chat.sys, "stdout", SimpleNamespace(isatty=lambda: True, flush=lambda: None))
+    monkeypatch.setattr(app, "chat", lambda settings: seen.append(settings) or 0)
+    for flags in ([], ["--compile"]):
+        assert chat.run(parse_args(["chat", *flags])) == 0
+    assert [settings.compiled for settings in seen] == [False, True]
+    opened = []
+    monkeypatch.setattr(ModelBackend, "open", lambda name, **how: opened.append(how["compiled"]) or 1 / 0)
+    for settings in seen:
+        with pytest.raises(ZeroDivisionError):
+            _CHAT(settings)
+    assert opened == [False, True]
+
+
+_CHAT = app.chat
+
+
+@needs_compiler
 def test_the_studio_tells_that_it_is_compiled():
     backend = ModelBackend.open("default", "float32", "cpu", compiled=True)
     assert backend.wait(lambda: False)
@@ -140,8 +217,6 @@ def test_the_studio_tells_that_it_is_compiled():
 
 
 def test_the_setting_is_a_switch(monkeypatch):
-    from tinystory.cli import parse_args
-
     assert not parse_args(["generate"]).compile
     monkeypatch.setenv("TINYSTORY_COMPILE", "true")
     assert parse_args(["generate"]).compile
@@ -151,3 +226,9 @@ def test_the_setting_is_a_switch(monkeypatch):
     monkeypatch.setenv("TINYSTORY_COMPILE", "maybe")
     with pytest.raises(UsageError, match="compile must be true or false"):
         parse_args(["generate"])
+
+
+@pytest.mark.parametrize("value", [1, 0, 1.0, "1", "yes", "True", None])
+def test_a_switch_is_true_or_false_and_nothing_like_it(value):
+    with pytest.raises(UsageError, match="compile must be true or false"):
+        parse("compile", value)

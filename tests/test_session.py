@@ -12,6 +12,7 @@ from tinystory.errors import CheckpointError, UsageError
 from tinystory.hf_session import HFSession
 from tinystory.loop import run
 from tinystory.model import Transformer
+from tinystory.numpy_session import NumpySession
 from tinystory.plugins import discover
 from tinystory.session import NativeSession
 from tinystory.spec import parse_spec
@@ -279,3 +280,13 @@ def test_greedy_ids_equal_transformers_over_200_tokens(case, tmp_path):
         ids = [token.id for commit in commits for token in commit.tokens]
         assert len(set(expected)) > 3
         assert ids == expected
+
+
+@pytest.mark.parametrize("wrong", [[-1], [300], [[5, 10**9]]])
+def test_a_token_that_the_vocabulary_has_not_is_refused(checkpoint, wrong):
+    """By the torch session and by the one without torch; a compiled step would read beyond its table."""
+    header = read_header(checkpoint)
+    for session in (NativeSession(load_model(header)), NumpySession(header, 0, frozenset())):
+        session.prefill([[1, 2, 3]])
+        with pytest.raises(UsageError, match="is not of this vocabulary, which has 0 to 299"):
+            session.decode(wrong)
