@@ -74,9 +74,12 @@ class Batch:
         return int((self.labels != IGNORE).sum())
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        token_ids, labels = self.token_ids.to(device), self.labels.to(device)
-        return Batch(token_ids, labels, self.positions.to(device), self.story.to(device), self.alone)
+        """The same batch on a device; to a GPU it goes through pinned memory, so that the host need not wait."""
+        tensors = [self.token_ids, self.labels, self.positions, self.story]
+        if device.type == "cuda":
+            tensors = [tensor.pin_memory() if tensor.device.type == "cpu" else tensor for tensor in tensors]
+        token_ids, labels, positions, story = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Batch(token_ids, labels, positions, story, self.alone)
 
     def joined(self) -> "Batch":
         """The same stories as one row, without the padding, for a device to which changing shapes cost nothing.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinystory.config import ModelConfig, RopeScaling
+from tinystory.cross_entropy import head_cross_entropy
 
 __all__ = ["Attention", "FeedForward", "Transformer", "attend", "attend_explicitly", "rope_tables", "rotate"]
 
@@ -46,8 +47,10 @@ def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     """`attend_explicitly` through PyTorch's fused kernel: same result, and lengths of stories may be the mask."""
     if isinstance(mask, list):  # short causal squares instead of one large masked one: a CPU computes far less
-        stories = zip(*(x.split_with_sizes(mask, dim=2) for x in (q, k, v)), strict=True)
-        return torch.cat([attend(*story) for story in stories], dim=2)
+        with torch.autocast(q.device.type, enabled=False):  # whose bfloat16 kernel is slower than its float32 one
+            exact = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
+            stories = zip(*(x.split_with_sizes(mask, dim=2) for x in exact), strict=True)
+            return torch.cat([attend(*story) for story in stories], dim=2).to(v.dtype)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -173,7 +176,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model: token ids in, next-token logits out."""
+    """A decoder-only language model: token ids in, next-token logits out, or the loss of labels."""
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
@@ -212,9 +215,18 @@ class Transformer(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def forward(self, token_ids: Tensor, positions: Tensor | None = None, mask: Mask = None) -> Tensor:
-        """Logits (B, T, V) for the token after each position; arguments as for `hidden`."""
-        out: Tensor = self.head(self.hidden(token_ids, positions, mask))
+    def forward(
+        self, token_ids: Tensor, positions: Tensor | None = None, mask: Mask = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, T, V) for the token after each position; the other arguments are those of `hidden`.
+
+        With labels, (B, T) int64, negative where nothing is scored, it is the sum of their negative log-likelihoods
+        instead, in nats: a scalar, for which the logits never exist all at once.
+        """
+        hidden = self.hidden(token_ids, positions, mask)
+        if labels is not None:
+            return head_cross_entropy(hidden.flatten(0, 1), self.head.weight, labels.flatten())
+        out: Tensor = self.head(hidden)
         return out
 
     @torch.no_grad()

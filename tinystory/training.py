@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinystory.cross_entropy import stretch
 from tinystory.data import IGNORE, Batch
 from tinystory.distributed import Ranks
 from tinystory.errors import TinystoryError, UsageError
@@ -166,12 +167,12 @@ def loss_sum(
     """Sum over a batch's labels of their negative log-likelihoods, in nats; a scalar, float32.
 
     With teachers it is the cross-entropy with a mixture: `distill` of the mean of their probabilities, the rest of
-    the label.
+    the label; all logits are then held at once.
     """
     inputs = batch.token_ids, batch.positions, batch.mask()
-    logits, labels = forward(*inputs).flatten(0, 1).float(), batch.labels.flatten()
     if not teachers:
-        return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        return forward(*inputs, batch.labels)
+    logits, labels = forward(*inputs).flatten(0, 1).float(), batch.labels.flatten()
     scored = labels != IGNORE
     with torch.no_grad():
         target = logits.new_zeros(int(scored.sum()), logits.shape[-1])
@@ -280,7 +281,7 @@ class Losses:
 
 
 @torch.no_grad()
-def evaluate_loss(model: nn.Module, loaded: Iterable[Batch], config: TrainConfig, ranks: Ranks) -> Losses:
+def evaluate_loss(model: Transformer, loaded: Iterable[Batch], config: TrainConfig, ranks: Ranks) -> Losses:
     """Loss and accuracy over batches, dropout off; every rank brings its own batches and gets the same result."""
     was_training = model.training
     model.eval()
@@ -288,11 +289,14 @@ def evaluate_loss(model: nn.Module, loaded: Iterable[Batch], config: TrainConfig
     with autocast(config, ranks.device):
         for batch in loaded:
             batch = placed(batch, config, ranks.device)
-            logits = model(batch.token_ids, batch.positions, batch.mask()).float()
             scored = batch.labels != IGNORE
-            loss = F.cross_entropy(logits[scored], batch.labels[scored], reduction="sum")
-            correct = (logits[scored].argmax(-1) == batch.labels[scored]).sum()
-            sums += torch.stack((loss.double(), correct.double(), scored.sum().double()))
+            hidden = model.hidden(batch.token_ids, batch.positions, batch.mask())[scored]
+            n = stretch(len(hidden), model.config.vocab_size)
+            for own, labels in zip(torch.split(hidden, n), torch.split(batch.labels[scored], n), strict=True):
+                logits = model.head(own).float()
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                correct = (logits.argmax(-1) == labels).sum()
+                sums += torch.stack((loss.double(), correct.double(), sums.new_tensor(len(labels))))
     model.train(was_training)
     loss_total, correct_total, n_tokens = ranks.sum(sums).tolist()
     n = max(n_tokens, 1)
