@@ -172,7 +172,7 @@ def test_a_comparison_does_not_import_torch_either():
 @pytest.mark.parametrize("ended_by", ["a prompt", "a signal"])
 def test_torch_is_imported_while_the_prompt_is_on_its_way(ended_by):
     """A prompt that comes late finds torch there; leaving in the midst of the import is no crash."""
-    command = [sys.executable, "-m", "tinystory", "generate", "-q", "-n", "3", "-s", "1", "-d", "top-p 0.9 | sample"]
+    command = [sys.executable, "-m", "tinystory", "generate", "-q", "-n", "3", "-s", "1", "-d", "typical 0.9 | sample"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
