@@ -38,22 +38,21 @@ class TopP(LogitsProcessor):
         """
         scores = logits.numpy(force=True)
         with np.errstate(invalid="ignore"):  # where no number is left the chain says so
-            least = None
             if len(scores) > SMALL:
                 least = worth_of_last(scores, np.exp(scores - scores.max()), self.p, doubt=1e-5)
-            if least is None:
-                ascending = np.sort(scores)
-                exps = np.exp(ascending - ascending[-1])
-                # Summing from the small end keeps the tail exact: a token goes while all up to it fit in 1 − p.
-                tails = np.cumsum(exps / exps.sum(), dtype=np.float64)[:-1].astype(np.float32)
-                n_gone = int(np.count_nonzero(tails <= 1 - self.p))
-                least = float(ascending[n_gone])
-                if n_gone and ascending[n_gone - 1] == least:
-                    import torch
+                if least is not None:
+                    return logits.masked_fill(logits < least, -math.inf)
+            ascending = np.sort(scores)
+            exps = np.exp(ascending - ascending[-1])
+        # Summing from the small end keeps the tail exact: a token goes while all up to it fit in 1 − p.
+        tails = np.cumsum(exps / exps.sum(), dtype=np.float64)[:-1].astype(np.float32)
+        n_gone = int(np.count_nonzero(tails <= 1 - self.p))
+        if n_gone == 0 or ascending[n_gone - 1] < ascending[n_gone]:
+            return logits.masked_fill(logits < float(ascending[n_gone]), -math.inf)
+        import torch
 
-                    gone = torch.from_numpy(np.array(scores)).sort().indices[:n_gone]
-                    return logits.index_fill(0, gone.to(logits.device), -math.inf)
-        return logits.masked_fill(logits < least, -math.inf)
+        gone = torch.from_numpy(np.array(scores)).sort().indices[:n_gone]
+        return logits.index_fill(0, gone.to(logits.device), -math.inf)
 
 
 def worth_of_last(worth: NDArray[np.float32], exps: NDArray[np.float32], mass: float, *, doubt: float) -> float | None:

@@ -5,17 +5,18 @@ Shapes: B rows, T new positions, N tokens, S cached positions, K key/value heads
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinystory.compiling import CompiledCode
 from tinystory.config import ModelConfig
+from tinystory.weights import Affine, Array, ModelWeights, Rotations
 
-__all__ = ["Affine", "CompiledStep", "LayerWeights", "ModelWeights", "PackedModel"]
+if TYPE_CHECKING:
+    from tinystory.compiling import CompiledCode
 
-Array = NDArray[np.floating[Any]]
+__all__ = ["CompiledStep", "PackedModel"]
 
 # As `step.c` numbers them.
 _FLOAT32, _BFLOAT16, _INT8 = range(3)
@@ -29,50 +30,6 @@ _MOST_TOKENS = 64
 
 _LINE = 64
 """Bytes of a line of that cache."""
-
-
-class Rounded(Protocol):
-    """A matrix in int8."""
-
-    def integers(self) -> tuple[NDArray[np.int8], Array]:
-        """(out, in), and the scale of each row, (out,)."""
-        ...
-
-
-class Affine(NamedTuple):
-    """A matrix (out, in), or the (C,) weights of a norm, with a bias where there is one."""
-
-    weight: Array | Rounded
-    bias: Array | None = None
-
-
-class LayerWeights(NamedTuple):
-    """One block, q/k/v and, where there is a gate, gate/up each fused into one."""
-
-    attn_norm: Affine
-    qkv: Affine
-    o: Affine
-    ff_norm: Affine
-    up: Affine
-    down: Affine
-
-
-class ModelWeights(NamedTuple):
-    """A model in float32, matrices perhaps in int8.
-
-    Attributes:
-        embed: (V, C).
-        positions: (S, C) of learned positions; None where they are rotary.
-        layers: the blocks.
-        norm: the last one.
-        head: (V, C).
-    """
-
-    embed: Array
-    positions: Array | None
-    layers: Sequence[LayerWeights]
-    norm: Affine
-    head: Array
 
 
 class _Matrix(ctypes.Structure):
@@ -118,7 +75,7 @@ class _Cache(ctypes.Structure):
 class PackedModel:
     """A model's weights as `step.c` wants them: each matrix once, in panels; what is small stays where it is."""
 
-    def __init__(self, code: CompiledCode, config: ModelConfig, weights: ModelWeights) -> None:
+    def __init__(self, code: "CompiledCode", config: ModelConfig, weights: ModelWeights) -> None:
         """Pack them."""
         self.functions = code.library
         self.config = config
@@ -131,7 +88,7 @@ class PackedModel:
         self.padded_vocab = self._padded(len(weights.head))
         self._model = _Model(
             *(getattr(config, size) for size in _SIZES),
-            *(config.family == "llama", _ACTIVATIONS.index(config.activation), config.norm_eps),
+            *(config.family == "llama", _ACTIVATIONS.index(config.activation), weights.eps),
             *(self._address(weights.embed), self._address(weights.positions)),
             *(self._norm(weights.norm), self._matrix(Affine(weights.head)), layers),
         )
@@ -150,7 +107,6 @@ class PackedModel:
         return array.ctypes.data
 
     def _norm(self, norm: Affine) -> _Norm:
-        assert isinstance(norm.weight, np.ndarray)
         return _Norm(self._address(norm.weight), self._address(norm.bias))
 
     def _matrix(self, affine: Affine) -> _Matrix:
@@ -170,15 +126,12 @@ class PackedModel:
 class CompiledStep:
     """A model with the cache of its rows, which a step writes."""
 
-    def __init__(
-        self, model: PackedModel, rotations: tuple[Array, Array] | None, caches: Sequence[tuple[Array, Array]]
-    ) -> None:
+    def __init__(self, model: PackedModel, rotations: Rotations | None, caches: Sequence[tuple[Array, Array]]) -> None:
         """Put both together.
 
         Args:
             model: the weights.
-            rotations: cosines and sines for every position, (S, D), the first half of the sines negated; None where
-                positions are learned.
+            rotations: None where positions are learned.
             caches: keys and values of each layer, (B, K, S, D) float32.
         """
         self._model, self._functions = model, model.functions

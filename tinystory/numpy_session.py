@@ -5,20 +5,22 @@ and sampled stories are the same. Decoders get NumPy arrays that answer to the n
 """
 
 import copy
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinystory.checkpoint import CheckpointHeader
 from tinystory.checkpoint_arrays import read_arrays
-from tinystory.compiled_step import Affine, LayerWeights, ModelWeights
-from tinystory.compiling import CompiledCode
 from tinystory.config import ModelConfig
 from tinystory.decoding import Decoder, Session
 from tinystory.errors import UsageError
-from tinystory.numpy_step import MOST_TOKENS, NumpyLayer, NumpyWeights, pays
+from tinystory.numpy_step import MOST_TOKENS, pays
 from tinystory.rows import CachedRows
+from tinystory.weights import Affine, LayerWeights, ModelWeights, Rotations
+
+if TYPE_CHECKING:
+    from tinystory.compiling import CompiledCode
 
 __all__ = ["Logits", "NumpySession", "suffices"]
 
@@ -78,6 +80,7 @@ class NumpySession(CachedRows):
         assert header.config is not None
         super().__init__(header.config, bos_id, eos_ids, _zeros, uses_numpy=True)
         self._weights = _weights(header.config, read_arrays(header))
+        self._tables = _rotations(header.config)
 
     def open(self, model: str | None = None) -> Session:
         """A second, empty session of the same model; no stage for which this one suffices opens another."""
@@ -90,21 +93,16 @@ class NumpySession(CachedRows):
     def _array(self, array: NDArray[Any]) -> Logits:
         return array.view(Logits)
 
-    def _numpy_weights(self) -> NumpyWeights:
-        return self._weights
-
-    def compile(self, code: CompiledCode) -> None:
+    def compile(self, code: "CompiledCode") -> None:
         """As `CachedRows.compile`; the packed matrices are all that is left."""
         super().compile(code)
         self._weights = self._weights._replace(layers=())
 
     def _model_weights(self) -> ModelWeights:
-        weights = self._weights
-        layers = [LayerWeights(*(Affine(np.asarray(weight)) for weight in layer)) for layer in weights.layers]
-        return ModelWeights(weights.embed, None, layers, Affine(weights.norm), weights.head)
+        return self._weights
 
-    def _rotations(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        return self._weights.cos, self._weights.sin
+    def _rotations(self) -> Rotations:
+        return self._tables
 
     def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> NDArray[Any]:
         ids, starts, width = np.array(token_ids), np.array(lengths), max(1, MOST_TOKENS // len(token_ids))
@@ -125,31 +123,22 @@ def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.zeros(shape, np.float32)
 
 
-def _weights(config: ModelConfig, arrays: dict[str, NDArray[np.float32]]) -> NumpyWeights:
+def _weights(config: ModelConfig, arrays: dict[str, NDArray[np.float32]]) -> ModelWeights:
     """The model from arrays by our names."""
 
-    def joined(block: str, *names: str) -> NDArray[np.float32]:
-        return np.concatenate([arrays.pop(f"{block}.{name}.weight") for name in names])
+    def joined(block: str, *names: str) -> Affine:
+        parts = [arrays.pop(f"{block}.{name}.weight") for name in names]
+        return Affine(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
-    layers = [
-        NumpyLayer(
-            arrays.pop(f"{block}.attn_norm.weight"),
-            joined(block, "attn.q", "attn.k", "attn.v"),
-            arrays.pop(f"{block}.attn.o.weight"),
-            arrays.pop(f"{block}.ff_norm.weight"),
-            joined(block, "ff.gate", "ff.up"),
-            arrays.pop(f"{block}.ff.down.weight"),
-        )
-        for block in (f"blocks.{n}" for n in range(config.n_layer))
-    ]
+    parts = ["attn_norm"], ["attn.q", "attn.k", "attn.v"], ["attn.o"], ["ff_norm"], ["ff.gate", "ff.up"], ["ff.down"]
+    layers = [LayerWeights(*(joined(f"blocks.{n}", *names) for names in parts)) for n in range(config.n_layer)]
     embed = arrays["embed.weight"]
     head = embed if config.tied_head else arrays["head.weight"]
-    cos, sin = _rotations(config)
-    return NumpyWeights(embed, layers, arrays["norm.weight"], head, cos, sin, config.norm_eps)
+    return ModelWeights(embed, None, layers, Affine(arrays["norm.weight"]), head, config.norm_eps)
 
 
-def _rotations(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """As `model.rope_tables`, for every position, the first half of sin negated; each (S, D)."""
+def _rotations(config: ModelConfig) -> Rotations:
+    """For every position."""
     exponents = np.arange(0, config.d_head, 2) / config.d_head
     angles = np.arange(config.max_seq_len)[:, None] * config.rope_theta**-exponents
     sin = np.sin(angles)

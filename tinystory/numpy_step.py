@@ -12,31 +12,15 @@ d_model, V vocab_size.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinystory.config import ModelConfig
+from tinystory.weights import Array, Matrix, ModelWeights, Rotations
 
-__all__ = ["MOST_TOKENS", "NumpyLayer", "NumpyStep", "NumpyWeights", "is_plain", "pays"]
-
-Array = NDArray[np.floating[Any]]
-
-
-class Packed(Protocol):
-    """A matrix (out, in) that is not an array and multiplies by itself."""
-
-    def vector(self, x: Array) -> Array:
-        """(in,) -> (out,)."""
-        ...
-
-    def columns(self, x: Array) -> Array:
-        """(in, N) -> (out, N)."""
-        ...
-
-
-Matrix = Array | Packed
+__all__ = ["MOST_TOKENS", "NumpyStep", "is_plain", "pays"]
 
 MOST_TOKENS = 32
 """Tokens up to which this is faster than torch."""
@@ -79,19 +63,8 @@ def product(matrix: Matrix, x: Array) -> Array:
     return out
 
 
-class NumpyLayer(NamedTuple):
-    """One block's weights; matrices are (out, in), q/k/v and gate/up each fused into one."""
-
-    attn_norm: Array
-    qkv: Matrix
-    o: Matrix
-    ff_norm: Array
-    up: Matrix
-    down: Matrix
-
-
 class _Block(NamedTuple):
-    """A layer's weights, and keys and values (B, K, S, D)."""
+    """A layer's weights without biases, and keys and values (B, K, S, D)."""
 
     attn_norm: Array
     qkv: Matrix
@@ -103,62 +76,44 @@ class _Block(NamedTuple):
     values: Array
 
 
-class NumpyWeights(NamedTuple):
-    """A model.
-
-    Attributes:
-        embed: (V, C).
-        layers: the blocks.
-        norm: (C,), the last norm's weight.
-        head: (V, C).
-        cos: (S, D), as from `model.rope_tables`.
-        sin: the same, its first half negated.
-        eps: of the norms.
-    """
-
-    embed: Array
-    layers: Sequence[NumpyLayer]
-    norm: Array
-    head: Array
-    cos: Array
-    sin: Array
-    eps: float
-
-
 class NumpyStep:
     """A model with the cache of its rows, which a step writes."""
 
-    def __init__(self, weights: NumpyWeights, caches: Sequence[tuple[Array, Array]]) -> None:
-        """Put both together; `caches` are keys and values of each layer, (B, K, S, D)."""
-        self._weights = weights
-        self._blocks = [_Block(*layer, *cache) for layer, cache in zip(weights.layers, caches, strict=True)]
+    def __init__(self, weights: ModelWeights, rotations: Rotations, caches: Sequence[tuple[Array, Array]]) -> None:
+        """Put them together; `caches` are keys and values of each layer, (B, K, S, D)."""
+        self._embed, self._head, self._norm, self._eps = weights.embed, weights.head, weights.norm.weight, weights.eps
+        self._cos, self._sin = rotations
+        self._blocks = []
+        for layer, cache in zip(weights.layers, caches, strict=True):
+            attn_norm, qkv, o, ff_norm, up, down = (part.weight for part in layer)
+            self._blocks.append(_Block(attn_norm, qkv, o, ff_norm, up, down, *cache))
 
     def one(self, token_id: int, position: int, row: int = 0) -> tuple[Array, Array]:
         """Feed a token to one row: the normed last hidden state (C,), and the next token's logits (V,)."""
         with np.errstate(all="ignore"):  # SiLU may overflow on its way to 0; NaN logits are refused by the chain
-            x = self._weights.embed[token_id]
+            x = self._embed[token_id]
             for layer in self._blocks:
                 x = x + self._attention(layer, self._rms_norm(x, layer.attn_norm), position, row)
                 x = x + self._feed_forward(layer, self._rms_norm(x, layer.ff_norm))
-            hidden = self._rms_norm(x, self._weights.norm)
-            return hidden, np.vecdot(self._weights.head, hidden)
+            hidden = self._rms_norm(x, self._norm)
+            return hidden, np.vecdot(self._head, hidden)
 
     def several(self, token_ids: NDArray[np.int64], starts: NDArray[np.int64]) -> Array:
         """Feed (B, T) ids to the rows, row i from position starts[i] on: the normed last hidden states, (B, T, C)."""
         n_rows, n_new = token_ids.shape
         place = _Place(starts, n_new)
-        cos, sin = (table[place.positions.ravel()].T for table in (self._weights.cos, self._weights.sin))  # (D, N)
+        cos, sin = (table[place.positions.ravel()].T for table in (self._cos, self._sin))  # (D, N)
         with np.errstate(all="ignore"):
-            x = np.ascontiguousarray(self._weights.embed[token_ids.ravel()].T)  # (C, N): a token is a column
+            x = np.ascontiguousarray(self._embed[token_ids.ravel()].T)  # (C, N): a token is a column
             for layer in self._blocks:
                 x = x + _attention(layer, self._rms_norms(x, layer.attn_norm), place, cos, sin)
                 x = x + _feed_forward(layer, self._rms_norms(x, layer.ff_norm))
-            return self._rms_norms(x, self._weights.norm).T.reshape(n_rows, n_new, -1)
+            return self._rms_norms(x, self._norm).T.reshape(n_rows, n_new, -1)
 
     def logits(self, hidden: Array) -> Array:
         """(N, C) -> (N, V)."""
         with np.errstate(all="ignore"):
-            return np.ascontiguousarray(product(self._weights.head, np.ascontiguousarray(hidden.T)).T)
+            return np.ascontiguousarray(product(self._head, np.ascontiguousarray(hidden.T)).T)
 
     def _attention(self, layer: _Block, x: Array, position: int, row: int) -> Array:
         keys, values = layer.keys[row], layer.values[row]
@@ -167,7 +122,7 @@ class NumpyStep:
         qkv = times(layer.qkv, x).reshape(-1, d_head)
         qk, v = qkv[:-n_kv_head], qkv[-n_kv_head:]
         swapped = np.concatenate((qk[:, half:], qk[:, :half]), axis=1)
-        qk = qk * self._weights.cos[position] + swapped * self._weights.sin[position]
+        qk = qk * self._cos[position] + swapped * self._sin[position]
         keys[:, position] = qk[-n_kv_head:]
         values[:, position] = v
         q = qk[:-n_kv_head].reshape(n_kv_head, -1, d_head)  # (K, H / K, D)
@@ -184,10 +139,10 @@ class NumpyStep:
         return times(layer.down, up)
 
     def _rms_norm(self, x: Array, weight: Array) -> Array:
-        return x * (weight * (1 / math.sqrt(x.dot(x) / len(x) + self._weights.eps)))
+        return x * (weight * (1 / math.sqrt(x.dot(x) / len(x) + self._eps)))
 
     def _rms_norms(self, x: Array, weight: Array) -> Array:
-        scale = 1 / np.sqrt(np.einsum("cn,cn->n", x, x) / len(x) + self._weights.eps)
+        scale = 1 / np.sqrt(np.einsum("cn,cn->n", x, x) / len(x) + self._eps)
         normed: Array = x * weight[:, None] * scale
         return normed
 

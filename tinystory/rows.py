@@ -6,17 +6,20 @@ It is written for arrays of torch and of NumPy alike, and does not import torch.
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinystory.compiled_step import CompiledStep, ModelWeights, PackedModel
-from tinystory.compiling import CompiledCode
 from tinystory.config import ModelConfig
 from tinystory.errors import UsageError
 from tinystory.kv_cache import KVCache
-from tinystory.numpy_step import MOST_TOKENS, NumpyStep, NumpyWeights
+from tinystory.numpy_step import MOST_TOKENS, NumpyStep
+from tinystory.weights import ModelWeights, Rotations
+
+if TYPE_CHECKING:
+    from tinystory.compiled_step import CompiledStep, PackedModel
+    from tinystory.compiling import CompiledCode
 
 __all__ = ["CachedRows", "as_lists", "check_prompts"]
 
@@ -63,8 +66,10 @@ class CachedRows(ABC):
         self._packed: PackedModel | None = None
         self._forget()
 
-    def compile(self, code: CompiledCode) -> None:
+    def compile(self, code: "CompiledCode") -> None:
         """Compute every step in compiled code from now on; before there are rows, in float32 on the CPU."""
+        from tinystory.compiled_step import PackedModel
+
         self._packed = PackedModel(code, self.config, self._model_weights())
         self._most_tokens, self._most_alone = sys.maxsize, 1
 
@@ -80,16 +85,12 @@ class CachedRows(ABC):
         """What NumPy has computed, as an array of the kind that decoders get; logits are float32."""
 
     @abstractmethod
-    def _numpy_weights(self) -> NumpyWeights:
-        """The model, for as many positions as the cache has room for."""
-
-    @abstractmethod
     def _model_weights(self) -> ModelWeights:
-        """The model, to be packed."""
+        """The model's own memory; not called any more once it is compiled."""
 
     @abstractmethod
-    def _rotations(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Cosines and sines for the positions that the cache has room for; None where positions are learned."""
+    def _rotations(self) -> Rotations | None:
+        """For the positions that the cache has room for; None where they are learned."""
 
     @abstractmethod
     def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> Any:
@@ -188,16 +189,22 @@ class CachedRows(ABC):
     def _is_few(self, n_tokens: int) -> bool:
         return n_tokens <= self._most_tokens
 
-    def _current_step(self) -> NumpyStep | CompiledStep:
+    def _current_step(self) -> "NumpyStep | CompiledStep":
         """The model and the cache; made anew where the cache's memory is no longer the same."""
         version = self._cache.version
         if self._step is None or self._step[0] != version:
             caches = [(np.asarray(keys), np.asarray(values)) for keys, values in self._cache.layers()]
-            if self._packed is None:
-                self._step = version, NumpyStep(self._numpy_weights(), caches)
-            else:
-                self._step = version, CompiledStep(self._packed, self._rotations(), caches)
+            self._step = version, self._new_step(caches)
         return self._step[1]
+
+    def _new_step(self, caches: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> "NumpyStep | CompiledStep":
+        rotations = self._rotations()
+        if self._packed is None:
+            assert rotations is not None  # a plain model's positions are rotary
+            return NumpyStep(self._model_weights(), rotations, caches)
+        from tinystory.compiled_step import CompiledStep
+
+        return CompiledStep(self._packed, rotations, caches)
 
     def reorder(self, rows: Any) -> None:
         """Row i becomes a copy of row rows[i]; (B',) with any B' ≥ 1."""

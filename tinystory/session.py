@@ -6,21 +6,23 @@ vocab_size. This is the cached form of `model.Transformer.forward`; a test holds
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tinystory.compiled_step import Affine, LayerWeights, ModelWeights
-from tinystory.compiling import CompiledCode
 from tinystory.decoding import Session
 from tinystory.errors import UsageError
 from tinystory.int8 import Int8Matrix
 from tinystory.model import Attention, FeedForward, Transformer, activation, rope_tables
-from tinystory.numpy_step import NumpyLayer, NumpyWeights, is_plain, pays
+from tinystory.numpy_step import is_plain, pays
 from tinystory.rows import CachedRows
+from tinystory.weights import Affine, LayerWeights, ModelWeights, Rotations
+
+if TYPE_CHECKING:
+    from tinystory.compiling import CompiledCode
 
 __all__ = ["NativeSession"]
 
@@ -84,7 +86,7 @@ class NativeSession(CachedRows):
         self._weight = weight
         self._rope: tuple[Tensor, Tensor] | None = None  # cos, and sin with its first half negated; (S, D)
 
-    def compile(self, code: CompiledCode) -> None:
+    def compile(self, code: "CompiledCode") -> None:
         """As `CachedRows.compile`; the matrices are taken away from the model, the packed ones are all that is left."""
         super().compile(code)
         self._layers = []
@@ -114,22 +116,6 @@ class NativeSession(CachedRows):
     def _array(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array)
 
-    def _numpy_weights(self) -> NumpyWeights:
-        """The model's own memory."""
-        self._extend_rope()
-        assert self._rope is not None
-        layers = [
-            NumpyLayer(
-                *map(_array, (layer.attn_norm.weight, layer.qkv.weight, layer.o.weight)),
-                *map(_array, (layer.ff_norm.weight, layer.up.weight, layer.down.weight)),
-            )
-            for layer in self._layers
-        ]
-        embed, norm, head, cos, sin = map(
-            _array, (self._weight, self.model.norm.weight, self.model.head.weight, *self._rope)
-        )
-        return NumpyWeights(embed, layers, norm, head, cos, sin, self.config.norm_eps)
-
     def _model_weights(self) -> ModelWeights:
         def affine(part: Any) -> Affine:
             bias = getattr(part, "bias", None)  # an RMSNorm has none
@@ -138,9 +124,11 @@ class NativeSession(CachedRows):
         layers = [LayerWeights(*map(affine, layer)) for layer in self._layers]
         positions = None if self.model.pos_embed is None else _array(self.model.pos_embed.weight)
         head = _array(self.model.head.weight)
-        return ModelWeights(_array(self._weight), positions, layers, affine(self.model.norm), head)
+        return ModelWeights(
+            _array(self._weight), positions, layers, affine(self.model.norm), head, self.config.norm_eps
+        )
 
-    def _rotations(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    def _rotations(self) -> Rotations | None:
         self._extend_rope()
         return None if self._rope is None else (_array(self._rope[0]), _array(self._rope[1]))
 
