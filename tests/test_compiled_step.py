@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from session_pairs import expect_the_same_story, torch_alone
 
 from tinystory import compiled_step, compiling, kv_cache
 from tinystory.compiling import compiled_code
@@ -61,35 +62,19 @@ def sessions(code, config, *, int8=False, bfloat16=False):
             parameter.data = parameter.data.bfloat16().float()
     fast, plain = NativeSession(copy.deepcopy(model), int8=int8), NativeSession(model)
     fast.compile(code)
-    plain._most_tokens = plain._most_alone = 0
+    torch_alone(plain)
     return fast, plain
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equals_torch_over_a_long_story(code, name, bfloat16, monkeypatch):
-    """Logits, hidden states and the cache itself, while the cache grows and after a rewind and a reorder."""
     monkeypatch.setattr(kv_cache, "_FULL_ROW_BYTES", 0)  # start with 256 positions
     fast, plain = sessions(code, CONFIGS[name], bfloat16=bfloat16)
     n_kinds = {matrix.kind for layer in fast._packed._model.layers[:1] for matrix in (layer.qkv, layer.down)}
     assert n_kinds == {1 if bfloat16 else 0}
     prompt = [n % 60 for n in range(70)]  # more than one call takes
-    torch.testing.assert_close(fast.prefill([prompt]), plain.prefill([prompt]), **CLOSE)
-    for n in range(200):
-        token = torch.tensor([n % 61])
-        torch.testing.assert_close(fast.decode(token), plain.decode(token), **CLOSE)
-    torch.testing.assert_close(fast.hidden(), plain.hidden(), **CLOSE)
-    for one in (fast, plain):
-        one.rewind([200])
-        one.reorder(torch.tensor([0, 0]))
-        one.decode(torch.tensor([5, 6]))
-        one.reorder(torch.tensor([1]))
-    got, expected = (one.decode(torch.tensor([[7]])) for one in (fast, plain))
-    assert got.shape == expected.shape
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, expected, **CLOSE)
-    for (keys, values), (keys_2, values_2) in zip(fast._cache.layers(), plain._cache.layers(), strict=True):
-        torch.testing.assert_close((keys, values), (keys_2, values_2), **CLOSE)
+    expect_the_same_story(fast, plain, prompt, **CLOSE)
 
 
 @settings(deadline=None, max_examples=25)
@@ -141,7 +126,7 @@ def test_numbers_beyond_bounds_stay_what_they_are(code, finite):
         model.blocks[0].ff.down.weight.data.fill_(3e38)
     fast, plain = NativeSession(copy.deepcopy(model)), NativeSession(model)
     fast.compile(code)
-    plain._most_tokens = plain._most_alone = 0
+    torch_alone(plain)
     for session in (fast, plain):
         assert bool(session.prefill([[1, 2, 3]]).isfinite().all()) == finite
         assert bool(session.decode([4]).isfinite().all()) == finite

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from session_pairs import expect_the_same_story, torch_alone
 
 from tinystory import kv_cache, numpy_step
 from tinystory.config import ModelConfig
@@ -25,10 +26,9 @@ def sessions(config, dtype, std=0.3):
     model = Transformer(config).to(dtype).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
-    fast, plain = NativeSession(model), NativeSession(model)
+    fast = NativeSession(model)
     assert fast._most_tokens
-    plain._most_tokens, plain._most_alone = 0, 0
-    return fast, plain
+    return fast, torch_alone(NativeSession(model))
 
 
 PAIRS = [sessions(config, torch.float64) for config in CONFIGS]
@@ -37,25 +37,9 @@ PAIRS = [sessions(config, torch.float64) for config in CONFIGS]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("config", CONFIGS, ids=["grouped", "untied", "one kv head"])
 def test_equals_torch_over_a_long_story(config, dtype, monkeypatch):
-    """Logits, hidden states and the cache itself, while the cache grows and after a rewind and a reorder."""
     monkeypatch.setattr(kv_cache, "_FULL_ROW_BYTES", 0)  # start with 256 positions
     fast, plain = sessions(config, dtype)
-    close = {"atol": 1e-4, "rtol": 1e-4}
-    torch.testing.assert_close(fast.prefill([[1, 2, 3]]), plain.prefill([[1, 2, 3]]))
-    for n in range(270):
-        token = torch.tensor([n % 61])
-        torch.testing.assert_close(fast.decode(token), plain.decode(token), **close)
-        torch.testing.assert_close(fast.hidden(), plain.hidden(), **close)
-    for one in (fast, plain):
-        one.rewind([200])
-        one.reorder(torch.tensor([0, 0]))
-        one.decode(torch.tensor([5, 6]))
-        one.reorder(torch.tensor([1]))
-    got, expected = (one.decode(torch.tensor([[7]])) for one in (fast, plain))
-    assert got.shape == (1, 1, 61)
-    torch.testing.assert_close(got, expected, **close)
-    for (keys, values), (keys_2, values_2) in zip(fast._cache.layers(), plain._cache.layers(), strict=True):
-        torch.testing.assert_close((keys, values), (keys_2, values_2), **close)
+    expect_the_same_story(fast, plain, [1, 2, 3], atol=1e-4, rtol=1e-4)
 
 
 @settings(deadline=None, max_examples=40)
