@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bench_pairs import Measurement, Subject, rates, run_pairs, timed
-from bench_peers import PEERS, SEED, SPECS, Work, open_peer
+from bench_peers import PEERS, SEED, SPECS, open_peer
 from bench_variants import PROMPT, labelled, open_ours, prompt_of, variants_of
+from bench_work import Work
 
 from tinystory.errors import TinystoryError
 

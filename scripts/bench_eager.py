@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from bench_peers import Work
+from bench_work import Work
 from torch import Tensor
 
 from tinystory.checkpoint import load_model, read_header

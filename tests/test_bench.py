@@ -17,7 +17,7 @@ from bench_decode import check, numerical_ties, our_writer
 from bench_eager import EagerLoop
 from bench_history import append, curves, plot, read
 from bench_pairs import Measurement, Run, Subject, rates, run_pairs
-from bench_peers import PEERS, SPECS, Peer, Work, open_peer
+from bench_peers import PEERS, SPECS, Peer, open_peer
 from bench_report import record_of, show
 from bench_roofline import bytes_per_token, cache_bytes, copy_for, copying_speed, decoding_speed
 from bench_search import measure_search
@@ -25,6 +25,7 @@ from bench_shapes import SHAPES, save_random, widened
 from bench_stages import example_of, measure_stages
 from bench_startup import limits, run_process
 from bench_variants import open_ours, prompt_of, variants_of
+from bench_work import Work
 
 from tinystory.checkpoint import read_header
 from tinystory.config import ModelConfig

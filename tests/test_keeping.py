@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
+from keepers import keeper_of
 
 from tinystory.decoding import Token
 from tinystory.errors import SessionError, TinystoryError, UsageError
@@ -84,7 +85,7 @@ def write(studio, text=""):
 def said(studio, line):
     """What a command prints, a line a block."""
     texts = []
-    for block in execute(studio, line).blocks:
+    for block in execute(studio, line, keeper_of(studio)).blocks:
         if isinstance(block, Table):
             texts += [" | ".join(row) for row in block.rows]
         else:
@@ -93,7 +94,7 @@ def said(studio, line):
 
 
 def files(studio):
-    return sorted(os.listdir(studio.keeper.folder)) if studio.keeper.folder.exists() else []
+    return sorted(os.listdir(keeper_of(studio).folder)) if keeper_of(studio).folder.exists() else []
 
 
 # --- autosave ---
@@ -102,19 +103,19 @@ def files(studio):
 def test_each_turn_is_saved_under_the_day_and_the_first_words(make):
     studio = make()
     write(studio, "Once upon a time, Zoë's kite flew away")
-    name = studio.keeper.name
+    name = keeper_of(studio).name
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-once-upon-a-time-zoes", name)
-    assert load_session(studio.keeper.path).tree == studio.tree
+    assert load_session(keeper_of(studio).path).tree == studio.tree
     write(studio)
-    assert load_session(studio.keeper.path).tree == studio.tree
+    assert load_session(keeper_of(studio).path).tree == studio.tree
     assert files(studio) == [f".{name}.lock", f"{name}.json"]
-    assert stat.S_IMODE(studio.keeper.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(keeper_of(studio).path.stat().st_mode) == 0o600
 
 
 def test_a_blank_page_is_no_session(make):
     studio = make()
     studio.goto(0)
-    studio.keeper.close()
+    keeper_of(studio).close()
     assert files(studio) == []
 
 
@@ -122,25 +123,25 @@ def test_two_chats_never_write_the_same_file(make):
     first, second = make(), make()
     write(first, "Once")
     write(second, "Once")
-    assert second.keeper.name == first.keeper.name + "-2"
+    assert keeper_of(second).name == keeper_of(first).name + "-2"
     write(first, " more")
-    assert [len(load_session(one.keeper.path).tree.nodes) for one in (first, second)] == [2, 1]
+    assert [len(load_session(keeper_of(one).path).tree.nodes) for one in (first, second)] == [2, 1]
 
 
 def test_a_session_open_elsewhere_is_read_and_kept_apart(make):
     first, second = make(), make()
     write(first, "Once")
-    name = first.keeper.name
+    name = keeper_of(first).name
     assert "open in another chat" in said(second, f"/load {name}")
     write(second)
-    assert second.keeper.name == name + "-2"
-    assert len(load_session(first.keeper.path).tree.nodes) == 1
+    assert keeper_of(second).name == name + "-2"
+    assert len(load_session(keeper_of(first).path).tree.nodes) == 1
 
 
 def test_a_full_disk_is_told_once_and_the_chat_goes_on(make, monkeypatch):
     studio = make()
     write(studio, "Once")
-    before = studio.keeper.path.read_bytes()
+    before = keeper_of(studio).path.read_bytes()
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -148,31 +149,31 @@ def test_a_full_disk_is_told_once_and_the_chat_goes_on(make, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         write(studio)
-        assert "No space left on device" in studio.keeper.problem()
+        assert "No space left on device" in keeper_of(studio).problem()
         write(studio)
-        assert studio.keeper.problem() == ""
-    assert studio.keeper.path.read_bytes() == before
+        assert keeper_of(studio).problem() == ""
+    assert keeper_of(studio).path.read_bytes() == before
     assert len(studio.tree.nodes) == 3
     assert not [name for name in files(studio) if name.endswith(".partial")]
     write(studio)
-    assert load_session(studio.keeper.path).tree == studio.tree
+    assert load_session(keeper_of(studio).path).tree == studio.tree
 
 
 def test_a_folder_that_cannot_be_written_is_told_once(make, tmp_path):
     (tmp_path / "sessions").write_text("a file in its place")
     studio = make()
     write(studio, "Once")
-    assert "cannot keep a session in" in studio.keeper.problem()
+    assert "cannot keep a session in" in keeper_of(studio).problem()
     assert studio.text == "Once, and so on."
 
 
 def test_settings_changed_after_the_last_turn_are_saved_on_leaving(make):
     studio = make()
     write(studio, "Once")
-    execute(studio, "/decoder greedy")
-    execute(studio, "/words owl, kite")
-    studio.keeper.close()
-    session = load_session(studio.keeper.path)
+    execute(studio, "/decoder greedy", keeper_of(studio))
+    execute(studio, "/words owl, kite", keeper_of(studio))
+    keeper_of(studio).close()
+    session = load_session(keeper_of(studio).path)
     assert (session.spec, session.words) == ("greedy", ("owl", "kite"))
     assert not [name for name in files(studio) if name.endswith(".lock")]
 
@@ -183,49 +184,49 @@ def test_settings_changed_after_the_last_turn_are_saved_on_leaving(make):
 def test_the_latest_session_is_resumed_with_its_settings(make):
     studio = make(max_tokens=12, stop=("The end",), words=("owl",), tint="rank")
     write(studio, "Once")
-    execute(studio, "/decoder top-k 5 | sample 0.7")
-    execute(studio, "/undo")
-    studio.keeper.close()
+    execute(studio, "/decoder top-k 5 | sample 0.7", keeper_of(studio))
+    execute(studio, "/undo", keeper_of(studio))
+    keeper_of(studio).close()
     again = make()
-    assert again.keeper.resume("") == []
+    assert keeper_of(again).resume("") == []
     assert again.tree == studio.tree
     assert again.tree.redo() == 1
     assert (again.spec, again.seed, again.max_tokens) == ("top-k 5 | sample 0.7", 7, 12)
     assert (again.stop, again.words, again.tint) == (("The end",), ("owl",), "rank")
-    assert again.keeper.name == studio.keeper.name
+    assert keeper_of(again).name == keeper_of(studio).name
 
 
 def test_what_the_command_line_says_holds_in_a_resumed_session(make):
     studio = make(max_tokens=12)
     write(studio, "Once")
-    studio.keeper.close()
+    keeper_of(studio).close()
     again = make()
-    again.keeper.resume("", {"max_tokens"})
+    keeper_of(again).resume("", {"max_tokens"})
     assert again.max_tokens == 256
 
 
 def test_an_unknown_session_names_the_nearest(make):
     studio = make()
     write(studio, "Once")
-    execute(studio, "/save dragons")
+    execute(studio, "/save dragons", keeper_of(studio))
     with pytest.raises(UsageError, match="there is no session dragon: did you mean dragons"):
-        make().keeper.resume("dragon")
+        keeper_of(make()).resume("dragon")
     with pytest.raises(UsageError, match="letters, digits"):
-        make().keeper.resume("../dragons")
+        keeper_of(make()).resume("../dragons")
 
 
 def test_without_any_session_resume_says_so(make):
     with pytest.raises(UsageError, match="no session has been kept yet"):
-        make().keeper.resume("")
+        keeper_of(make()).resume("")
 
 
 def test_a_damaged_session_is_set_aside_and_replaces_nothing(make):
     for n in range(3):
         studio = make()
-        path = studio.keeper.folder / "tale.json"
+        path = keeper_of(studio).folder / "tale.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"damaged {n}")
-        [notice] = studio.keeper.resume("tale")
+        [notice] = keeper_of(studio).resume("tale")
         assert "set aside" in notice
         assert studio.text == ""
     assert files(studio) == ["tale.json.damaged", "tale.json.damaged.2", "tale.json.damaged.3"]
@@ -235,19 +236,19 @@ def test_a_damaged_session_is_set_aside_and_replaces_nothing(make):
 def test_a_session_of_a_newer_tinystory_stays_where_it_is(make):
     studio = make()
     write(studio, "Once")
-    studio.keeper.close()
-    path = studio.keeper.path
+    keeper_of(studio).close()
+    path = keeper_of(studio).path
     path.write_text(path.read_text().replace('"schema":1', '"schema":2'))
     with pytest.raises(SessionError, match="newer"):
-        make().keeper.resume("")
+        keeper_of(make()).resume("")
     assert path.exists()
 
 
 def test_another_model_is_named_with_the_way_to_take_it(make):
     studio = make(LetterBackend("owl-model"))
     write(studio, "Once")
-    studio.keeper.close()
-    [notice] = make(LetterBackend(hash="cd" * 32)).keeper.resume("")
+    keeper_of(studio).close()
+    [notice] = keeper_of(make(LetterBackend(hash="cd" * 32))).resume("")
     assert "owl-model (abababababab)" in notice
     assert "/model owl-model" in notice
 
@@ -255,11 +256,11 @@ def test_another_model_is_named_with_the_way_to_take_it(make):
 def test_a_decoder_that_is_not_here_leaves_the_present_one(make):
     studio = make()
     write(studio, "Once")
-    studio.keeper.close()
-    path = studio.keeper.path
+    keeper_of(studio).close()
+    path = keeper_of(studio).path
     path.write_text(path.read_text().replace('"spec":"sample"', '"spec":"x"').replace('"sample 0.8"', '"nowhere 3"', 1))
     again = make()
-    [notice] = again.keeper.resume("")
+    [notice] = keeper_of(again).resume("")
     assert "no decoder stage is called 'nowhere'" in notice
     assert again.spec == "sample 0.8"
 
@@ -272,22 +273,22 @@ def test_saving_under_a_name_renames_the_automatic_file(make):
     write(studio, "Once")
     assert "dragons is saved" in said(studio, "/save dragons")
     write(studio)
-    assert session_names(studio.keeper.folder) == ["dragons"]
-    execute(studio, "/save owls")  # a name that was given stays
-    assert sorted(session_names(studio.keeper.folder)) == ["dragons", "owls"]
+    assert session_names(keeper_of(studio).folder) == ["dragons"]
+    execute(studio, "/save owls", keeper_of(studio))  # a name that was given stays
+    assert sorted(session_names(keeper_of(studio).folder)) == ["dragons", "owls"]
     other = make()
     write(other, "Else")
     with pytest.raises(UsageError, match="a session dragons already"):
-        execute(other, "/save dragons")
+        execute(other, "/save dragons", keeper_of(other))
     for wrong in ("a/b", ".hidden", "a b", "x" * 81):
         with pytest.raises(UsageError, match="no name for a session"):
-            execute(other, f"/save {wrong}")
+            execute(other, f"/save {wrong}", keeper_of(other))
 
 
 def test_a_name_that_cannot_be_written_leaves_the_session_where_it_was(make, monkeypatch):
     studio = make()
     write(studio, "Once")
-    name = studio.keeper.name
+    name = keeper_of(studio).name
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -295,29 +296,29 @@ def test_a_name_that_cannot_be_written_leaves_the_session_where_it_was(make, mon
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(SessionError, match="No space"):
-            execute(studio, "/save dragons")
-    assert studio.keeper.name == name
+            execute(studio, "/save dragons", keeper_of(studio))
+    assert keeper_of(studio).name == name
     write(studio)
-    assert load_session(studio.keeper.path).tree == studio.tree
-    assert session_names(studio.keeper.folder) == [name]
+    assert load_session(keeper_of(studio).path).tree == studio.tree
+    assert session_names(keeper_of(studio).folder) == [name]
 
 
 def test_load_saves_the_present_session_first_and_shows_the_other(make):
     studio = make()
     write(studio, "Once")
-    execute(studio, "/save one")
-    studio.keeper.close()
+    execute(studio, "/save one", keeper_of(studio))
+    keeper_of(studio).close()
     other = make()
     write(other, "Twice")
-    execute(other, "/decoder greedy")
-    before = other.keeper.path
+    execute(other, "/decoder greedy", keeper_of(other))
+    before = keeper_of(other).path
     assert said(other, "/load one") == "STORY"
     assert other.text == "Once, and so on."
     assert load_session(before).spec == "greedy"
     with pytest.raises(UsageError, match="/sessions lists them"):
-        execute(other, "/load")
+        execute(other, "/load", keeper_of(other))
     with pytest.raises(UsageError, match="did you mean one"):
-        execute(other, "/load ones")
+        execute(other, "/load ones", keeper_of(other))
 
 
 def test_the_list_of_sessions_has_the_latest_first_and_bears_a_damaged_one(make):
@@ -325,9 +326,9 @@ def test_the_list_of_sessions_has_the_latest_first_and_bears_a_damaged_one(make)
     assert said(studio, "/sessions") == "no session has been kept yet"
     for number, text in enumerate(("Once", "Twice")):
         write(studio := make(), text)
-        execute(studio, f"/save s{number}")
-        os.utime(studio.keeper.path, (10**9 + number, 10**9 + number))
-    bad = studio.keeper.folder / "bad.json"
+        execute(studio, f"/save s{number}", keeper_of(studio))
+        os.utime(keeper_of(studio).path, (10**9 + number, 10**9 + number))
+    bad = keeper_of(studio).folder / "bad.json"
     bad.write_text("{")
     os.utime(bad, (1, 1))
     lines = said(studio, "/sessions").splitlines()
@@ -339,9 +340,9 @@ def test_the_list_of_sessions_has_the_latest_first_and_bears_a_damaged_one(make)
 def test_fifty_sessions_are_listed_at_most_with_the_count(make):
     studio = make()
     write(studio, "Once")
-    execute(studio, "/save s")
+    execute(studio, "/save s", keeper_of(studio))
     for number in range(60):
-        (studio.keeper.folder / f"s{number}.json").write_bytes(studio.keeper.path.read_bytes())
+        (keeper_of(studio).folder / f"s{number}.json").write_bytes(keeper_of(studio).path.read_bytes())
     lines = said(studio, "/sessions").splitlines()
     assert len(lines) == 52
     assert lines[-1].startswith("61 sessions, the latest 50 of them")
@@ -350,9 +351,9 @@ def test_fifty_sessions_are_listed_at_most_with_the_count(make):
 def test_copy_gives_the_story_to_the_clipboard(make):
     studio = make()
     with pytest.raises(UsageError, match="no story"):
-        execute(studio, "/copy")
+        execute(studio, "/copy", keeper_of(studio))
     write(studio, "Once")
-    assert execute(studio, "/copy").clipboard == "Once, and so on."
+    assert execute(studio, "/copy", keeper_of(studio)).clipboard == "Once, and so on."
 
 
 # --- exports ---
@@ -460,7 +461,7 @@ def test_a_replaced_file_keeps_its_mode(make, tmp_path):
         path = tmp_path / "a.txt"
         path.write_text("mine")
         path.chmod(mode)
-        execute(studio, f"/export {path} !")
+        execute(studio, f"/export {path} !", keeper_of(studio))
         assert stat.S_IMODE(path.stat().st_mode) == mode
         assert path.read_text() == "Once, and so on.\n"
 
@@ -470,9 +471,9 @@ def test_an_unknown_ending_names_the_five(make, tmp_path):
     write(studio, "Once")
     for name in ("a.doc", "a", ".txt"):
         with pytest.raises(UsageError, match=re.escape(".txt, .md, .json, .html, .svg")):
-            execute(studio, f"/export {tmp_path / name}")
+            execute(studio, f"/export {tmp_path / name}", keeper_of(studio))
     with pytest.raises(UsageError, match="takes a file"):
-        execute(studio, "/export")
+        execute(studio, "/export", keeper_of(studio))
 
 
 def test_a_file_that_is_there_is_replaced_only_when_told(make, tmp_path):
@@ -481,9 +482,9 @@ def test_a_file_that_is_there_is_replaced_only_when_told(make, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("mine")
     with pytest.raises(UsageError, match=re.escape(f"/export {path} ! replaces it")):
-        execute(studio, f"/export {path}")
+        execute(studio, f"/export {path}", keeper_of(studio))
     assert path.read_text() == "mine"
-    execute(studio, f"/export {path} !")
+    execute(studio, f"/export {path} !", keeper_of(studio))
     assert path.read_text() == "Once, and so on.\n"
 
 
@@ -491,12 +492,12 @@ def test_export_knows_the_home_folder_and_says_what_cannot_be_written(make, tmp_
     monkeypatch.setenv("HOME", str(tmp_path))
     studio = make()
     with pytest.raises(UsageError, match="no story"):
-        execute(studio, "/export ~/a.txt")
+        execute(studio, "/export ~/a.txt", keeper_of(studio))
     write(studio, "Once")
-    execute(studio, "/export ~/a.txt")
+    execute(studio, "/export ~/a.txt", keeper_of(studio))
     assert (tmp_path / "a.txt").exists()
     with pytest.raises(TinystoryError, match="No such file or directory"):
-        execute(studio, "/export ~/nowhere/a.txt")
+        execute(studio, "/export ~/nowhere/a.txt", keeper_of(studio))
     (tmp_path / "b.txt").mkdir()
     with pytest.raises(UsageError, match="not a file"):
-        execute(studio, "/export ~/b.txt !")
+        execute(studio, "/export ~/b.txt !", keeper_of(studio))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from keepers import keeper_of
 from safetensors.torch import load_file, save_file
 
 from tinystory.cli import main
@@ -124,9 +125,9 @@ def session(registry, backend, tmp_path_factory):
     calls = iter([False] * 4 + [True] * 1000)
     write(studio, [studio.begin("")], lambda: next(calls))
     assert studio.tree.node.written.finish_reason == "cancelled"
-    execute(studio, "/save ten")
-    studio.keeper.close()
-    return studio.keeper.path
+    execute(studio, "/save ten", keeper_of(studio))
+    keeper_of(studio).close()
+    return keeper_of(studio).path
 
 
 def replaced(turn, max_new_tokens):
@@ -185,10 +186,10 @@ def test_the_json_of_a_replay_is_one_object(session, capsys):
 
 def test_an_exported_story_replays_as_well(session, registry, backend, tmp_path, capsys):
     studio = new_studio(registry, backend, session.parent)
-    studio.keeper.resume("ten")
+    keeper_of(studio).resume("ten")
     studio.goto(5)
-    execute(studio, f"/export {tmp_path / 'story.json'}")
-    studio.keeper.close()
+    execute(studio, f"/export {tmp_path / 'story.json'}", keeper_of(studio))
+    keeper_of(studio).close()
     code, out, _ = replay(capsys, tmp_path / "story.json")
     assert code == 0
     assert "5 of 5 turns" in out
@@ -348,8 +349,8 @@ def test_a_search_is_run_again(registry, backend, search_file, tmp_path, capsys)
     write(studio, [replaced(studio.turn(""), 80)])
     calls = iter([False] * 3 + [True] * 1000)
     write(studio, [studio.begin("The owl")], lambda: next(calls))
-    studio.keeper.close()
-    path = studio.keeper.path
+    keeper_of(studio).close()
+    path = keeper_of(studio).path
     code, out, err = replay(capsys, path, "--decoder-file", search_file)
     assert code == 0, out + err
     assert "not checked: a search that was cancelled" in out
@@ -367,8 +368,8 @@ def test_a_recorded_decoder_reaches_no_model_that_is_not_here(registry, backend,
     studio = new_studio(registry, backend, tmp_path, seed=1)
     studio.decoder = parse_spec("straight", registry)
     write(studio, [studio.turn("Once upon a time")])
-    studio.keeper.close()
-    path = studio.keeper.path
+    keeper_of(studio).close()
+    path = keeper_of(studio).path
     path.write_text(path.read_text().replace('"spec":"straight"', '"spec":"straight some-body/model"'))
     code, _, err = replay(capsys, path, "--decoder-file", search_file)
     assert code == 2

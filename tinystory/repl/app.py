@@ -90,7 +90,7 @@ def chat(settings: ChatSettings) -> int:
     path = history_file()
     first_time = not path.exists()
     screen = Screen(sys.stdout, color=settings.color, theme=background(settings.theme))
-    app = App(studio, screen, settings, open_history(path))
+    app = App(studio, screen, settings, open_history(path), keeper)
     if not settings.quiet:
         app.screen.show(Line(_WELCOME if first_time else _WELCOME_BACK, "dim"))
         app.screen.show(*(Line(warning, "dim") for warning in registry.warnings))
@@ -119,8 +119,16 @@ def _given(settings: ChatSettings) -> set[str]:
 class App:
     """A studio at a terminal."""
 
-    def __init__(self, studio: Studio, screen: Screen, settings: ChatSettings, history: History | None = None) -> None:
+    def __init__(
+        self,
+        studio: Studio,
+        screen: Screen,
+        settings: ChatSettings,
+        history: History | None = None,
+        keeper: Keeper | None = None,
+    ) -> None:
         self.studio = studio
+        self.keeper = keeper
         self.screen = screen
         self.settings = settings
         self._dumb = is_dumb_terminal()
@@ -174,7 +182,7 @@ class App:
     def _loop(self) -> int:
         while True:
             try:
-                if problem := self.studio.keeper.problem() if self.studio.keeper else "":
+                if self.keeper and (problem := self.keeper.problem()):
                     self.screen.show(Line(problem, "note"))
                 self.screen.gap()
                 text = self._session.prompt()
@@ -197,7 +205,7 @@ class App:
             if not self._dumb:  # where nothing can be erased, the line is still there
                 self.screen.show(Line(PROMPT + text, "dim"))
             with Hushed():  # or Ctrl-C would leave its ^C among what is said
-                reply = execute(self.studio, text)
+                reply = execute(self.studio, text, self.keeper)
             return self._answer(reply)
         text = text.removeprefix("/") if text.startswith("//") else text
         self._write((self.studio.turn(text.rstrip(" \t")),))

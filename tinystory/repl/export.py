@@ -17,10 +17,9 @@ from tinystory.atomic import write_atomically
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.plugins import nearest
 from tinystory.repl.keeper import saved_session
-from tinystory.repl.pieces import spans
+from tinystory.repl.pieces import legend, spans
 from tinystory.repl.render import HEAT, Style, Theme
 from tinystory.repl.studio import Studio
-from tinystory.repl.tint import legend
 from tinystory.session_file import node_fields, session_fields
 from tinystory.story import Node
 from tinystory.untrusted import shown

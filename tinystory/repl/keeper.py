@@ -11,20 +11,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import platformdirs
 
 from tinystory.errors import SessionError, TinystoryError, UsageError
 from tinystory.loading import SHIPPED_MODELS
 from tinystory.plugins import nearest
+from tinystory.repl.studio import Studio
 from tinystory.repl.tint import TINTS, Tint
 from tinystory.session_file import SavedSession, load_session, now, save_session
 from tinystory.spec import parse_spec
 from tinystory.untrusted import shown
-
-if TYPE_CHECKING:
-    from tinystory.repl.studio import Studio
 
 if sys.platform != "win32":
     import fcntl
@@ -54,7 +52,7 @@ def session_names(folder: Path) -> list[str]:
     return [name for _, name in sorted(found, reverse=True)]
 
 
-def saved_session(studio: "Studio", *, automatic: bool = True, created: str = "") -> SavedSession:
+def saved_session(studio: Studio, *, automatic: bool = True, created: str = "") -> SavedSession:
     """What a studio would keep of itself."""
     tree = studio.tree
     hashes = [node.written.model_hash for node in tree.nodes.values() if node.written is not None]
@@ -86,7 +84,7 @@ class Keeper:
         automatic: whether that name was made here.
     """
 
-    studio: "Studio"
+    studio: Studio
     folder: Path = field(default_factory=sessions_folder)
     name: str = ""
     automatic: bool = True
@@ -99,8 +97,7 @@ class Keeper:
 
     def __post_init__(self) -> None:
         """Take the studio into care."""
-        self.studio.keeper = self
-        self.studio.changed = self.autosave
+        self.studio.on_change = self.autosave
 
     @property
     def path(self) -> Path:

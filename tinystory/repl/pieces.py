@@ -1,14 +1,17 @@
 """The story on the desk in pieces of text, each with a style of its own."""
 
+import math
 from collections.abc import Callable
+from typing import cast
 
+from tinystory.decoding import Token
 from tinystory.repl.render import Style
 from tinystory.repl.studio import Studio
-from tinystory.repl.tint import style_of
+from tinystory.repl.tint import MEASURES, Tint
 from tinystory.story import PathToken
 from tinystory.tokenizer import Detokenizer
 
-__all__ = ["spans"]
+__all__ = ["legend", "spans", "style_of"]
 
 
 def spans(studio: Studio, style_at: Callable[[int, PathToken], Style] | None = None) -> list[tuple[str, Style]]:
@@ -37,6 +40,27 @@ def spans(studio: Studio, style_at: Callable[[int, PathToken], Style] | None = N
             pieces.append((new, style))
     rest = studio.text[said:]
     return [*pieces, (rest, "")] if rest else pieces
+
+
+def style_of(token: Token, tint: Tint) -> Style:
+    """The style of a token; plain where tints are off or the measure is not known."""
+    if tint == "off":
+        return ""
+    measure, bounds, _ = MEASURES[tint]
+    value = measure(token)
+    if math.isnan(value) or (tint == "rank" and value < 0):
+        return ""
+    return cast(Style, f"heat{sum(value > bound for bound in bounds)}")
+
+
+def legend(tint: Tint) -> tuple[tuple[str, Style], ...]:
+    """What the colours mean, in them."""
+    if tint == "off":
+        return (("colours are off", ""),)
+    pieces: list[tuple[str, Style]] = [(f"{tint}: ", "")]
+    for heat, name in enumerate(MEASURES[tint][2]):
+        pieces += [(name, cast(Style, f"heat{heat}")), ("  ", "")]
+    return tuple(pieces[:-1])
 
 
 def _tinted(studio: Studio, token: PathToken) -> Style:

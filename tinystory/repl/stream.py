@@ -9,10 +9,9 @@ from tinystory.comparison import measures
 from tinystory.decoding import Token
 from tinystory.generate import DraftText, Ended, Text, TextEvent, Trimmed
 from tinystory.repl.commands.writing import checklist
-from tinystory.repl.pieces import spans
+from tinystory.repl.pieces import spans, style_of
 from tinystory.repl.render import REASONS, Screen, Spans, Style, statistics_line
 from tinystory.repl.studio import Studio
-from tinystory.repl.tint import style_of
 from tinystory.words import has_word
 
 __all__ = ["show_columns", "show_picked", "show_story", "stream"]

@@ -20,8 +20,6 @@ from tinystory.story import ROOT, Node, StoryTree, Written
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tinystory.repl.keeper import Keeper
-
 __all__ = ["Studio", "Turn", "random_seed"]
 
 
@@ -50,8 +48,7 @@ class Studio:
         results: what the engine reported of nodes written here, by their number.
         draw_seed: gives a seed where none is set.
         fresh_luck: an unfinished story is to go on with a new seed.
-        changed: called whenever a node has been added or the desk has changed.
-        keeper: keeps the session in a file; None where nothing does.
+        on_change: called whenever a node has been added or the desk has changed.
         choose: asks the person for a token, as in `Request`.
     """
 
@@ -70,8 +67,7 @@ class Studio:
     results: dict[int, Story] = field(default_factory=dict)
     draw_seed: Callable[[], int] = random_seed
     fresh_luck: bool = False
-    changed: Callable[[], None] = lambda: None
-    keeper: "Keeper | None" = field(default=None, repr=False, compare=False)
+    on_change: Callable[[], None] = lambda: None
     choose: "Callable[[Tensor, Step], int] | None" = field(default=None, repr=False, compare=False)
     first_decoder: Decoder = field(init=False, repr=False, compare=False)
 
@@ -196,7 +192,7 @@ class Studio:
     def goto(self, number: int) -> None:
         """Put a node on the desk; raises UsageError where there is none."""
         self.tree.goto(number)
-        self.changed()
+        self.on_change()
 
     def write(self, turns: Sequence[Turn], cancel: Callable[[], bool]) -> Generator[TextEvent, None, None]:
         """Let the model write; each turn becomes a node with what came, however this ends, and the last is on the desk.
@@ -307,7 +303,7 @@ class Studio:
             tail_ids,
         )
         node = self.tree.add(node)
-        self.changed()
+        self.on_change()
         return node
 
     def _healed(self, turn: Turn, text: str) -> Turn:

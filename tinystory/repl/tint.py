@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, cast
+from typing import Literal
 
 from tinystory.decoding import Token
-from tinystory.repl.render import Style
 
-__all__ = ["TINTS", "TINT_HELP", "Tint", "legend", "style_of"]
+__all__ = ["MEASURES", "TINTS", "TINT_HELP", "Tint"]
 
 Tint = Literal["off", "prob", "surprise", "rank", "entropy"]
 
 _BITS = 1 / math.log(2)
-_MEASURES: Mapping[str, tuple[Callable[[Token], float], tuple[float, ...], tuple[str, ...]]] = {
+MEASURES: Mapping[str, tuple[Callable[[Token], float], tuple[float, ...], tuple[str, ...]]] = {
     "prob": (
         lambda token: -math.exp(token.logprob), (-0.5, -0.2, -0.05, -0.01), ("≥ 50 %", "20", "5", "1", "below 1 %")
     ),
@@ -33,24 +32,3 @@ TINT_HELP: Mapping[str, str] = {
 }
 
 TINTS = tuple(TINT_HELP)
-
-
-def style_of(token: Token, tint: Tint) -> Style:
-    """The style of a token; plain where tints are off or the measure is not known."""
-    if tint == "off":
-        return ""
-    measure, bounds, _ = _MEASURES[tint]
-    value = measure(token)
-    if math.isnan(value) or (tint == "rank" and value < 0):
-        return ""
-    return cast(Style, f"heat{sum(value > bound for bound in bounds)}")
-
-
-def legend(tint: Tint) -> tuple[tuple[str, Style], ...]:
-    """What the colours mean, in them."""
-    if tint == "off":
-        return (("colours are off", ""),)
-    pieces: list[tuple[str, Style]] = [(f"{tint}: ", "")]
-    for heat, name in enumerate(_MEASURES[tint][2]):
-        pieces += [(name, cast(Style, f"heat{heat}")), ("  ", "")]
-    return tuple(pieces[:-1])

@@ -7,16 +7,18 @@ raises TinystoryError for wrong input, and has then changed nothing.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Literal
 
-from tinystory.errors import UsageError
+from tinystory.errors import SessionError, UsageError
 from tinystory.plugins import nearest
 from tinystory.repl.backend import Backend
+from tinystory.repl.keeper import Keeper
 from tinystory.repl.render import Block, Story
 from tinystory.repl.studio import Studio, Turn
 from tinystory.untrusted import shown
 
-__all__ = ["COMMANDS", "Argument", "Command", "Reply", "command", "execute", "find", "split"]
+__all__ = ["COMMANDS", "Argument", "Command", "Reply", "command", "execute", "find", "keeping_command", "split"]
 
 Argument = Literal[
     "", "command", "decoder", "file", "folder", "folders", "preset", "seed", "session", "spec", "specs", "stage", "view"
@@ -55,7 +57,7 @@ class Command:
         name: without the slash.
         usage: its argument as shown in help, empty when it takes none.
         help: one line.
-        run: does it; its docstring is the longer help.
+        run: does it, with the studio, the argument, and who keeps the session; its docstring is the longer help.
         argument: for completion.
         aliases: other names.
     """
@@ -63,7 +65,7 @@ class Command:
     name: str
     usage: str
     help: str
-    run: Callable[[Studio, str], Reply]
+    run: Callable[[Studio, str, Keeper | None], Reply]
     argument: Argument = ""
     aliases: tuple[str, ...] = ()
 
@@ -77,15 +79,36 @@ COMMANDS: dict[str, Command] = {}
 """By name, in the order of /help; aliases are not in it."""
 
 Run = Callable[[Studio, str], Reply]
+KeepingRun = Callable[[Keeper, str], Reply]
 
 
 def command(
     name: str, usage: str, help: str, argument: Argument = "", aliases: tuple[str, ...] = ()
 ) -> Callable[[Run], Run]:
-    """Enter a function as the command `/name`."""
+    """Enter a function of studio and argument as the command `/name`."""
 
     def enter(run: Run) -> Run:
-        COMMANDS[name] = Command(name, usage, help, run, argument, aliases)
+        @wraps(run)
+        def with_studio(studio: Studio, text: str, _keeper: Keeper | None) -> Reply:
+            return run(studio, text)
+
+        COMMANDS[name] = Command(name, usage, help, with_studio, argument, aliases)
+        return run
+
+    return enter
+
+
+def keeping_command(name: str, usage: str, help: str, argument: Argument = "") -> Callable[[KeepingRun], KeepingRun]:
+    """Enter a function of keeper and argument as the command `/name`; a chat that keeps nothing refuses it."""
+
+    def enter(run: KeepingRun) -> KeepingRun:
+        @wraps(run)
+        def with_keeper(_studio: Studio, text: str, keeper: Keeper | None) -> Reply:
+            if keeper is None:
+                raise SessionError("this chat keeps no session")
+            return run(keeper, text)
+
+        COMMANDS[name] = Command(name, usage, help, with_keeper, argument)
         return run
 
     return enter
@@ -105,8 +128,13 @@ def find(name: str) -> Command:
     raise UsageError(f"{shown('/' + name)[1:-1]} is no command: {hint} (a story begins with a slash after `//`)")
 
 
-def execute(studio: Studio, line: str) -> Reply:
+def execute(studio: Studio, line: str, keeper: Keeper | None = None) -> Reply:
     """Run a line that begins with a slash.
+
+    Args:
+        studio: to act on.
+        line: as typed.
+        keeper: of the studio's session; None where it is not kept.
 
     Raises:
         TinystoryError: wrong input, or the command failed.
@@ -115,7 +143,7 @@ def execute(studio: Studio, line: str) -> Reply:
     found = find(name)
     if argument and not found.usage:
         raise UsageError(f"/{found.name} takes nothing after it")
-    return found.run(studio, argument)
+    return found.run(studio, argument, keeper)
 
 
 def split(line: str) -> tuple[str, str]:

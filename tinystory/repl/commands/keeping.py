@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tinystory.errors import SessionError, UsageError
-from tinystory.repl.commands.base import Reply, command
+from tinystory.repl.commands.base import Reply, command, keeping_command
 from tinystory.repl.keeper import Keeper, session_names
 from tinystory.repl.render import Line, Story, Table
 from tinystory.repl.studio import Studio
@@ -16,14 +16,15 @@ __all__: list[str] = []
 _MOST_SESSIONS = 50
 
 
-@command("save", "[NAME]", "give this session a name; it is saved by itself after each turn", argument="session")
-def _save(studio: Studio, argument: str) -> Reply:
+@keeping_command(
+    "save", "[NAME]", "give this session a name; it is saved by itself after each turn", argument="session"
+)
+def _save(keeper: Keeper, argument: str) -> Reply:
     """Sessions are files for you alone; `tinystory chat --resume NAME` or /load NAME opens one again.
 
     A name has letters, digits, dashes, underscores and dots.
     """
-    keeper = _keeper(studio)
-    if not studio.tree.nodes:
+    if not keeper.studio.tree.nodes:
         raise UsageError("nothing has been written yet that could be saved")
     if argument:
         keeper.rename(argument)
@@ -32,18 +33,16 @@ def _save(studio: Studio, argument: str) -> Reply:
     return Reply((Line(f"{keeper.name} is saved as {keeper.path}", "note"),))
 
 
-@command("load", "NAME", "open another session; this one is saved first", argument="session")
-def _load(studio: Studio, argument: str) -> Reply:
-    keeper = _keeper(studio)
+@keeping_command("load", "NAME", "open another session; this one is saved first", "session")
+def _load(keeper: Keeper, argument: str) -> Reply:
     if not argument:
         raise UsageError("/load takes the name of a session; /sessions lists them")
     notices = keeper.load(argument)
     return Reply((*(Line(notice, "note") for notice in notices), Story()))
 
 
-@command("sessions", "", "list the sessions that have been kept, the latest first")
-def _sessions(studio: Studio, argument: str) -> Reply:
-    keeper = _keeper(studio)
+@keeping_command("sessions", "", "list the sessions that have been kept, the latest first")
+def _sessions(keeper: Keeper, argument: str) -> Reply:
     names = session_names(keeper.folder)
     if not names:
         return Reply((Line("no session has been kept yet", "dim"),))
@@ -80,12 +79,6 @@ def _copy(studio: Studio, argument: str) -> Reply:
     if not studio.text:
         raise UsageError("there is no story on the desk to copy")
     return Reply(clipboard=studio.text)
-
-
-def _keeper(studio: Studio) -> Keeper:
-    if studio.keeper is None:
-        raise SessionError("this chat keeps no session")
-    return studio.keeper
 
 
 def _row(keeper: Keeper, name: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from tinystory.errors import UsageError
 from tinystory.plugins import nearest
 from tinystory.repl.commands.base import Reply, command
 from tinystory.repl.commands.writing import texts, whole_number
+from tinystory.repl.pieces import legend
 from tinystory.repl.recall import (
     NEXT,
     check_own,
@@ -27,7 +28,7 @@ from tinystory.repl.recall import (
 )
 from tinystory.repl.render import Bars, Line, Spans, Story, Style, Table
 from tinystory.repl.studio import Studio
-from tinystory.repl.tint import TINTS, Tint, legend
+from tinystory.repl.tint import TINTS, Tint
 from tinystory.story import Node
 from tinystory.tracing import Pick, Telling, alternatives, funnel, retrace
 from tinystory.untrusted import regular_file_size, shown

@@ -49,7 +49,7 @@ def _undo(studio: Studio, argument: str) -> Reply:
     n = whole_number(argument, "/undo", 1) if argument else 1
     if not studio.tree.undo(n):
         raise UsageError("this is the blank page; there is nothing before it")
-    studio.changed()
+    studio.on_change()
     return Reply((Story(),))
 
 
@@ -58,7 +58,7 @@ def _redo(studio: Studio, argument: str) -> Reply:
     n = whole_number(argument, "/redo", 1) if argument else 1
     if not studio.tree.redo(n):
         raise UsageError("nothing comes after this; /tree shows the other branches")
-    studio.changed()
+    studio.on_change()
     return Reply((Story(),))
 
 
