@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tinystory.decoding import LogitsProcessor, Request, Step, option
-from tinystory.words import Watch, Watched, check_words
+from tinystory.text.words import Watch, Watched, check_words
 
 if TYPE_CHECKING:
     from torch import Tensor

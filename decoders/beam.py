@@ -23,7 +23,7 @@ from tinystory.decoding import (
     Token,
     option,
 )
-from tinystory.searching import Rows, Telling, shared_length
+from tinystory.decoding.searching import Rows, Telling, shared_length
 
 if TYPE_CHECKING:
     from torch import Tensor

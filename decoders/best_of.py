@@ -22,8 +22,8 @@ from tinystory.decoding import (
     Token,
     option,
 )
-from tinystory.loop import run
-from tinystory.searching import Telling, shared_length
+from tinystory.decoding.loop import run
+from tinystory.decoding.searching import Telling, shared_length
 
 Worth = tuple[float, float]
 """A story's score, and its mean log-probability, which decides between equal scores."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinystory.decoding import Chain, Commit, Event, Finish, Request, Search, Session, Step, Token, option
+from tinystory.decoding.loop import shrunk
 from tinystory.errors import UsageError
-from tinystory.loop import shrunk
 from tinystory_decoders.beam import best
 
 if TYPE_CHECKING:

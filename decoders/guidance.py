@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from tinystory.companion import Companion
 from tinystory.decoding import LogitsProcessor, Request, Step, option
+from tinystory.decoding.companion import Companion
 
 if TYPE_CHECKING:
     from torch import Tensor

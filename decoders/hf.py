@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinystory.decoding import LogitsProcessor, Request, Step, option
-from tinystory.errors import UsageError
-from tinystory.plugins import nearest
-from tinystory.untrusted import shown
+from tinystory.errors import UsageError, nearest
+from tinystory.safe.reading import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

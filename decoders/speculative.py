@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from tinystory.companion import Companion
 from tinystory.decoding import (
     Chain,
     ChainState,
@@ -26,8 +25,9 @@ from tinystory.decoding import (
     Token,
     option,
 )
+from tinystory.decoding.companion import Companion
+from tinystory.decoding.loop import shrunk
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.loop import shrunk
 
 if TYPE_CHECKING:
     from torch import Tensor

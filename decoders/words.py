@@ -26,9 +26,9 @@ from tinystory.decoding import (
     Vocabulary,
     option,
 )
+from tinystory.decoding.loop import shrunk
 from tinystory.errors import UsageError
-from tinystory.loop import shrunk
-from tinystory.words import begins_inside_word, check_words, has_word
+from tinystory.text.words import begins_inside_word, check_words, has_word
 
 if TYPE_CHECKING:
     from torch import Tensor

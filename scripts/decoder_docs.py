@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinystory.decoding import Decoder, Request, Stage, latest_half
+from tinystory.decoding.options import Option, options_of
+from tinystory.decoding.plugins import Registry, discover
+from tinystory.decoding.spec import example_decoder, format_spec, format_value, parse_spec
 from tinystory.errors import TinystoryError
-from tinystory.options import Option, options_of
-from tinystory.plugins import Registry, discover
-from tinystory.spec import example_decoder, format_spec, format_value, parse_spec
 
 if TYPE_CHECKING:
-    from tinystory.loading import LoadedModel
+    from tinystory.session.loading import LoadedModel
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, DATA = ROOT / "docs" / "decoders.md", ROOT / "docs" / "decoders.json"
@@ -143,8 +143,8 @@ def _known(known: Mapping[str, Any]) -> Iterator[str]:
 
 def measured(registry: Registry, stories: str, only: Sequence[str] | None, known: Mapping[str, Any]) -> dict[str, Any]:
     """Samples and figures of every decoder, as they stand in the JSON file."""
-    from tinystory.loading import load
-    from tinystory.sources import read_stories
+    from tinystory.data.sources import read_stories
+    from tinystory.session.loading import load
 
     model = load()
     real = [_real(model, text) for text in islice(read_stories(stories), N_REAL)]
@@ -167,7 +167,7 @@ def measured(registry: Registry, stories: str, only: Sequence[str] | None, known
 
 def _real(model: "LoadedModel", text: str) -> Any:
     """A real story's ids, the end included where it fits, and the model's logits for each but the first."""
-    from tinystory.walk import story_logits
+    from tinystory.story.walk import story_logits
 
     ids = [*model.tokenizer.encode(text), min(model.tokenizer.eos_ids)][:REAL_TOKENS]
     return ids, story_logits(model.session, ids, latest_half)
@@ -199,7 +199,7 @@ def _rounded(**figures: float | None) -> dict[str, float | None]:
 
 def _write(model: "LoadedModel", decoder: Decoder, seed: int, n_tokens: int) -> tuple[str, float, float]:
     """A story: its text, its tokens a CPU second, its bits a token."""
-    from tinystory.generate import Ended, StoryRequest, write
+    from tinystory.writing.generate import Ended, StoryRequest, write
 
     before = time.process_time()
     events = list(write(model.session, model.tokenizer, [StoryRequest(PROMPT, decoder, seed, n_tokens)]))
@@ -210,7 +210,7 @@ def _write(model: "LoadedModel", decoder: Decoder, seed: int, n_tokens: int) -> 
 
 def _along(decoder: Decoder, real: Sequence[Any], model: "LoadedModel") -> tuple[float | None, float | None]:
     """How many tokens a chain leaves on average along real stories, and the share of their tokens that it removes."""
-    from tinystory.walk import walk
+    from tinystory.story.walk import walk
 
     counts, gone = [], []
     for ids, logits in real:

@@ -11,8 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from tinystory.checkpoint.shipped import find_model
+from tinystory.checkpoint.tokenizers import load_tokenizer
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.loading import find_model, load_tokenizer
 from tinystory_decoders.watermark import Detection, Watermark, detect
 
 

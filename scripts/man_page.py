@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinystory.cli import build_parser
+from tinystory.commands.flags import build_parser
 from tinystory.settings import BUILT_IN, Setting, allowed, variable
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "tinystory.1"

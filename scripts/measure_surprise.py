@@ -8,11 +8,11 @@ Mirostat's default target comes from here. The stories begin at BOS, with the se
 import argparse
 import sys
 
+from tinystory.decoding.plugins import discover
+from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import TinystoryError
-from tinystory.generate import Ended, StoryRequest, bits_per_token, write
-from tinystory.loading import LoadedModel, load
-from tinystory.plugins import discover
-from tinystory.spec import format_spec, parse_spec
+from tinystory.session.loading import LoadedModel, load
+from tinystory.writing.generate import Ended, StoryRequest, bits_per_token, write
 
 
 def surprise(loaded: LoadedModel, spec: str, n_stories: int, max_tokens: int) -> tuple[float, int]:

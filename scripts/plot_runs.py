@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tinystory.errors import TinystoryError
-from tinystory.plotting import plot_runs, read_metrics
+from tinystory.training.plotting import plot_runs, read_metrics
 
 
 def main() -> int:

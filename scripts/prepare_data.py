@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from tinystory.checkpoint.tokenizers import find_tokenizer
+from tinystory.data.prepare import prepare
+from tinystory.data.selection import Selection
+from tinystory.data.shards import TokenShards
+from tinystory.data.sources import SourceReport
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.presets import load_tokenizer
-from tinystory.selection import Selection
-from tinystory.shards import TokenShards, prepare
-from tinystory.sources import SourceReport
 
 console = Console(stderr=True)
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     """Prepare one or both parts."""
     if args.valid and args.test_split:
         raise UsageError("give either --valid or --test-split")
-    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer = find_tokenizer(args.tokenizer)
     chosen = {"fraction": args.fraction, "test_split": args.test_split, "seed": args.seed}
     parts = {"train": (args.data, args.split, Selection(**chosen))}
     if args.valid:

@@ -15,9 +15,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tinystory.data.records import SEPARATOR
+from tinystory.data.sources import read_stories
 from tinystory.errors import TinystoryError
-from tinystory.records import SEPARATOR
-from tinystory.sources import read_stories
 
 TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\n+|\d+|[^\w\s]+|_+")
 HELD_OUT = 10

@@ -13,15 +13,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from tinystory.decoding.plugins import discover
+from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError
-from tinystory.plugins import discover
 from tinystory.repl.app import App
-from tinystory.repl.backend import ModelBackend
 from tinystory.repl.export import SVG
-from tinystory.repl.render import Screen
 from tinystory.repl.settings import ChatSettings
-from tinystory.repl.studio import Studio
-from tinystory.spec import parse_spec
+from tinystory.screen.screen import Screen
+from tinystory.studio.backend import ModelBackend
+from tinystory.studio.studio import Studio
 
 WIDTH = 100
 SCENES = {

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from tinystory.checkpoint import load_model, read_header, save_checkpoint
+from tinystory.checkpoint.tokenizers import load_tokenizer
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.loading import load_tokenizer
 
 
 def ship(checkpoint: Path, out: Path, card: str | None) -> None:

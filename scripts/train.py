@@ -26,19 +26,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tinystory
 from tinystory.checkpoint import load_model
-from tinystory.data import BatchPlan, collate, share
-from tinystory.distributed import Ranks, joined
+from tinystory.checkpoint.shipped import find_model
+from tinystory.checkpoint.tokenizers import find_tokenizer
+from tinystory.data.batches import BatchPlan, collate, share
+from tinystory.data.prepare import prepare
+from tinystory.data.selection import Selection
+from tinystory.data.shards import TokenShards, fingerprint
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.loading import find_model
-from tinystory.model import Transformer
-from tinystory.plotting import plot_metrics, read_metrics
-from tinystory.presets import PRESETS, RunConfig, fields_of, load_tokenizer, resolve
-from tinystory.runs import Run, TrainState
-from tinystory.sampling import sample_stories
-from tinystory.selection import Selection
-from tinystory.shards import TokenShards, fingerprint, prepare
-from tinystory.tokenizer import Tokenizer
-from tinystory.training import (
+from tinystory.model.transformer import Transformer
+from tinystory.safe.showing import visible
+from tinystory.text.tokenizer import Tokenizer
+from tinystory.training.config import PRESETS, RunConfig, fields_of, resolve
+from tinystory.training.distributed import Ranks, joined
+from tinystory.training.plotting import plot_metrics, read_metrics
+from tinystory.training.run import Run, TrainState
+from tinystory.training.sampling import sample_stories
+from tinystory.training.step import (
     averaged,
     backward,
     evaluate_loss,
@@ -47,7 +50,6 @@ from tinystory.training import (
     optimizer_step,
     update_average,
 )
-from tinystory.visible import visible
 
 HUB_DATASET = "roneneldan/TinyStories"
 
@@ -197,7 +199,7 @@ def open_run(args: argparse.Namespace, ranks: Ranks) -> tuple[Run, RunConfig, To
             "--data is missing: give story files (.txt with <|endoftext|> between stories, .jsonl, .parquet),\n"
             f"a folder saved by datasets, or {HUB_DATASET} (2 GB from the Hugging Face hub)"
         )
-    run, tokenizer = Run(args.out), load_tokenizer(config.data.tokenizer)
+    run, tokenizer = Run(args.out), find_tokenizer(config.data.tokenizer)
     shape = config.model.model_config(tokenizer.vocab_size)  # an impossible one is refused before anything is written
     if config.model.init and (theirs := find_model(config.model.init)[1].config) and theirs != shape:
         raise UsageError(
@@ -215,7 +217,7 @@ def load_teacher(name: str, config: RunConfig, tokenizer: Tokenizer, ranks: Rank
     name, header = find_model(name)
     if header.config is None:
         raise UsageError(f"{name} is neither a Llama nor a GPT-2 model, so it cannot teach")
-    if fingerprint(load_tokenizer(str(header.directory))) != fingerprint(tokenizer):
+    if fingerprint(find_tokenizer(str(header.directory))) != fingerprint(tokenizer):
         raise UsageError(f"{name} has another vocabulary than this run, so it cannot teach")
     if header.config.max_seq_len < config.model.max_seq_len:
         raise UsageError(f"{name} sees {header.config.max_seq_len} tokens, a row has {config.model.max_seq_len}")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from tinystory.data.sources import read_stories
 from tinystory.errors import TinystoryError
-from tinystory.sources import read_stories
-from tinystory.tokenizer import END_OF_TEXT
+from tinystory.text.tokenizer import END_OF_TEXT
 
 
 def train(stories: list[str], vocab_size: int) -> Tokenizer:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import yaml
 
-from tinystory.errors import TinystoryError, UsageError
-from tinystory.generate import Ended, Story, StoryRequest, write
-from tinystory.loading import load
-from tinystory.plugins import discover
-from tinystory.spec import format_spec, parse_spec
-from tinystory.visible import visible
+from tinystory.decoding.plugins import discover
+from tinystory.decoding.spec import format_spec, parse_spec
+from tinystory.errors import TinystoryError, UsageError, one_line
+from tinystory.safe.showing import visible
+from tinystory.session.loading import load
+from tinystory.writing.generate import Ended, Story, StoryRequest, write
 
 
 def read_prompts(path: Path, limit: int | None) -> list[str]:
@@ -25,7 +25,7 @@ def read_prompts(path: Path, limit: int | None) -> list[str]:
     try:
         prompts = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(prompts, list) or not prompts or not all(isinstance(one, str) for one in prompts):
         raise UsageError(f"{path} is no YAML list of texts")
     return prompts[:limit]

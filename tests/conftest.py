@@ -99,7 +99,7 @@ def story_file(stories, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(stories, load_script):
     """A byte-level BPE of 300 tokens trained on the stories by the script that trains ours."""
-    from tinystory.tokenizer import Tokenizer
+    from tinystory.text.tokenizer import Tokenizer
 
     fast = load_script("train_tokenizer").train(stories, 300)
     return Tokenizer(fast, 0, frozenset({0}))
@@ -108,9 +108,9 @@ def tokenizer(stories, load_script):
 @pytest.fixture(scope="session")
 def checkpoint(tokenizer, tmp_path_factory):
     """A saved tiny llama with random weights and a context of 64 tokens."""
-    from tinystory.checkpoint_save import save_checkpoint
-    from tinystory.config import ModelConfig
-    from tinystory.model import Transformer
+    from tinystory.checkpoint.save import save_checkpoint
+    from tinystory.model.config import ModelConfig
+    from tinystory.model.transformer import Transformer
 
     torch.manual_seed(3)
     model = Transformer(ModelConfig.llama(300, 2, 2, 32, 64, 48))

@@ -1,6 +1,10 @@
 """The errors a user can cause. Each message says what is wrong and what to do, in one or two lines."""
 
-__all__ = ["CheckpointError", "SessionError", "TinystoryError", "UsageError"]
+import difflib
+import re
+from collections.abc import Iterable
+
+__all__ = ["CheckpointError", "SessionError", "TinystoryError", "UsageError", "nearest", "one_line"]
 
 
 class TinystoryError(Exception):
@@ -27,3 +31,30 @@ class SessionError(TinystoryError):
     def __init__(self, message: str, *, damaged: bool = False) -> None:
         super().__init__(message)
         self.damaged = damaged
+
+
+def nearest(text: str, names: Iterable[str]) -> str | None:
+    """The name most like a mistyped one, if any is; case, hyphens and underscores do not count.
+
+    >>> nearest("TopK", ["greedy", "top-k"])
+    'top-k'
+    """
+
+    def fold(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower())
+
+    folded = {fold(name): name for name in names}
+    near = difflib.get_close_matches(fold(text[:60]), folded, n=1)
+    return folded[near[0]] if near else None
+
+
+def one_line(error: BaseException, *, kind: bool = False) -> str:
+    r"""Return what an error says as one line of at most 160 characters; with `kind` its class comes first.
+
+    >>> one_line(ValueError("too\nlarge"), kind=True)
+    'ValueError: too large'
+    """
+    message = " ".join(str(error).split())[:160]
+    if not message:
+        return type(error).__name__
+    return f"{type(error).__name__}: {message}" if kind else message

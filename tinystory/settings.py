@@ -11,11 +11,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from tinystory.errors import UsageError
+from tinystory.folders import config_file
 
-__all__ = ["BUILT_IN", "CHOICES", "Setting", "allowed", "config_file", "parse", "resolve", "variable"]
+__all__ = ["BUILT_IN", "CHOICES", "Setting", "allowed", "parse", "resolve", "variable"]
 
 BUILT_IN: Mapping[str, Any] = {
     "model": "default",
@@ -62,11 +61,6 @@ class Setting:
         if isinstance(self.value, bool):
             return str(self.value).lower()
         return "random" if self.value is None else str(self.value)
-
-
-def config_file() -> Path:
-    """Where the user's defaults are read from."""
-    return platformdirs.user_config_path("tinystory") / "config.toml"
 
 
 def variable(name: str) -> str:

@@ -12,14 +12,14 @@ __all__ = ["run"]
 def run(args: argparse.Namespace) -> int:
     """Open the studio, or do what `generate` does when text is piped in or out."""
     if sys.stdin is None or not sys.stdin.isatty() or not sys.stdout.isatty():
-        from tinystory.commands import generate
+        from tinystory.commands.generate import one as generate
 
         if args.resume is not None:
             raise UsageError("--resume opens a session at a terminal; here standard input or output is none")
         args.num, args.json, args.jsonl = 1, False, False
         args.prompts = args.out = args.batch_size = None
         return generate.run(args)
-    from tinystory.commands.writing import check_stop, prompt_of
+    from tinystory.commands.shared import check_stop, prompt_of
     from tinystory.repl.app import ChatSettings, chat
 
     check_stop(args)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from shutil import get_terminal_size
 from typing import Any
 
-from tinystory.columns import Columns
-from tinystory.commands.writing import (
+from tinystory.checkpoint.shipped import find_model
+from tinystory.commands.shared import (
     check_stop,
     common_fields,
     event_fields,
@@ -22,13 +22,14 @@ from tinystory.commands.writing import (
     styled,
     warn,
 )
-from tinystory.comparison import Measures, check_count, measures, requests
+from tinystory.decoding.plugins import discover
+from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import TinystoryError
-from tinystory.generate import Ended, Story, StoryRequest, Text, TextEvent, Trimmed, write
-from tinystory.loading import LoadedModel, find_model
-from tinystory.plugins import discover
-from tinystory.spec import format_spec, parse_spec
-from tinystory.visible import visible
+from tinystory.evaluation.comparison import Measures, check_count, measures, requests
+from tinystory.safe.showing import visible
+from tinystory.screen.columns import Columns
+from tinystory.session.loading import LoadedModel
+from tinystory.writing.generate import Ended, Story, StoryRequest, Text, TextEvent, Trimmed, write
 
 __all__ = ["run"]
 

@@ -88,9 +88,10 @@ def _completer(action: argparse.Action) -> object:
 
 def _suggestions(command: str, prefix: str) -> dict[str, str]:
     """What the studio would suggest for a command's argument, as whole words."""
-    from tinystory.plugins import discover
+    from tinystory.decoding.plugins import discover
+    from tinystory.folders import sessions_folder
     from tinystory.repl.completion import Names, complete
-    from tinystory.repl.keeper import session_names, sessions_folder
+    from tinystory.studio.keeper import session_names
 
     names = Names(sessions=lambda: session_names(sessions_folder()))
     found = complete(f"/{command} {prefix}", discover(), names)

@@ -5,8 +5,8 @@ import dataclasses
 import json
 import sys
 
-from tinystory.settings import config_file
-from tinystory.visible import visible
+from tinystory.folders import config_file
+from tinystory.safe.showing import visible
 
 __all__ = ["run"]
 

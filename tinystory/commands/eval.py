@@ -10,18 +10,19 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from tinystory.commands.console import progress_bar, table_console
-from tinystory.commands.writing import load_with_torch
+from tinystory.checkpoint.shipped import find_model
+from tinystory.commands.shared import load_with_torch
 from tinystory.decoding import Decoder
+from tinystory.decoding.plugins import discover
+from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import UsageError
-from tinystory.loading import LoadedModel, find_model
-from tinystory.plugins import discover
-from tinystory.spec import format_spec, parse_spec
-from tinystory.visible import visible
+from tinystory.safe.showing import visible
+from tinystory.screen.console import progress_bar, table_console
+from tinystory.session.loading import LoadedModel
 
 if TYPE_CHECKING:
-    from tinystory.evaluation import Evaluation
-    from tinystory.generate import Story
+    from tinystory.evaluation.perplexity import Evaluation
+    from tinystory.writing.generate import Story
 
 __all__ = ["run"]
 
@@ -54,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--limit is {args.limit}; it must be at least 1")
     decoder = _decoder(args)
     name, header = find_model(args.model)
-    from tinystory.sources import read_stories
+    from tinystory.data.sources import read_stories
 
     stories = list(islice(read_stories(args.data, split="validation"), args.limit))
     training = read_stories(args.train) if args.train is not None else None
     if training:  # a file without a story shows now, not after the model has written
         training = chain([next(training)], training)
     model = load_with_torch(args, name, header)
-    from tinystory.evaluation import evaluate
+    from tinystory.evaluation.perplexity import evaluate
 
     with progress_bar(args, "scoring", len(stories)) as progress:
         result = evaluate(model.session, model.tokenizer, stories, cut=args.cut, progress=progress)
@@ -99,7 +100,9 @@ def _story_report(
     With a training text, words and 8-grams are looked up in that; without one, words are in the stories of the
     data that are not on the real side.
     """
-    from tinystory.report import describe, known_runs, ngram_count
+    from tinystory.evaluation.copied import known_runs
+    from tinystory.evaluation.ngrams import ngram_count
+    from tinystory.evaluation.report import describe
 
     real, others = _real_side(stories, args.stories, keep_others=training is None)
     if len(real) < args.stories:
@@ -155,7 +158,7 @@ def _real_side(stories: Sequence[str], n: int, *, keep_others: bool) -> tuple[li
 
 def _write(args: argparse.Namespace, model: LoadedModel, decoder: Decoder, seed: int) -> "list[Story]":
     """Stories from BOS, numbered siblings of one seed."""
-    from tinystory.generate import Ended, StoryRequest, write
+    from tinystory.writing.generate import Ended, StoryRequest, write
 
     numbers = range(args.stories)
     requests = [StoryRequest("", decoder, seed, args.max_tokens, number=number) for number in numbers]

@@ -3,14 +3,14 @@
 import argparse
 import sys
 
-from tinystory.visible import visible
+from tinystory.safe.showing import visible
 
 __all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and say how to use the result."""
-    from tinystory.llama2c import import_llama2c
+    from tinystory.checkpoint.formats.llama2c import import_llama2c
 
     import_llama2c(args.file, args.tokenizer, args.out)
     if not args.quiet:

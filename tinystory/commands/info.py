@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from tinystory.checkpoint import CheckpointHeader, model_hash
-from tinystory.loading import find_model
-from tinystory.visible import visible
+from tinystory.checkpoint.shipped import find_model
+from tinystory.safe.showing import visible
 
 __all__ = ["run"]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import tinystory
+from tinystory.decoding.plugins import Registry, discover
 from tinystory.errors import CheckpointError, UsageError
-from tinystory.loading import DTYPES, LoadedModel, load
-from tinystory.plugins import Registry, discover
-from tinystory.session_file import load_session
-from tinystory.story import Node, StoryTree, Written
-from tinystory.visible import visible
+from tinystory.safe.showing import visible
+from tinystory.session.loading import DTYPES, LoadedModel, load
+from tinystory.story.session_file import load_session
+from tinystory.story.tree import Node, StoryTree, Written
 
 __all__ = ["run"]
 
@@ -59,7 +59,7 @@ class _Models:
             CheckpointError: it is not, or is damaged.
             UsageError: the file names a dtype that there is not.
         """
-        from tinystory.replay import is_local
+        from tinystory.story.replay import is_local
 
         name = self._args.with_model or written.model
         if not self._args.with_model and not is_local(name):
@@ -76,7 +76,7 @@ class _Models:
 
 def _replayed(tree: StoryTree, nodes: list[Node], registry: Registry, models: _Models) -> Iterator[dict[str, Any]]:
     """A row a node, up to the first that differs."""
-    from tinystory.replay import replay_node
+    from tinystory.story.replay import replay_node
 
     for n_done, node in enumerate(nodes):
         written = node.written

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinystory
-from tinystory.atomic import write_atomically
-from tinystory.commands.console import progress_bar, table_console
-from tinystory.commands.writing import load_with_torch, warn
+from tinystory.checkpoint.shipped import find_model
+from tinystory.commands.shared import load_with_torch, warn
 from tinystory.decoding import Decoder
+from tinystory.decoding.plugins import Registry, discover
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.loading import LoadedModel, find_model
-from tinystory.plugins import Registry, discover
+from tinystory.safe.showing import visible
+from tinystory.safe.writing import write_atomically
+from tinystory.screen.console import progress_bar, table_console
+from tinystory.session.loading import LoadedModel
 from tinystory.study.grid import BUILT_IN, decoders_of, read_grid
 from tinystory.study.prompts import FEWEST, read_prompts
-from tinystory.visible import visible
 
 if TYPE_CHECKING:
     from tinystory.study.collection import Plan
@@ -44,14 +45,14 @@ def run(args: argparse.Namespace) -> int:
         reasons = ", ".join(dict.fromkeys(skipped.values()))
         warn(args, [f"{len(skipped)} decoders of the grid are left out: {reasons}"])
     name, header = find_model(args.model)
-    from tinystory.sources import read_stories
+    from tinystory.data.sources import read_stories
 
     prompts = _prompts(args)
     stories = read_stories(args.real, split="validation")
     training = read_stories(args.train) if args.train else None
     args.out.mkdir(parents=True, exist_ok=True)
     model = load_with_torch(args, name, header)
-    from tinystory.report import words
+    from tinystory.evaluation.ngrams import words
     from tinystory.study.collection import Plan, collect
     from tinystory.study.excerpts import real_groups
     from tinystory.study.findings import findings
@@ -119,7 +120,7 @@ def _journal(
     args: argparse.Namespace, model: LoadedModel, plan: "Plan", real: "Sequence[Sequence[Excerpt]]"
 ) -> "Journal":
     """The one in the folder, which must be about the same; decoders and seeds may be added to it."""
-    from tinystory.prompts import digest
+    from tinystory.data.prompts import digest
     from tinystory.study.journal import Journal
 
     texts = [excerpt.text for group in real for excerpt in group]

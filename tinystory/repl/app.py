@@ -17,31 +17,33 @@ from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.styles import Style
-from prompt_toolkit.utils import is_dumb_terminal
+from prompt_toolkit.utils import get_cwidth, is_dumb_terminal
 
-from tinystory.errors import TinystoryError, UsageError
-from tinystory.plugins import discover
-from tinystory.repl.backend import ModelBackend
-from tinystory.repl.browser import LONE_ESCAPE_SECONDS, Browser
+from tinystory.decoding.plugins import discover
+from tinystory.decoding.spec import parse_spec
+from tinystory.errors import TinystoryError, UsageError, one_line
+from tinystory.folders import history_file, sessions_folder
+from tinystory.repl.browser import LONE_ESCAPE_SECONDS, Browser, browser_of
 from tinystory.repl.chooser import Chooser, asks, check_alone
 from tinystory.repl.commands import Reply, execute
 from tinystory.repl.commands.tree import step_aside
 from tinystory.repl.completion import Names, StudioCompleter
 from tinystory.repl.editor import edit_text
-from tinystory.repl.history import history_file, open_history
-from tinystory.repl.keeper import Keeper, session_names, sessions_folder
+from tinystory.repl.history import open_history
 from tinystory.repl.keys import bindings
-from tinystory.repl.presets import preset_names
-from tinystory.repl.recall import browser_of
-from tinystory.repl.render import Line, Screen, Story, background, toolbar
 from tinystory.repl.settings import ChatSettings
 from tinystory.repl.stream import show_columns, show_picked, show_story, stream
-from tinystory.repl.studio import Studio, Turn
-from tinystory.repl.terminal import Hushed, Writing
 from tinystory.repl.versus import show_versus
-from tinystory.spec import parse_spec
+from tinystory.safe.showing import visible
+from tinystory.screen.blocks import Line, Story
+from tinystory.screen.screen import Screen, background
+from tinystory.screen.terminal import Hushed, Writing
+from tinystory.studio.backend import ModelBackend
+from tinystory.studio.keeper import Keeper, session_names
+from tinystory.studio.presets import preset_names
+from tinystory.studio.studio import Studio, Turn
 
-__all__ = ["App", "ChatSettings", "chat"]
+__all__ = ["App", "ChatSettings", "chat", "toolbar"]
 
 PROMPT = "> "
 INTERRUPTED = 130
@@ -303,7 +305,7 @@ class App:
             self.screen.show(Line(str(error)))
         except Exception as error:
             self._trace(error)
-            summary = f"{type(error).__name__}: {error}".splitlines()[0]
+            summary = one_line(error, kind=True)
             hint = "" if self.settings.verbose else "; tinystory chat -v shows where"
             self.screen.show(Line(f"unexpected error ({summary}){hint}, please report it"))
         return False
@@ -331,3 +333,14 @@ class App:
             else f"{n_tokens} of {window or '?'} tokens",
         ]
         return toolbar(pieces, get_app().output.get_size().columns)
+
+
+def toolbar(pieces: Sequence[str], width: int) -> str:
+    """As many of the pieces, the first ones first, as fit on one line."""
+    text = ""
+    for piece in map(visible, pieces):
+        longer = f"{text} · {piece}" if text else f" {piece}"
+        if get_cwidth(longer) + 1 > width:
+            break
+        text = longer
+    return text.replace("\n", " ")

@@ -1,5 +1,6 @@
 """The token browser: a window on the story, with arrows from token to token and among what else each could be."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,12 @@ from prompt_toolkit.layout.dimension import Dimension
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
-from tinystory.visible import visible
+from tinystory.safe.showing import visible
+from tinystory.story.tracing import alternatives
+from tinystory.studio.recall import _n_bos, desk_ids, index_of
+from tinystory.studio.studio import Studio
 
-__all__ = ["LONE_ESCAPE_SECONDS", "N_ALTERNATIVES", "Alternative", "Browser"]
+__all__ = ["LONE_ESCAPE_SECONDS", "N_ALTERNATIVES", "Alternative", "Browser", "browser_of"]
 
 N_ALTERNATIVES = 10
 LONE_ESCAPE_SECONDS = 0.1
@@ -136,3 +140,19 @@ class Browser:
         )
         window.ttimeoutlen = LONE_ESCAPE_SECONDS
         return window
+
+
+def browser_of(studio: Studio) -> Browser:
+    """A browser of the story on the desk; raises UsageError where the page is blank."""
+    index_of(studio, "-1", "the browser")
+    studio.backend.wait(lambda: False)
+    ids = desk_ids(studio)
+    start = max(1, _n_bos(studio, ids))
+    logits = studio.backend.logits(ids, start)
+    text = studio.backend.token_text
+
+    def found(place: int) -> list[Alternative]:
+        likeliest = alternatives(logits[place], N_ALTERNATIVES)
+        return [Alternative(text(i), math.exp(log_prob), i == ids[start + place]) for i, log_prob in likeliest]
+
+    return Browser([text(i) for i in ids[start:]], found)

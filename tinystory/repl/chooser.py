@@ -9,10 +9,11 @@ from prompt_toolkit.output import ColorDepth
 
 from tinystory.decoding import Decoder, Step
 from tinystory.errors import UsageError
-from tinystory.repl.backend import Backend
-from tinystory.repl.recall import quoted
-from tinystory.repl.render import Bars, Line, Screen, Style
-from tinystory.repl.studio import Studio
+from tinystory.screen.blocks import Bars, Line, Style
+from tinystory.screen.screen import Screen
+from tinystory.studio.backend import Backend
+from tinystory.studio.recall import quoted
+from tinystory.studio.studio import Studio
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,14 +11,14 @@ from dataclasses import MISSING, dataclass
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
+from tinystory.checkpoint.shipped import SHIPPED_MODELS
 from tinystory.decoding import Stage
+from tinystory.decoding.options import Option, options_of, summary
+from tinystory.decoding.plugins import Registry
+from tinystory.decoding.spec import format_value
 from tinystory.errors import UsageError
-from tinystory.loading import SHIPPED_MODELS
-from tinystory.options import Option, options_of
-from tinystory.plugins import Registry
 from tinystory.repl.commands import COMMANDS, Argument, find
-from tinystory.repl.render import show_value, summary
-from tinystory.repl.tint import TINT_HELP
+from tinystory.studio.views import TINT_HELP
 
 __all__ = ["Names", "StudioCompleter", "Suggestion", "complete"]
 
@@ -224,9 +224,9 @@ def _values(option: Option, cls: type[Stage]) -> Iterator[tuple[str, str]]:
     if option is options_of(cls)[0] and re.fullmatch(r"\S+ [^\s=]+", cls.example):
         values[cls.example.split()[1]] = option.range
     if not option.required:
-        values[show_value(option.default)] = f"default; {option.range}"
+        values[format_value(option.default)] = f"default; {option.range}"
     if option.neutral is not MISSING:
-        values[show_value(option.neutral)] = "off"
+        values[format_value(option.neutral)] = "off"
     yield from values.items()
 
 

@@ -13,17 +13,16 @@ from rich.style import Style as RichStyle
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME, SVG_EXPORT_THEME
 from rich.text import Text
 
-from tinystory.atomic import write_atomically
-from tinystory.errors import TinystoryError, UsageError
-from tinystory.plugins import nearest
-from tinystory.repl.keeper import saved_session
+from tinystory.errors import TinystoryError, UsageError, nearest
 from tinystory.repl.pieces import legend, spans
-from tinystory.repl.render import HEAT, Style, Theme
-from tinystory.repl.studio import Studio
-from tinystory.session_file import node_fields, session_fields
-from tinystory.story import Node
-from tinystory.untrusted import shown
-from tinystory.visible import visible
+from tinystory.safe.reading import shown
+from tinystory.safe.showing import visible
+from tinystory.safe.writing import write_atomically
+from tinystory.screen.blocks import HEAT, Style, Theme
+from tinystory.story.session_file import node_fields, session_fields
+from tinystory.story.tree import Node
+from tinystory.studio.keeper import saved_session
+from tinystory.studio.studio import Studio
 
 __all__ = ["FORMATS", "SVG", "export"]
 

@@ -6,18 +6,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-import platformdirs
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-__all__ = ["history_file", "open_history"]
+__all__ = ["open_history"]
 
 _LONGEST = 20_000
 """Characters of an entry worth keeping on disk: all of them are read again at every start."""
-
-
-def history_file() -> Path:
-    """Where the history is kept."""
-    return platformdirs.user_state_path("tinystory") / "history"
 
 
 def open_history(path: Path) -> History:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import cast
 
 from tinystory.decoding import Token
-from tinystory.repl.render import Style
-from tinystory.repl.studio import Studio
-from tinystory.repl.tint import MEASURES, Tint
-from tinystory.story import PathToken
-from tinystory.tokenizer import Detokenizer
+from tinystory.screen.blocks import Style
+from tinystory.story.tree import PathToken
+from tinystory.studio.studio import Studio
+from tinystory.studio.views import MEASURES, Tint
+from tinystory.text.tokenizer import Detokenizer
 
 __all__ = ["legend", "spans", "style_of"]
 

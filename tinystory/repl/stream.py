@@ -4,17 +4,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from shutil import get_terminal_size
 
-from tinystory.columns import Columns
-from tinystory.comparison import measures
 from tinystory.decoding import Token
-from tinystory.generate import DraftText, Ended, Text, TextEvent, Trimmed
-from tinystory.repl.commands.writing import checklist
+from tinystory.decoding.spec import format_spec
+from tinystory.evaluation.comparison import measures
 from tinystory.repl.pieces import spans, style_of
-from tinystory.repl.render import REASONS, Screen, Spans, Style, statistics_line
-from tinystory.repl.studio import Studio
-from tinystory.words import has_word
+from tinystory.screen.blocks import Spans, Style
+from tinystory.screen.columns import Columns
+from tinystory.screen.screen import Screen
+from tinystory.studio.studio import Studio
+from tinystory.text.words import checklist, has_word
+from tinystory.writing import generate
+from tinystory.writing.generate import DraftText, Ended, Text, TextEvent, Trimmed
 
-__all__ = ["show_columns", "show_picked", "show_story", "stream"]
+__all__ = ["REASONS", "show_columns", "show_picked", "show_story", "statistics_line", "stream"]
 
 _OUTGROWN = "the story has outgrown the model's context: its oldest sentences are out of sight"
 
@@ -115,3 +117,23 @@ class _Ticks:
         missing = [word for word in self.words if not has_word(self.text, word)]
         self.text += piece
         return any(has_word(self.text, word) for word in missing)
+
+
+REASONS = {"eos": "the end", "length": "length", "stop": "stop text", "cancelled": "cancelled"}
+"""Why a piece ended, for a writer."""
+
+
+def statistics_line(story: generate.Story) -> str:
+    """The line under a piece: what it took, why it ended, and what it takes to write it again."""
+    statistics = story.statistics
+    n_tokens = len(story.tokens)
+    return " · ".join(
+        [
+            f"{n_tokens} token{'' if n_tokens == 1 else 's'}",
+            f"{statistics['tokens_per_second']:.0f} tokens/s",
+            f"{statistics['bits_per_token']:.2f} bits/token",
+            REASONS[story.finish_reason],
+            format_spec(story.request.decoder),
+            f"seed {story.request.seed}",
+        ]
+    )

@@ -4,12 +4,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from shutil import get_terminal_size
 
-from tinystory.columns import Columns
-from tinystory.generate import Ended, StoryRequest, Text, TextEvent
-from tinystory.repl.backend import Backend
-from tinystory.repl.render import Screen
+from tinystory.decoding.spec import format_spec
 from tinystory.repl.stream import figures
-from tinystory.spec import format_spec
+from tinystory.screen.columns import Columns
+from tinystory.screen.screen import Screen
+from tinystory.studio.backend import Backend
+from tinystory.writing.generate import Ended, StoryRequest, Text, TextEvent
 
 __all__ = ["show_versus"]
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tinystory.report import ngrams, rarefied
+from tinystory.evaluation.ngrams import ngrams, rarefied
 
 __all__ = ["Estimate", "Floats", "Jackknife", "Measure", "Ratio", "distinct", "estimate", "gap", "plain", "resamples"]
 

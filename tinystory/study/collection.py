@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from tinystory.decoding import Decoder, Request, Session
 from tinystory.errors import TinystoryError
-from tinystory.generate import Ended, StoryRequest, whole_sentences, write
+from tinystory.story.tracing import story_logits, whatif
 from tinystory.study.excerpts import Excerpt
 from tinystory.study.journal import Journal
-from tinystory.tokenizer import Tokenizer
-from tinystory.tracing import story_logits, whatif
+from tinystory.text.sentences import whole_sentences
+from tinystory.text.tokenizer import Tokenizer
+from tinystory.writing.generate import Ended, StoryRequest, write
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tinystory.errors import UsageError
-from tinystory.tokenizer import Tokenizer
+from tinystory.text.tokenizer import Tokenizer
 
 __all__ = ["FEWEST_GROUPS", "Excerpt", "real_groups"]
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tinystory.data.records import reading
 from tinystory.decoding import Decoder
+from tinystory.decoding.plugins import Registry
+from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import UsageError
-from tinystory.plugins import Registry
-from tinystory.records import reading
-from tinystory.spec import format_spec, parse_spec
-from tinystory.visible import visible
+from tinystory.safe.showing import visible
 
 __all__ = ["BUILT_IN", "decoders_of", "read_grid"]
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinystory.atomic import write_atomically
 from tinystory.errors import UsageError
-from tinystory.visible import visible
+from tinystory.safe.showing import visible
+from tinystory.safe.writing import write_atomically
 
 __all__ = ["Journal"]
 

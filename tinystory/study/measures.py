@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinystory.generate import ends_sentence
-from tinystory.report import ngram_count, repeated, words
-from tinystory.study.bleu import self_bleu
+from tinystory.evaluation.bleu import self_bleu
+from tinystory.evaluation.ngrams import ngram_count, repeated, words
 from tinystory.study.bootstrap import Floats, Measure, Ratio, distinct, gap
+from tinystory.text.sentences import ends_sentence
 
 __all__ = ["BUCKET_TOKENS", "Group", "Profile", "comparable_ngrams", "measured", "profile_of", "reference_of"]
 

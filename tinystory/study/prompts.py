@@ -3,8 +3,8 @@
 from itertools import islice
 from pathlib import Path
 
+from tinystory.data.prompts import PromptFile
 from tinystory.errors import UsageError
-from tinystory.prompts import PromptFile
 
 __all__ = ["FEWEST", "read_prompts"]
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Literal
 
-from tinystory.errors import SessionError, UsageError
-from tinystory.plugins import nearest
-from tinystory.repl.backend import Backend
-from tinystory.repl.keeper import Keeper
-from tinystory.repl.render import Block, Story
-from tinystory.repl.studio import Studio, Turn
-from tinystory.untrusted import shown
+from tinystory.errors import SessionError, UsageError, nearest
+from tinystory.safe.reading import shown
+from tinystory.screen.blocks import Block, Story
+from tinystory.studio.backend import Backend
+from tinystory.studio.keeper import Keeper
+from tinystory.studio.studio import Studio, Turn
 
-__all__ = ["COMMANDS", "Argument", "Command", "Reply", "command", "execute", "find", "keeping_command", "split"]
+__all__ = [
+    "COMMANDS", "Argument", "Command", "Reply", "command", "execute", "find", "keeping_command", "split", "texts",
+    "whole_number",
+]  # fmt: skip
 
 Argument = Literal[
     "", "command", "decoder", "file", "folder", "folders", "preset", "seed", "session", "spec", "specs", "stage", "view"
@@ -150,3 +152,32 @@ def split(line: str) -> tuple[str, str]:
     """Name and argument of a line that begins with a slash."""
     name, _, argument = re.sub(r"\s", " ", line[1:], count=1).partition(" ")
     return name, argument.strip()
+
+
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
+
+
+_ESCAPES = {"n": "\n", "t": "\t"}
+
+
+def texts(argument: str, origin: str) -> tuple[str, ...]:
+    r"""Words, or texts in double quotes with \n, \t and \"; raises UsageError for an empty text or a lone quote."""
+    found = [
+        re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), match[1]) if match[1] is not None else match[2]
+        for match in _QUOTED.finditer(argument)
+    ]
+    if not all(found) or any(text.startswith('"') for text in found):
+        raise UsageError(f'{origin}: a text with spaces stands in double quotes, and none is empty: {origin} "The end"')
+    return tuple(found)
+
+
+def whole_number(argument: str, origin: str, least: int, most: int | None = None) -> int:
+    """A number in a command's argument; raises UsageError that names the range."""
+    limits = f"from {least} to {most:,}" if most is not None else f"of at least {least}"
+    try:
+        number = int(argument)
+    except ValueError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        raise UsageError(f"{origin} takes a whole number {limits}, not {argument!r}")
+    return number

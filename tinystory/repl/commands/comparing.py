@@ -6,19 +6,18 @@ import re
 from collections import Counter
 from dataclasses import replace
 
-from tinystory.comparison import FEWEST, MOST
 from tinystory.decoding import Decoder, common_prefix
+from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import UsageError
-from tinystory.lookback import decoder_of, request_of
-from tinystory.repl.commands.base import Reply, command
-from tinystory.repl.commands.writing import texts, whole_number
+from tinystory.evaluation.comparison import FEWEST, MOST
+from tinystory.repl.commands.base import Reply, command, texts, whole_number
 from tinystory.repl.pieces import spans
-from tinystory.repl.recall import check_own, eos_ids, named, story_request
-from tinystory.repl.render import Block, Line, Spans, Table
-from tinystory.repl.studio import Studio
-from tinystory.spec import format_spec, parse_spec
-from tinystory.story import Node, PathToken
-from tinystory.tracing import Telling, Verdict, parting, whatif
+from tinystory.screen.blocks import Block, Line, Spans, Table
+from tinystory.story.lookback import decoder_of, request_of
+from tinystory.story.tracing import Telling, Verdict, parting, whatif
+from tinystory.story.tree import Node, PathToken
+from tinystory.studio.recall import check_own, eos_ids, named, story_request
+from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
 

@@ -6,17 +6,16 @@ from dataclasses import MISSING, replace
 from typing import cast
 
 from tinystory.decoding import Decoder, LogitsProcessor, Sampler, Search, Stage
-from tinystory.errors import UsageError
-from tinystory.options import Option, is_neutral, options_of
-from tinystory.plugins import nearest
+from tinystory.decoding.options import Option, is_neutral, options_of, summary
+from tinystory.decoding.spec import change_stage, format_spec, format_stage, format_value, parse_spec
+from tinystory.errors import UsageError, nearest
 from tinystory.repl.commands.base import Reply, command
-from tinystory.repl.presets import SUGGESTED, check_name, read_presets, unknown_preset, write_presets
-from tinystory.repl.recall import eos_ids, telling
-from tinystory.repl.render import Block, Line, Table, show_value, summary
-from tinystory.repl.studio import Studio
-from tinystory.spec import change_stage, format_spec, format_stage, parse_spec
-from tinystory.tracing import changed
-from tinystory.untrusted import shown
+from tinystory.safe.reading import shown
+from tinystory.screen.blocks import Block, Line, Table
+from tinystory.story.tracing import changed
+from tinystory.studio.presets import SUGGESTED, check_name, read_presets, unknown_preset, write_presets
+from tinystory.studio.recall import eos_ids, telling
+from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
 
@@ -203,7 +202,7 @@ def _stage_rows(stages: Sequence[Stage], place: int) -> list[tuple[str, ...]]:
     stage = stages[place]
     off = is_neutral(stage)
     rows = [
-        (f"{option.name} = {show_value(getattr(stage, option.field))}", f"{option.help} ({option.range})")
+        (f"{option.name} = {format_value(getattr(stage, option.field))}", f"{option.help} ({option.range})")
         for option in options_of(type(stage))
     ] or [("", summary(type(stage)))]
     if off:
@@ -214,6 +213,6 @@ def _stage_rows(stages: Sequence[Stage], place: int) -> list[tuple[str, ...]]:
 
 
 def _option_text(option: Option) -> str:
-    default = "" if option.required else f" [{show_value(option.default)}]"
-    neutral = "" if option.neutral is MISSING else f"; off at {show_value(option.neutral)}"
+    default = "" if option.required else f" [{format_value(option.default)}]"
+    neutral = "" if option.neutral is MISSING else f"; off at {format_value(option.neutral)}"
     return f"{option.name}{default}: {option.range}; {option.help}{neutral}"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tinystory.errors import SessionError, UsageError
 from tinystory.repl.commands.base import Reply, command, keeping_command
-from tinystory.repl.keeper import Keeper, session_names
-from tinystory.repl.render import Line, Story, Table
-from tinystory.repl.studio import Studio
-from tinystory.session_file import read_summary
+from tinystory.screen.blocks import Line, Story, Table
+from tinystory.story.session_file import read_summary
+from tinystory.studio.keeper import Keeper, session_names
+from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from tinystory.decoding import Sampler, Step
-from tinystory.errors import UsageError
-from tinystory.plugins import nearest
-from tinystory.repl.commands.base import Reply, command
-from tinystory.repl.commands.writing import texts, whole_number
+from tinystory.errors import UsageError, nearest
+from tinystory.repl.commands.base import Reply, command, texts, whole_number
 from tinystory.repl.pieces import legend
-from tinystory.repl.recall import (
+from tinystory.safe.reading import regular_file_size, shown
+from tinystory.screen.blocks import Bars, Line, Spans, Story, Style, Table
+from tinystory.story.tracing import Pick, Telling, alternatives, funnel, retrace
+from tinystory.story.tree import Node
+from tinystory.studio.recall import (
     NEXT,
     check_own,
     eos_ids,
@@ -26,12 +28,8 @@ from tinystory.repl.recall import (
     telling,
     whole_story,
 )
-from tinystory.repl.render import Bars, Line, Spans, Story, Style, Table
-from tinystory.repl.studio import Studio
-from tinystory.repl.tint import TINTS, Tint
-from tinystory.story import Node
-from tinystory.tracing import Pick, Telling, alternatives, funnel, retrace
-from tinystory.untrusted import regular_file_size, shown
+from tinystory.studio.studio import Studio
+from tinystory.studio.views import TINTS, Tint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -265,7 +263,7 @@ def _file_figures(studio: Studio, path: Path) -> Iterator[tuple[str, str]]:
     if size > _MAX_FILE_BYTES:
         raise UsageError(f"{path} has {size:,} bytes; /ppl takes at most 2 MB, `tinystory eval` takes any file")
     studio.backend.wait(lambda: False)
-    from tinystory.sources import read_stories
+    from tinystory.data.sources import read_stories
 
     found = studio.backend.evaluate(read_stories([path]))
     yield "stories", f"{found.stories:,}"

@@ -4,12 +4,13 @@ import inspect
 import os
 import re
 
+from tinystory.decoding.spec import format_spec
+from tinystory.folders import config_file
 from tinystory.repl.commands.base import COMMANDS, Reply, command, find
-from tinystory.repl.presets import SUGGESTED
-from tinystory.repl.render import REASONS, Block, Line, Table
-from tinystory.repl.studio import Studio
-from tinystory.settings import config_file
-from tinystory.spec import format_spec
+from tinystory.repl.stream import REASONS
+from tinystory.screen.blocks import Block, Line, Table
+from tinystory.studio.presets import SUGGESTED
+from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
 

@@ -1,12 +1,11 @@
 """Commands that show the tree of stories and move in it."""
 
 from tinystory.errors import UsageError
-from tinystory.generate import bits_per_token
-from tinystory.repl.commands.base import Reply, command
-from tinystory.repl.commands.writing import whole_number
-from tinystory.repl.render import Line, Outline, Story, Style
-from tinystory.repl.studio import Studio
-from tinystory.story import ROOT, Node
+from tinystory.repl.commands.base import Reply, command, whole_number
+from tinystory.screen.blocks import Line, Outline, Story, Style
+from tinystory.story.tree import ROOT, Node
+from tinystory.studio.studio import Studio
+from tinystory.writing.generate import bits_per_token
 
 __all__ = ["step_aside"]
 

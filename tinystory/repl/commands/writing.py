@@ -1,20 +1,16 @@
 """Commands that write: begin, go on, try again, go back, cut, edit."""
 
-import re
-
+from tinystory.decoding.spec import parse_spec
 from tinystory.errors import UsageError
-from tinystory.repl.commands.base import Reply, command
-from tinystory.repl.render import Line, Story
-from tinystory.repl.studio import Studio
+from tinystory.repl.commands.base import Reply, command, texts, whole_number
+from tinystory.screen.blocks import Line, Story
 from tinystory.settings import parse
-from tinystory.spec import parse_spec
-from tinystory.words import has_word
+from tinystory.studio.studio import Studio
+from tinystory.text.words import checklist
 
 __all__: list[str] = []
 
 MAX_SIBLINGS = 64
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
-_ESCAPES = {"n": "\n", "t": "\t"}
 
 
 @command("new", "[PROMPT]", "put the story away; begin another one with PROMPT, or with what you type next")
@@ -119,31 +115,3 @@ def _words(studio: Studio, argument: str) -> Reply:
     if not studio.wanted:
         return Reply((Line("no words are wanted"),))
     return Reply((Line(checklist(studio.wanted, studio.text)),))
-
-
-def checklist(words: tuple[str, ...], text: str) -> str:
-    """The words, each with a tick where the text has it as a whole word, whatever its case."""
-    return "  ".join(f"{'✓' if has_word(text, word) else '·'} {word}" for word in words)
-
-
-def texts(argument: str, origin: str) -> tuple[str, ...]:
-    r"""Words, or texts in double quotes with \n, \t and \"; raises UsageError for an empty text or a lone quote."""
-    found = [
-        re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), match[1]) if match[1] is not None else match[2]
-        for match in _QUOTED.finditer(argument)
-    ]
-    if not all(found) or any(text.startswith('"') for text in found):
-        raise UsageError(f'{origin}: a text with spaces stands in double quotes, and none is empty: {origin} "The end"')
-    return tuple(found)
-
-
-def whole_number(argument: str, origin: str, least: int, most: int | None = None) -> int:
-    """A number in a command's argument; raises UsageError that names the range."""
-    limits = f"from {least} to {most:,}" if most is not None else f"of at least {least}"
-    try:
-        number = int(argument)
-    except ValueError:
-        number = least - 1
-    if number < least or (most is not None and number > most):
-        raise UsageError(f"{origin} takes a whole number {limits}, not {argument!r}")
-    return number

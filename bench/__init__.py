@@ -1,0 +1,1 @@
+"""How fast tinystory is, beside others and beside itself: `python -m bench`."""

@@ -1,0 +1,1 @@
+"""The parts of the benchmark, one a module: what each measures, and how."""

@@ -1,0 +1,146 @@
+"""Whole processes: how long until the first byte of a story, and how much memory they take at most.
+
+Beside a minimal transformers script, and beside limits: a Python that imports torch and says so, plus an allowance.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from bench.pairs import Measurement, Run, Subject, run_pairs
+from bench.variants import PROMPT, labelled, variants_of
+from tinystory.errors import TinystoryError
+
+__all__ = ["measure_processes", "run_process"]
+
+SPECS = ("greedy", "top-p 0.9 | sample", "typical 0.9 | sample")
+"""What is written with; the last one needs torch as long as `typical` does."""
+
+FLAGS = {"float32": [], "compiled": ["--compile"]}
+"""Variants that are measured; the code has been built before."""
+
+# What a newcomer would write; one token, as ours, so that the process ends with its first word.
+TRANSFORMERS = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(int(sys.argv[3]))
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+inputs = tokenizer(sys.argv[2], return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=1, do_sample=False)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+"""
+IMPORT_TORCH = "import torch; print('.', flush=True)"
+NOTHING = "print('.', flush=True)"
+
+BYTES_PER_WEIGHT = 4
+"""In the dtype of the computation, float32; the file has bfloat16."""
+
+
+def measure_processes(subject: Subject) -> list[Measurement]:
+    """Start-up and memory of one-shot generation, and the help."""
+    python = [sys.executable, "-c"]
+    theirs = partial(
+        run_process, [*python, TRANSFORMERS, str(subject.directory), PROMPT, str(subject.args.threads)], PROMPT
+    )
+    torch_alone = partial(run_process, [*python, IMPORT_TORCH])
+    n_pairs, found = subject.args.pairs, []
+    first = theirs().output  # files into the cache, bytecode written
+    ways = [(spec, variant) for variant in variants_of(subject) if variant in FLAGS for spec in SPECS]
+    for spec, variant in ways:
+        flags = ["-m", str(subject.directory), "-d", spec, "-s", "7", "-n", "1", "-q", *FLAGS[variant]]
+        ours = partial(run_process, [sys.executable, "-m", "tinystory", "generate", PROMPT, *flags], PROMPT)
+        warm = ours().output
+        if spec == "greedy" and warm != first:
+            raise TinystoryError(f"the first tokens differ: {warm!r} here, {first!r} there")
+        without_torch = needs_no_torch(subject, spec)
+        shown = labelled(spec, variant)
+        what = f"first token, {shown} ({'no' if without_torch else 'with'} torch)"
+        beside_script = [
+            Measurement("start", what, "CPU s", lambda run: run.cpu),
+            Measurement("start", what, "s", lambda run: run.wall, aim=3),
+            Measurement("memory", f"peak, {shown}", "MB", lambda run: run.peak),
+        ]
+        run_pairs(f"{shown}, transformers", n_pairs, beside_script, ours, theirs)
+        beside_torch = limits(subject, what, shown, without_torch)
+        run_pairs(f"{shown}, import torch", n_pairs, beside_torch, ours, torch_alone)
+        found += [*beside_script, *beside_torch]
+    return found + measure_help(subject)
+
+
+def limits(subject: Subject, what: str, spec: str, without_torch: bool) -> list[Measurement]:
+    """What one-shot generation may take, beside `import torch` measured in the same pair."""
+    weights = subject.config.n_parameters * BYTES_PER_WEIGHT / 1e6
+    found = [
+        Measurement("start", what, "CPU s", lambda run: run.cpu, peer="import torch"),
+        Measurement("start", what, "s", lambda run: run.wall, peer="import torch"),
+        Measurement(
+            "start", what, "s", lambda run: run.wall, peer="import torch + 0.4 s", aim=1,
+            their_value=lambda run: run.wall + 0.4,
+        ),
+        Measurement(
+            "memory", f"peak, {spec}", "MB", lambda run: run.peak, peer="import torch + 1.5 × weights + 30 MB", aim=1,
+            their_value=lambda run: run.peak + 1.5 * weights + 30,
+        ),
+    ]  # fmt: skip
+    if without_torch:
+        limit = Measurement("start", what, "s", lambda run: run.wall, peer="0.8 s", aim=1, their_value=lambda _: 0.8)
+        found.append(limit)
+    return found
+
+
+def measure_help(subject: Subject) -> list[Measurement]:
+    """`tinystory --help` beside a bare interpreter and beside its limit."""
+    ours = partial(run_process, [sys.executable, "-m", "tinystory", "--help"])
+    bare = partial(run_process, [sys.executable, "-c", NOTHING])
+    ours()
+    found = [
+        Measurement("start", "--help", "CPU s", lambda run: run.cpu, peer="bare Python"),
+        Measurement(
+            "start", "--help", "CPU s", lambda run: run.cpu, peer="0.15 s", aim=1, their_value=lambda _: 0.15
+        ),
+    ]  # fmt: skip
+    run_pairs("--help", subject.args.pairs, found, ours, bare)
+    return found
+
+
+def needs_no_torch(subject: Subject, spec: str) -> bool:
+    """Whether one-shot generation goes without torch here."""
+    from tinystory.checkpoint import read_header
+    from tinystory.decoding.plugins import discover
+    from tinystory.decoding.spec import parse_spec
+    from tinystory.session.numpy_session import suffices
+
+    return suffices(read_header(subject.directory), parse_spec(spec, discover()), "float32", "cpu")
+
+
+def run_process(command: Sequence[str], prompt: str = "") -> Run:
+    """Run a command that writes the prompt and then something more.
+
+    Raises:
+        TinystoryError: it failed or wrote nothing more.
+    """
+    begins = prompt.encode()
+    output, first_byte = b"", 0.0
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, bufsize=0)
+        assert process.stdout is not None
+        with process.stdout:
+            while chunk := process.stdout.read(4096):
+                output += chunk
+                if not first_byte and len(output) > len(begins):
+                    first_byte = time.perf_counter() - started
+        _, status, usage = os.wait4(process.pid, 0)  # instead of process.wait: it tells what the child took
+        process.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip()
+    if process.returncode or not output.startswith(begins) or not first_byte:
+        last = (said or "its output is not what it should be").splitlines()[-1]
+        raise TinystoryError(f"{' '.join(command[:4])} … failed: {last}")
+    peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)  # bytes there, KiB elsewhere
+    return Run(output.decode(errors="replace").rstrip("\n"), usage.ru_utime + usage.ru_stime, first_byte, peak)

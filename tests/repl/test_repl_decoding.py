@@ -1,0 +1,216 @@
+"""The commands that show and change the decoder, and the file of presets."""
+
+import copy
+import io
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import platformdirs
+import pytest
+
+from tinystory.decoding.plugins import discover
+from tinystory.decoding.spec import parse_spec
+from tinystory.errors import UsageError
+from tinystory.folders import presets_file
+from tinystory.repl.commands import execute
+from tinystory.repl.completion import Names, complete
+from tinystory.screen.screen import Screen
+from tinystory.studio import presets
+from tinystory.studio.backend import ModelBackend
+from tinystory.studio.presets import preset_names
+from tinystory.studio.studio import Studio
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return discover(user_folder=None)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return ModelBackend.open(None, dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def studio(registry, backend):
+    decoder = parse_spec("temperature 0.9 | top-k 40 | sample 0.8", registry)
+    return Studio(registry, decoder, backend, lambda name: backend, seed=7, max_tokens=30)
+
+
+@pytest.fixture(autouse=True)
+def config(monkeypatch, tmp_path):
+    """No file of the user's own is touched."""
+    monkeypatch.setattr(platformdirs, "user_config_path", lambda name: tmp_path / "config" / name)
+
+
+def run(studio, line):
+    stream = io.StringIO()
+    Screen(stream, color=False).show(*execute(studio, line).blocks)
+    return stream.getvalue()
+
+
+def write(studio, text):
+    for _ in studio.write([studio.turn(text)], lambda: False):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("line", "spec"),
+    [
+        ("/set top-k 5", "temperature 0.9 | top-k 5 | sample 0.8"),
+        ("/set top-k k=5", "temperature 0.9 | top-k 5 | sample 0.8"),
+        ("/set sampling 1", "temperature 0.9 | top-k 40 | sample"),
+        ("/set temperature#1 t=2", "temperature 2 | top-k 40 | sample 0.8"),
+    ],
+)
+def test_one_stage_is_set_and_the_rest_stays(studio, line, spec):
+    assert run(studio, line) == f"decoder: {spec}\n"
+    assert studio.spec == spec
+
+
+def test_a_stage_that_stands_twice_is_told_apart_by_its_number(studio, registry):
+    studio.decoder = parse_spec("top-k 40 | top-k 9 | greedy", registry)
+    assert run(studio, "/set top-k#2 3") == "decoder: top-k 40 | top-k 3 | greedy\n"
+    assert re.search(r"^  top-k#2 +k = 3 ", run(studio, "/decoder"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/set", "/set takes a stage and a value"),
+        ("/set top-k", "/set top-k takes a value: k, an integer ≥ 1"),
+        ("/set topk 4", "did you mean `top-k`?"),
+        ("/set top-k 0", "k must be an integer ≥ 1"),
+        ("/set top-k n=4", "top-k has no option 'n'"),
+        ("/set top-k 4 | greedy", "`|` stands where a value should be"),
+        ("/set top-k#2 4", "top-k stands once in temperature 0.9 | top-k 40 | sample 0.8"),
+        ("/set top-p 0.5", "add it with /decoder temperature 0.9 | top-k 40 | top-p 0.9 | sample 0.8"),
+        ("/set greedy", "add it with /decoder temperature 0.9 | top-k 40 | greedy"),
+        ("/preset", "/preset: it has save, load, list, rm"),
+        ("/preset sav x", "did you mean save?"),
+        ("/preset save", "'' cannot name a preset"),
+        ("/preset save ../x", "'../x' cannot name a preset"),
+        ("/preset save warm topk 4", "did you mean `top-k`?"),
+        ("/preset load warm", "no preset is called 'warm': there are suggested"),
+        ("/preset rm warm", "no preset is called 'warm'"),
+        ("/preset load warm greedy", "takes just a NAME"),
+        ("/preset list x", "takes nothing"),
+    ],
+)
+def test_wrong_input_names_the_right_one_and_changes_nothing(studio, line, message):
+    before = copy.copy(studio)
+    with pytest.raises(UsageError, match=re.escape(message)) as error:
+        execute(studio, line)
+    assert studio == before
+    assert len(str(error.value).splitlines()) <= 2
+    assert not presets_file().exists()
+
+
+def test_reset_goes_back_to_the_decoder_of_the_start(studio):
+    run(studio, "/decoder greedy")
+    run(studio, "/decoder top-k 3")
+    assert run(studio, "/reset") == "decoder: temperature 0.9 | top-k 40 | sample 0.8\n"
+
+
+def test_decoder_tells_how_many_picks_each_stage_changed(studio, backend):
+    backend.wait(lambda: False)
+    write(studio, "Once upon a time")
+    shown = run(studio, "/decoder")
+    assert "in the 30 tokens of the piece on the desk:" in shown
+    assert re.search(r"^  temperature 0.9 +changed ", shown, re.MULTILINE)
+    assert re.search(r"^  sample 0.8 +took another than the likeliest", shown, re.MULTILINE)
+    run(studio, "/set top-k 5")
+    assert "was written by temperature 0.9 | top-k 40 | sample 0.8" in " ".join(run(studio, "/decoder").split())
+
+
+def test_decoder_does_not_wait_for_the_model(studio, backend):
+    backend.wait(lambda: False)
+    write(studio, "Once")
+    studio.backend = SimpleNamespace(loading=True)
+    assert "once the model is loaded" in run(studio, "/decoder")
+
+
+def test_presets_are_saved_listed_loaded_and_removed(studio):
+    assert "/preset save NAME saves" in run(studio, "/preset list")
+    assert run(studio, "/preset save warm") == "warm: temperature 0.9 | top-k 40 | sample 0.8\n"
+    assert run(studio, "/preset save cold sampling .2") == "cold: sample 0.2\n"
+    assert run(studio, "/preset save cold greedy") == "cold: greedy (it was sample 0.2)\n"
+    assert run(studio, "/preset list").split("\n")[0].split() == ["cold", "greedy"]
+    assert run(studio, "/preset load cold") == "decoder: greedy\n"
+    assert run(studio, "/preset rm cold") == "cold is gone; it was greedy\n"
+    assert preset_names() == ["suggested", "warm"]
+    with pytest.raises(UsageError, match="did you mean warm"):
+        execute(studio, "/preset load warn")
+
+
+def test_one_preset_is_suggested_until_the_user_has_one_of_that_name(studio):
+    """It is what docs/study.md found; nothing is switched on by itself."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    assert f"Nearest to real stories: `{presets.SUGGESTED}`" in page
+    before = studio.spec
+    assert presets.SUGGESTED in run(studio, "/help")
+    assert presets.SUGGESTED in run(studio, "/preset list")
+    assert studio.spec == before
+    assert run(studio, "/preset load suggested") == f"decoder: {presets.SUGGESTED}\n"
+    run(studio, "/preset save suggested greedy")
+    assert run(studio, "/preset load suggested") == "decoder: greedy\n"
+
+
+def test_a_preset_keeps_quotes_and_other_alphabets(studio, tmp_path):
+    from tinystory.studio.presets import read_presets, write_presets
+
+    spec = 'words "a \\"b\\" 🙂\\\\" | sample'
+    write_presets({"odd": spec})
+    assert read_presets() == ({"odd": spec}, "")
+
+
+@pytest.mark.parametrize("content", [b"warm = ", b"\xff", b"warm = 3\n", b"[table]\nx = 'y'\n", b"x" * 2**21])
+def test_a_damaged_file_is_set_aside_and_never_lost(studio, content):
+    path = presets_file()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    shown = run(studio, "/preset save warm")
+    assert "is set aside as presets.toml.damaged-1" in " ".join(shown.split())
+    assert path.with_name("presets.toml.damaged-1").read_bytes() == content
+    assert preset_names() == ["suggested", "warm"]
+
+
+def test_a_preset_of_a_stage_that_is_gone_changes_nothing(studio):
+    presets_file().parent.mkdir(parents=True)
+    presets_file().write_text('old = "gone 3 | sample"\n')
+    before = studio.decoder
+    with pytest.raises(UsageError, match="no decoder stage is called 'gone'"):
+        execute(studio, "/preset load old")
+    assert studio.decoder is before
+
+
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        ("/set te", ["temperature "]),
+        ("/set gr", []),
+        ("/set top-k ", ["40", "k="]),
+        ("/set top-k#2 k=", ["40"]),
+        ("/preset ", ["save ", "load ", "list", "rm "]),
+        ("/preset load w", ["warm"]),
+        ("/preset save new te", ["temperature "]),
+        ("/preset save new top-k 4 | gr", ["greedy"]),
+        ("/compare greedy ; top-k 3 | gr", ["greedy"]),
+        ("/compare greedy ; te", ["temperature "]),
+        ('/compare greedy ; top-k "a ; te', []),
+        ("/color s", ["surprise"]),
+        ("/colour e", ["entropy"]),
+        ("/save m", ["mine"]),
+    ],
+)
+def test_completion(registry, text, texts):
+    names = Names(lambda: ["cold", "warm"], lambda: ["mine", "yours"])
+    assert [one.text for one in complete(text, registry, names)] == texts
+
+
+def test_completion_of_files_and_models(registry, tmp_path):
+    (tmp_path / "story.txt").touch()
+    (tmp_path / "step").mkdir()
+    assert [one.text for one in complete(f"/ppl {tmp_path}/st", registry)] == ["step/", "story.txt"]
+    assert [one.text for one in complete(f"/versus default {tmp_path}/st", registry)] == ["step/"]

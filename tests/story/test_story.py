@@ -1,0 +1,248 @@
+"""The tree of stories, and the studio that grows it: nothing is lost, texts and caches are what the tokens say."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinystory.decoding.plugins import discover
+from tinystory.decoding.spec import parse_spec
+from tinystory.errors import TinystoryError, UsageError
+from tinystory.repl.commands import execute
+from tinystory.repl.editor import edit_text
+from tinystory.story.tree import ROOT, Node, StoryTree
+from tinystory.studio.backend import ModelBackend
+from tinystory.studio.seams import lengthened
+from tinystory.studio.studio import Studio
+
+
+def node(parent, kept, ids, own, shared=0):
+    return Node(0, parent, kept, own, tuple(ids), None, "v", shared, own)
+
+
+@pytest.fixture
+def tree():
+    """1: abc, 2: abcd, 3: abx, 4: y."""
+    tree = StoryTree()
+    tree.add(node(ROOT, 0, [1, 2, 3], "abc"))
+    tree.add(node(1, 3, [4], "d", 3))
+    tree.add(node(1, 2, [5], "x", 2))
+    tree.add(node(ROOT, 0, [6], "y"))
+    return tree
+
+
+def test_a_node_keeps_a_part_of_its_parent(tree):
+    assert [tree.text(n) for n in range(5)] == ["", "abc", "abcd", "abx", "y"]
+    assert [tree.token_ids(n) for n in range(5)] == [(), (1, 2, 3), (1, 2, 3, 4), (1, 2, 5), (6,)]
+    assert [tree.n_prompt(n) for n in range(5)] == [0, 3, 3, 2, 1]
+    assert [token.node for token in tree.path(3)] == [1, 1, 3]
+
+
+def test_undo_and_redo_are_exact(tree):
+    tree.goto(2)
+    assert tree.undo() == 1
+    assert tree.current == 1
+    assert tree.undo(5) == 1
+    assert tree.current == ROOT
+    assert tree.undo() == 0
+    assert tree.redo(9) == 2
+    assert tree.current == 2
+    assert tree.redo() == 0
+    tree.goto(3)
+    tree.undo(2)
+    tree.redo(2)
+    assert tree.current == 3
+
+
+def test_branches_lie_side_by_side(tree):
+    tree.goto(2)
+    assert tree.sibling(-1) is None
+    assert tree.sibling(1).id == 3
+    assert [(n.id, depth) for n, depth in tree.walk()] == [(1, 0), (2, 1), (3, 1), (4, 0)]
+
+
+@pytest.mark.parametrize("wrong", [node(9, 0, [], ""), node(1, 4, [], ""), node(1, 0, [], "", 4), node(1, -1, [], "")])
+def test_a_node_that_does_not_fit_is_refused_and_changes_nothing(tree, wrong):
+    with pytest.raises(UsageError):
+        tree.add(wrong)
+    assert (len(tree.nodes), tree.current) == (4, 4)
+    with pytest.raises(UsageError, match="they go from 0, the blank page, to 4"):
+        tree.goto(5)
+
+
+@pytest.fixture(scope="module")
+def backend(checkpoint):
+    backend = ModelBackend.open(str(checkpoint), "float32", "cpu")
+    assert backend.wait(lambda: False)
+    return backend
+
+
+@pytest.fixture
+def studio(backend):
+    registry = discover(user_folder=None)
+
+    def stay(name):
+        raise UsageError(name)
+
+    return Studio(registry, parse_spec("sample 0.8", registry), backend, stay, seed=5, max_tokens=6)
+
+
+def write(studio, *turns):
+    for _ in studio.write([turn for turn in turns if turn], lambda: False):
+        pass
+
+
+words = st.text("abcé .", min_size=1, max_size=8)
+numbers = st.integers(0, 30)
+steps = st.one_of(
+    st.tuples(st.sampled_from(["new", "type"]), words),
+    st.tuples(st.sampled_from(["go", "more", "undo", "redo", "goto", "pick", "cut"]), numbers),
+    st.tuples(st.sampled_from(["retry", "trim"]), st.none()),
+    st.tuples(st.just("edit"), st.tuples(numbers, words)),
+)
+
+
+def take(studio, name, value):
+    """One step of a writer; what is not possible is refused."""
+    tree = studio.tree
+    if name == "new":
+        write(studio, studio.begin(value))
+    elif name == "type":
+        write(studio, studio.turn(value))
+    elif name == "go":
+        write(studio, studio.go(value % 7 + 1))
+    elif name == "retry":
+        write(studio, studio.retry())
+    elif name == "more":
+        write(studio, *studio.more(value % 3 + 1))
+    elif name == "undo":
+        tree.undo(value % 3 + 1)
+    elif name == "redo":
+        tree.redo(value % 3 + 1)
+    elif name == "goto":
+        tree.goto(value)
+    elif name == "trim":
+        studio.trim()
+    elif name == "pick":
+        if len(studio.token_ids) > 1:
+            write(studio, studio.pick(value % (len(studio.token_ids) - 1) + 1, 40 + value))
+    else:
+        place, added = (value, "") if name == "cut" else value
+        turn = studio.edit(studio.text[:place] + added)
+        if turn is not None:
+            write(studio, turn)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(steps, max_size=8))
+def test_whatever_the_writer_does_every_text_is_that_of_its_tokens_and_the_cache_is_right(backend, script):
+    registry = discover(user_folder=None)
+    studio = Studio(registry, parse_spec("sample 0.8", registry), backend, lambda name: backend, seed=5, max_tokens=6)
+    seen = {}
+    for name, value in script:
+        try:
+            take(studio, name, value)
+        except UsageError:
+            continue
+        tree = studio.tree
+        assert {n.id for n, _ in tree.walk()} == set(tree.nodes) >= set(seen)
+        for number in tree.nodes:
+            text, ids = tree.text(number), tree.token_ids(number)
+            assert text == backend.detokenize(ids)
+            assert seen.setdefault(number, (text, ids)) == (text, ids)
+    session = backend._loaded.session
+    for row in range(len(session._cache.rows)):
+        fresh = session.open()
+        fresh.prefill([session._cache.rows[row]])
+        n = len(session._cache.rows[row])
+        for ours, theirs in zip(session._cache.layers(), fresh._cache.layers(), strict=True):
+            for mine, anew in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(mine[row, :, :n], anew[0, :, :n], atol=1e-4, rtol=0)
+
+
+def test_a_word_cut_by_an_edit_is_healed(studio):
+    studio.backend = ModelBackend.open(None, "float32", "cpu")
+    assert studio.backend.wait(lambda: False)
+    studio.decoder = parse_spec("greedy", studio.registry)
+    turn = studio.edit("Once upon a ti")
+    assert turn.heal
+    write(studio, turn)
+    assert studio.text.startswith("Once upon a time")
+    whole = studio.backend.encode("Once upon a time", bos=True)
+    assert list(studio.token_ids[: len(whole)]) == whole
+
+
+def test_a_healed_turn_that_is_stopped_at_once_keeps_what_was_typed(studio):
+    write(studio, studio.begin("Once"))
+    turn = studio.edit(studio.text[:-1])
+    for _ in studio.write([turn], lambda: True):
+        pass
+    assert studio.text == studio.tree.text(1)[:-1]
+
+
+def test_an_edit_keeps_the_tokens_before_it(studio):
+    write(studio, studio.begin("Once upon a time, Zoë found a kite."))
+    before = studio.token_ids
+    turn = studio.edit(studio.text[:20] + "!")
+    assert turn.kept > 3
+    assert (*before[: turn.kept], *turn.typed_ids) == studio.request(turn).prompt_ids
+    assert studio.request(turn).prompt + turn.heal == studio.text[:20] + "!"
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text("ab é.", max_size=20), st.text("ab é.", max_size=20))
+def test_tokens_for_a_longer_text_say_just_that_text(backend, text, longer):
+    ids = backend.encode(text, bos=True)
+    kept, new = lengthened(backend, ids, longer)
+    assert backend.detokenize([*ids[:kept], *new]) == longer
+
+
+def test_a_stage_that_fails_at_once_leaves_the_tree_as_it_was(studio, monkeypatch):
+    write(studio, studio.begin("Once"))
+
+    def fail(requests):
+        raise TinystoryError("no")
+        yield
+
+    monkeypatch.setattr(studio.backend, "write", fail)
+    with pytest.raises(TinystoryError):
+        write(studio, *studio.more(3))
+    assert (len(studio.tree.nodes), studio.tree.current) == (1, 1)
+    with pytest.raises(TinystoryError):
+        write(studio, studio.begin("Another"))
+    assert studio.text == "Another"
+    monkeypatch.undo()
+
+
+def test_a_piece_in_other_tokens_is_not_tried_again(studio):
+    write(studio, studio.begin("Once"))
+    studio.tree.nodes[1] = replace(studio.tree.nodes[1], vocabulary="another")
+    with pytest.raises(UsageError, match="in other tokens"):
+        studio.retry()
+
+
+def test_a_tree_of_a_thousand_turns_is_drawn_at_once(studio):
+    for number in range(1000):
+        studio.tree.add(node(number, 0, [1], "x"))
+    started = time.process_time()
+    [outline] = execute(studio, "/tree").blocks
+    assert len(outline.rows) == 1000
+    assert time.process_time() - started < 2
+
+
+def test_a_text_left_alone_in_the_editor_is_no_edit(monkeypatch):
+    monkeypatch.setenv("EDITOR", "true")
+    monkeypatch.delenv("VISUAL", raising=False)
+    assert edit_text("a\r\nb\n") is None
+
+
+@pytest.mark.parametrize(
+    "line", ["/export \0.txt", "/export ~nosuch/x.txt", "/ppl \0", f"/export /tmp/{'a' * 300}.txt"]
+)
+def test_file_names_that_no_system_takes_are_one_line(studio, line):
+    write(studio, studio.begin("Once"))
+    with pytest.raises(TinystoryError):
+        execute(studio, line)

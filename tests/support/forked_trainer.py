@@ -1,0 +1,88 @@
+"""Runs scripts/train.py again and again in forks of one process that has imported everything already.
+
+Reads one JSON object a line: `argv`, `ranks`, and `kill` (seconds after which each fork gets SIGKILL) or `signal`
+(sent when the output says `when`). Answers each with the exit codes, negative for a signal, and standard error.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+torch.set_num_threads(1)
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def fork(script, argv, rank, ranks, port, errors):
+    pid = os.fork()
+    if pid:
+        return pid
+    os.dup2(errors, 2)
+    os.dup2(errors, 1)
+    sys.argv = [str(SCRIPT), *argv]
+    if ranks > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    code = 1
+    try:
+        code = script.main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    os._exit(code)
+
+
+def answer(script, order):
+    ranks = order.get("ranks", 1)
+    with tempfile.TemporaryFile() as errors:
+        port = free_port()
+        pids = [fork(script, order["argv"], rank, ranks, port, errors.fileno()) for rank in range(ranks)]
+        if "kill" in order:
+            time.sleep(order["kill"])
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        if "signal" in order:
+            while order["when"].encode() not in os.pread(errors.fileno(), 10**6, 0):
+                time.sleep(0.01)
+            for pid in pids:
+                os.kill(pid, order["signal"])
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        text = os.pread(errors.fileno(), 10**6, 0).decode(errors="replace")
+    return {"codes": codes, "errors": text}
+
+
+def main():
+    script = load_script()
+    import matplotlib.figure  # noqa: F401
+
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(answer(script, json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""A Hugging Face directory: found, checked before torch is imported, loaded, saved, hashed.
+
+Importing this imports no torch; nothing here unpickles or runs code from a checkpoint.
+"""
+
+from tinystory.checkpoint.directory import locate
+from tinystory.checkpoint.hash import model_hash
+from tinystory.checkpoint.header import CheckpointHeader, read_header
+from tinystory.checkpoint.load import load_model
+from tinystory.checkpoint.safetensors_header import TensorEntry
+from tinystory.checkpoint.save import save_checkpoint
+
+__all__ = [
+    "CheckpointHeader",
+    "TensorEntry",
+    "load_model",
+    "locate",
+    "model_hash",
+    "read_header",
+    "save_checkpoint",
+]

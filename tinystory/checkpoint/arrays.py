@@ -1,0 +1,54 @@
+"""The weights of a checkpoint as NumPy arrays in float32, without torch."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinystory.checkpoint import hf_layout
+from tinystory.checkpoint.header import CheckpointHeader, check_doubled_head, name_in_file
+from tinystory.errors import CheckpointError
+
+__all__ = ["read_arrays"]
+
+_NUMPY_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+def read_arrays(header: CheckpointHeader) -> dict[str, NDArray[np.float32]]:
+    """Every tensor of a llama checkpoint by our own name for it; a tied head is not among them.
+
+    Raises:
+        CheckpointError: a value is not finite, or the files changed meanwhile.
+    """
+    config = header.config
+    assert config is not None
+    assert config.family == "llama"
+    prefix = hf_layout.name_prefix(config, header.tensors)
+    arrays = {
+        layout.parameters[0]: _read(header, layout.name, name_in_file(layout.name, prefix, config))
+        for layout in hf_layout.tensor_layout(config)
+    }
+    if config.tied_head:
+        check_doubled_head(header, prefix)
+    return arrays
+
+
+def _read(header: CheckpointHeader, shown_name: str, name: str) -> NDArray[np.float32]:
+    entry = header.tensors[name]
+    path = header.directory / entry.file
+    raw = np.empty(entry.n_elements, _NUMPY_DTYPES[entry.dtype])
+    try:
+        with path.open("rb") as file:
+            file.seek(entry.start)
+            n_read = file.readinto(raw.data.cast("B")) if raw.size else 0
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    if n_read != raw.nbytes:
+        raise CheckpointError(f"{path} became shorter while it was read; try again")
+    # bfloat16 is the upper half of a float32.
+    array = (raw.astype(np.uint32) << 16).view(np.float32) if entry.dtype == "BF16" else raw.astype(np.float32)
+    if not np.isfinite((array.min(), array.max())).all():  # both carry NaN along
+        raise CheckpointError(
+            f"{header.directory}: the tensor {shown_name} holds NaN or infinity; the training went astray"
+        )
+    return array.reshape(entry.shape)

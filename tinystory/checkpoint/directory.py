@@ -1,0 +1,79 @@
+"""Which directory holds a checkpoint: a path, a hub id, a training run, or what an interrupted save left."""
+
+import os
+from pathlib import Path
+
+from tinystory.checkpoint import hub
+from tinystory.errors import CheckpointError
+from tinystory.safe.reading import shown
+
+__all__ = ["locate", "previous_of", "resolve"]
+
+
+def locate(model: str | Path) -> Path:
+    """The directory of a model that a user named.
+
+    Args:
+        model: a local directory, or the id of a model on the Hugging Face hub (`org/name` or `name`), which is
+            downloaded where the local cache does not have it. What looks like a path (it exists, begins with
+            ".", "/" or "~", or has more than one slash) is never sent to the hub.
+
+    Raises:
+        CheckpointError: there is no such directory or hub model, or the hub cannot be reached.
+    """
+    text = str(model)
+    path = Path(os.path.expanduser(text))
+    if os.path.exists(path) or os.path.isdir(previous_of(path)):
+        return resolve(path)
+    looks_like_path = isinstance(model, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
+    if looks_like_path or (os.sep != "/" and os.sep in text):
+        raise CheckpointError(f"there is no directory {_printable(path)}; give a checkpoint's directory or a hub id")
+    if not hub.is_model_id(text):
+        raise CheckpointError(f"{shown(text)} is neither a directory nor the id of a hub model (like org/name)")
+    return resolve(hub.download(text))
+
+
+def resolve(directory: Path) -> Path:
+    """The directory that really holds the files of a checkpoint, links followed.
+
+    It is `directory` itself; or its `latest`, where `directory` is the checkpoint folder of a training run; or
+    the previous checkpoint, where a save was killed in the instant between moving the old directory aside and
+    the new one in.
+
+    Raises:
+        CheckpointError: none of these holds a config.json.
+    """
+    real = Path(os.path.realpath(directory))
+    latest = Path(os.path.realpath(real / "latest"))
+    candidates = [real]
+    if not os.path.lexists(real):
+        candidates.append(previous_of(real))
+    if latest.is_relative_to(real):  # a link that leads out of the run is not followed
+        candidates.append(latest if os.path.lexists(latest) else previous_of(latest))
+    for candidate in candidates:
+        if os.path.lexists(candidate / "config.json"):
+            return candidate
+    raise CheckpointError(_not_a_checkpoint(directory))
+
+
+def previous_of(directory: Path) -> Path:
+    """Where a save keeps the old directory during the instant in which it swaps in the new one."""
+    return directory.with_name(f".{directory.name}.previous")
+
+
+def _not_a_checkpoint(directory: Path) -> str:
+    name = _printable(directory)
+    if os.path.isfile(directory):
+        hint = "; import it with `tinystory import`" if directory.suffix == ".bin" else ""
+        return f"{name} is a file; give the directory that holds config.json and model.safetensors{hint}"
+    try:
+        empty = not os.listdir(directory)
+    except OSError as error:
+        return f"cannot read the checkpoint directory {name}: {error.strerror}"
+    if empty:
+        return f"{name} is empty; a checkpoint holds config.json, model.safetensors and tokenizer.json"
+    return f"{name} has no config.json, so it is not a checkpoint (nor a training run that has saved one)"
+
+
+def _printable(path: Path) -> str:
+    return str(path) if str(path).isprintable() else shown(str(path))

@@ -1,0 +1,252 @@
+"""llama2.c's version-0 `.bin` files -> a checkpoint directory (https://github.com/karpathy/llama2.c).
+
+The model file is seven int32, then float32 arrays, one per kind of tensor over all layers. Its rotary positions
+turn adjacent pairs of a head, Hugging Face's turn its two halves, so the rows of q and k change places. The
+tokenizer file becomes a `tokenizer.json` that encodes as llama2.c does.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from tinystory.checkpoint.header import save_checkpoint
+from tinystory.checkpoint.load import meta_model
+from tinystory.errors import CheckpointError
+from tinystory.model.config import ModelConfig
+from tinystory.safe.reading import regular_file_size, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tinystory.model.transformer import Transformer
+
+__all__ = ["import_llama2c", "tokenizer_json"]
+
+_HEADER = struct.Struct("<7i")  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
+_VERSIONED_MAGIC = 0x616B3432
+_MAX_TOKENIZER_BYTES = 64 * 2**20
+_BOS_ID, _EOS_ID, _FIRST_BYTE_ID, _FIRST_PIECE_ID = 1, 2, 3, 259
+_SPECIAL = ("<unk>", "<s>", "</s>")
+
+Piece = tuple[float, bytes]
+
+
+def import_llama2c(weights: Path, tokenizer: Path, out: Path) -> None:
+    """Turn a llama2.c model and its tokenizer into a checkpoint directory.
+
+    BOS (1) also ends a story there, and so it does here, beside EOS (2).
+
+    Args:
+        weights: a version-0 model file, such as stories260K.bin.
+        tokenizer: its tokenizer file, such as tok512.bin.
+        out: the directory to make.
+
+    Raises:
+        CheckpointError: a file is not what it should be, or the two do not belong together.
+        TinystoryError: `out` cannot be written or holds other things.
+    """
+    config = _read_config(weights)
+    tokenizer_text = tokenizer_json(tokenizer, config.vocab_size)
+    model = _read_model(weights, config)
+    save_checkpoint(
+        out,
+        model,
+        tokenizer_text,
+        bos_id=_BOS_ID,
+        eos_ids={_BOS_ID, _EOS_ID},
+        provenance={"imported_from": {"format": "llama2.c version 0", "files": [weights.name, tokenizer.name]}},
+    )
+
+
+# --- the model ---
+
+
+def _read_config(path: Path) -> ModelConfig:
+    """The config in a model file's header, checked against the size of the file."""
+    size = regular_file_size(path)
+    with _opened(path) as file:
+        raw = file.read(_HEADER.size)
+    if len(raw) < _HEADER.size:
+        raise CheckpointError(f"{path} has {size} bytes; a llama2.c model file begins with {_HEADER.size} of header")
+    d_model, d_ff, n_layer, n_head, n_kv_head, vocab_size, max_seq_len = _HEADER.unpack(raw)
+    if d_model == _VERSIONED_MAGIC:
+        raise CheckpointError(
+            f"{path} is of llama2.c's version 1 or later; export it with version 0 (or as a Hugging Face model)"
+        )
+    try:
+        config = ModelConfig.llama(
+            vocab_size=abs(vocab_size),
+            n_layer=n_layer,
+            n_head=n_head,
+            d_model=d_model,
+            max_seq_len=max_seq_len,
+            d_ff=d_ff,
+            n_kv_head=n_kv_head or -1,  # 0 would mean "as many as heads" to the constructor
+            tied_head=vocab_size > 0,
+            norm_eps=1e-5,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a llama2.c model file of version 0: {error}") from error
+    expected = _HEADER.size + 4 * sum(math.prod(shape) for _, shape in _arrays(config))
+    if size != expected:
+        raise CheckpointError(
+            f"{path} has {size} bytes, its header describes {expected}; the file is damaged or not from llama2.c"
+        )
+    return config
+
+
+def _arrays(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each float32 array, in the order of the file; * stands for the layer."""
+    n, c, d_ff = config.n_layer, config.d_model, config.d_ff
+    d_kv = config.n_kv_head * config.d_head
+    yield "embed.weight", (config.vocab_size, c)
+    yield "blocks.*.attn_norm.weight", (n, c)
+    yield "blocks.*.attn.q.weight", (n, c, c)
+    yield "blocks.*.attn.k.weight", (n, d_kv, c)
+    yield "blocks.*.attn.v.weight", (n, d_kv, c)
+    yield "blocks.*.attn.o.weight", (n, c, c)
+    yield "blocks.*.ff_norm.weight", (n, c)
+    yield "blocks.*.ff.gate.weight", (n, d_ff, c)
+    yield "blocks.*.ff.down.weight", (n, c, d_ff)
+    yield "blocks.*.ff.up.weight", (n, d_ff, c)
+    yield "norm.weight", (c,)
+    yield "", (config.max_seq_len, config.d_head)  # cosines and sines of the rotary positions, no longer read
+    if not config.tied_head:
+        yield "head.weight", (config.vocab_size, c)
+
+
+def _read_model(path: Path, config: ModelConfig) -> "Transformer":
+    import torch
+
+    model = meta_model(config)
+    state: dict[str, Tensor] = {}
+    with _opened(path) as file:
+        file.seek(_HEADER.size)
+        for name, shape in _arrays(config):
+            values = torch.empty(shape)
+            if file.readinto(values.view(-1).view(torch.uint8).numpy().data) != 4 * values.numel():  # type: ignore[attr-defined]
+                raise CheckpointError(f"{path} became shorter while it was read; try again")
+            if name.endswith(("attn.q.weight", "attn.k.weight")):
+                values = _halves_from_pairs(values, config.d_head)
+            if "*" in name:
+                state |= {name.replace("*", str(layer)): values[layer].clone() for layer in range(len(values))}
+            elif name:
+                state[name] = values
+    if config.tied_head:
+        state["head.weight"] = state["embed.weight"]
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _halves_from_pairs(weight: "Tensor", d_head: int) -> "Tensor":
+    """Reorder the rows of each head: pairs (0, 1), (2, 3) … become (0, D/2), (1, D/2 + 1) …; (n_layer, H·D, C)."""
+    n_layer, n_rows, n_columns = weight.shape
+    pairs = weight.view(n_layer, n_rows // d_head, d_head // 2, 2, n_columns)
+    return pairs.transpose(2, 3).reshape(n_layer, n_rows, n_columns)
+
+
+# --- the tokenizer ---
+
+
+def tokenizer_json(path: Path, vocab_size: int) -> str:
+    """The content of a tokenizer.json that encodes and decodes like a llama2.c tokenizer file.
+
+    llama2.c puts a space before a text, splits it into characters (unknown ones into bytes) and joins the
+    neighbours whose union has the best score, the leftmost first, until none is a token. A BPE that lists the
+    unions by score does the same, but for unions of equal score that overlap. As in every tokenizer.json, the
+    name of a special token in a text (`<s>`) is that token, where llama2.c would spell it out.
+
+    Raises:
+        CheckpointError: the file is damaged, or does not have `vocab_size` tokens.
+    """
+    pieces = _read_pieces(path, vocab_size)
+    tokens = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    if [piece for _, piece in pieces[_FIRST_BYTE_ID:_FIRST_PIECE_ID]] != [t.encode() for t in tokens[3:]]:
+        raise CheckpointError(f"{path}: tokens 3 to 258 are not the 256 bytes; this is no llama2.c tokenizer")
+    for i, (_, piece) in enumerate(pieces[_FIRST_PIECE_ID:], start=_FIRST_PIECE_ID):
+        try:
+            tokens.append(piece.decode())
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: token {i} is {shown(piece)}, not UTF-8") from error
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if len(vocab) != vocab_size:
+        raise CheckpointError(f"{path} has {vocab_size - len(vocab)} tokens twice")
+
+    merges: list[tuple[float, int, list[str]]] = []
+    for i in range(_FIRST_PIECE_ID, vocab_size):
+        token = tokens[i]
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if vocab.get(left, 0) >= _FIRST_PIECE_ID and vocab.get(right, 0) >= _FIRST_PIECE_ID:
+                merges.append((-pieces[i][0], i, [left, right]))
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+                "normalized": False, "special": True,
+            }
+            for i, token in enumerate(_SPECIAL)
+        ],
+        "normalizer": {"type": "Prepend", "prepend": " "},
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "<s>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [_BOS_ID], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": True, "ignore_merges": False,
+            "vocab": vocab, "merges": [pair for _, _, pair in sorted(merges, key=lambda merge: merge[:2])],
+        },
+    }  # fmt: skip
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _read_pieces(path: Path, vocab_size: int) -> list[Piece]:
+    """Score and bytes of each token."""
+    size = regular_file_size(path)
+    if not 4 <= size <= _MAX_TOKENIZER_BYTES:
+        raise CheckpointError(f"{path} has {size} bytes; a llama2.c tokenizer has 4 to {_MAX_TOKENIZER_BYTES}")
+    with _opened(path) as file:
+        raw = file.read(_MAX_TOKENIZER_BYTES)
+    longest, position = struct.unpack_from("<i", raw)[0], 4
+    pieces: list[Piece] = []
+    while position + 8 <= len(raw):
+        score, length = struct.unpack_from("<fi", raw, position)
+        position += 8
+        if not 0 <= length <= min(longest, len(raw) - position) or not math.isfinite(score):
+            raise CheckpointError(f"{path}: token {len(pieces)} is damaged; this is no llama2.c tokenizer")
+        pieces.append((score, raw[position : position + length]))
+        position += length
+    if position != len(raw):
+        raise CheckpointError(f"{path} is cut short after token {len(pieces)}; this is no llama2.c tokenizer")
+    if len(pieces) != vocab_size or len(pieces) < _FIRST_PIECE_ID:
+        raise CheckpointError(
+            f"{path} has {len(pieces)} tokens, the model {vocab_size} (at least {_FIRST_PIECE_ID}); "
+            "the two files do not belong together"
+        )
+    return pieces
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

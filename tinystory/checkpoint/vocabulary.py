@@ -1,0 +1,75 @@
+"""The tokens of a tokenizer.json (or a vocab.json) as plain data, without loading a tokenizer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinystory.errors import CheckpointError
+from tinystory.safe.reading import read_json_object, shown
+
+__all__ = ["read_vocabulary", "vocabulary"]
+
+MAX_TOKENIZER_BYTES = 64 * 2**20
+_BYTES_PER_TOKEN = 1024
+"""Above the room that any real tokenizer file needs per token, merges and indentation included."""
+
+
+def read_vocabulary(directory: Path, vocab_size: int | None) -> dict[str, int] | None:
+    """Token -> id of a checkpoint's tokenizer; None where it has none.
+
+    Args:
+        directory: the checkpoint.
+        vocab_size: of the model, where known; it bounds the size of the file that is read.
+
+    Raises:
+        CheckpointError: the file is no tokenizer, too large, or has ids that the model has not.
+    """
+    limit = MAX_TOKENIZER_BYTES
+    if vocab_size is not None:
+        limit = min(limit, 2**20 + _BYTES_PER_TOKEN * vocab_size)
+    for name in ("tokenizer.json", "vocab.json"):
+        path = directory / name
+        if path.exists():
+            document = read_json_object(path, limit)
+            if name == "vocab.json":
+                document = {"model": {"vocab": document}}
+            tokens = vocabulary(document, str(path))
+            largest = max(tokens.values(), default=0)
+            if vocab_size is not None and largest >= vocab_size:
+                raise CheckpointError(
+                    f"{path} has the token id {largest}, but the model's vocab_size is {vocab_size}; "
+                    "this tokenizer belongs to another model"
+                )
+            return tokens
+    return None
+
+
+def vocabulary(document: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Token -> id in the content of a tokenizer.json, special tokens included.
+
+    Raises:
+        CheckpointError: it has no vocabulary, or an id is not a whole number from 0.
+    """
+    model = document.get("model")
+    listed = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(listed, list):  # Unigram: [[token, score], ...], the id is the place
+        listed = {_first(item, where): i for i, item in enumerate(listed)}
+    if not isinstance(listed, dict):
+        raise CheckpointError(f"{where} has no vocabulary under model.vocab; it is not a tokenizer")
+    tokens: dict[str, Any] = dict(listed)
+    added = document.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+        raise CheckpointError(f"{where}: added_tokens is {shown(added)}; it must be a list of objects")
+    tokens.update((str(token.get("content")), token.get("id")) for token in added)
+    for token, token_id in tokens.items():
+        if type(token_id) is not int or token_id < 0:
+            raise CheckpointError(
+                f"{where}: the id of {shown(token)} is {shown(token_id)}; it must be a whole number from 0"
+            )
+    return tokens
+
+
+def _first(item: object, where: str) -> str:
+    if not isinstance(item, list) or not item or not isinstance(item[0], str):
+        raise CheckpointError(f"{where}: {shown(item)} stands in the vocabulary; it must be [token, score]")
+    return item[0]

@@ -1,0 +1,1 @@
+"""`tinystory decoders`: list and show decoders, write a new one, check one."""

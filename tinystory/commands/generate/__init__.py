@@ -1,0 +1,1 @@
+"""`tinystory generate`: one story, several, or a file of prompts."""

@@ -1,0 +1,1 @@
+"""Stories and prompts from anywhere, selected, tokenised once, in batches."""

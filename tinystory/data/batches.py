@@ -1,0 +1,331 @@
+"""Token batches from tokenised stories: packed rows of several whole stories, or padded rows of one.
+
+A story is BOS + tokens + EOS, of which a batch predicts everything but the BOS. One longer than a row is cut into
+pieces, the same in both modes; a piece never looks at another, and its positions start at 0. The batches of an epoch
+follow from seed and epoch alone, so (epoch, number of the batch) is all there is to remember of a place in the data.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, Protocol, overload, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinystory.model.cross_entropy import IGNORE
+from tinystory.noise import Noise
+
+__all__ = [
+    "Batch", "BatchPlan", "Batching", "Epoch", "Piece", "Pieces", "Rows", "Stories", "batches", "collate", "cut",
+    "pack", "share",
+]  # fmt: skip
+
+
+Piece = np.ndarray
+"""(n,) integers: up to `row_len` + 1 consecutive tokens of one story; each but the first is predicted."""
+
+Rows = list[list[int]]
+"""The rows of a batch, each the numbers of the pieces in it."""
+
+Batching = Literal["packed", "padded"]
+
+
+class Stories(Protocol):
+    """Tokenised stories: a list of arrays, `TokenShards`, or anything that is as simple."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+@runtime_checkable
+class _Measured(Protocol):
+    """Stories that know their lengths without being read."""
+
+    def lengths(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of stories, laid out for a model.
+
+    Attributes:
+        token_ids: (R, L) int64.
+        labels: (R, L) int64, the next token of the same story, or `IGNORE`.
+        positions: (R, L) int64, restarting at 0 with each story.
+        story: (R, L) int32, the number of the story within its row; -1 on padding.
+        alone: no row holds two stories.
+        lengths: of the stories, where `joined` has left nothing else.
+    """
+
+    token_ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    story: Tensor
+    alone: bool = False
+    lengths: list[int] | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Scored tokens."""
+        return int((self.labels != IGNORE).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; to a GPU it goes through pinned memory, so that the host need not wait."""
+        tensors = [self.token_ids, self.labels, self.positions, self.story]
+        if device.type == "cuda":
+            tensors = [tensor.pin_memory() if tensor.device.type == "cpu" else tensor for tensor in tensors]
+        token_ids, labels, positions, story = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Batch(token_ids, labels, positions, story, self.alone)
+
+    def joined(self) -> "Batch":
+        """The same stories as one row, without the padding, for a device to which changing shapes cost nothing.
+
+        A batch of nothing but padding stays as it is.
+        """
+        real = self.story >= 0
+        if not real.any():
+            return self
+        numbers = self.story + torch.arange(len(self.story), device=self.story.device)[:, None] * self.story.shape[1]
+        lengths = [length for length in numbers[real].bincount().tolist() if length]
+        token_ids, labels, positions, story = (
+            values[real][None] for values in (self.token_ids, self.labels, self.positions, numbers)
+        )
+        return Batch(token_ids, labels, positions, story, lengths=lengths)
+
+    def mask(self) -> Tensor | list[int] | None:
+        """(R, 1, L, L) bool: a query sees earlier positions of its own story, padding sees padding.
+
+        Of `joined` stories their lengths, which say the same.
+
+        None, which means plain causal attention, where no row holds two stories: padding stands on the right, so
+        no query that is scored can see it.
+        """
+        if self.lengths is not None:
+            return self.lengths
+        if self.alone:
+            return None
+        n = self.token_ids.shape[1]
+        causal = torch.ones(n, n, dtype=torch.bool, device=self.story.device).tril()
+        return ((self.story[:, :, None] == self.story[:, None, :]) & causal)[:, None]
+
+
+class Pieces(Sequence[Piece]):
+    """Stories cut to what fits a row, as an index into them: a piece is a view, made when asked for.
+
+    Attributes:
+        n_predicted: (pieces,) int32, predicted tokens of each, from 1 to `row_len`.
+    """
+
+    def __init__(self, stories: Stories, row_len: int) -> None:
+        n = _lengths(stories) - 1  # predicted tokens of each story
+        n_pieces = np.maximum(-(-n // row_len), 0)
+        self._stories = stories
+        self._story = np.repeat(np.arange(len(n), dtype=np.int32), n_pieces)
+        first = np.repeat(n_pieces.cumsum() - n_pieces, n_pieces)
+        start = (np.arange(len(self._story)) - first) * row_len
+        self._start = start.astype(np.int32)
+        self.n_predicted: np.ndarray = np.minimum(n[self._story] - start, row_len).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._story)
+
+    @overload
+    def __getitem__(self, index: int) -> Piece: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Piece]: ...
+    def __getitem__(self, index: int | slice) -> Piece | list[Piece]:
+        """One piece, or several as a list."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start = int(self._start[index])
+        return self._stories[int(self._story[index])][start : start + int(self.n_predicted[index]) + 1]
+
+
+def cut(stories: Stories, row_len: int) -> Pieces:
+    """Cut what is longer than a row: pieces of at most `row_len` inputs, so that every token is predicted once."""
+    return Pieces(stories, row_len)
+
+
+def pack(lengths: np.ndarray, row_len: int) -> np.ndarray:
+    """Fill rows best-fit: each item goes into the fullest open row that still has room.
+
+    Args:
+        lengths: (n,) integers, items of 1 to `row_len` positions.
+        row_len: room of a row.
+
+    Returns:
+        (n,) int32, the row of each item; rows are numbered in order of opening.
+    """
+    with_room: list[list[int]] = [[] for _ in range(row_len)]  # rows by their free positions
+    rooms = 0  # bit f is set where a row has f free positions: the lowest one that fits is found in one step
+    row_of = np.empty(len(lengths), np.int32)
+    n_rows = 0
+    for item, length in enumerate(lengths.tolist()):
+        fitting = rooms >> length
+        if fitting:
+            free = length + (fitting & -fitting).bit_length() - 1
+            row = with_room[free].pop()
+            if not with_room[free]:
+                rooms ^= 1 << free
+        else:
+            free, row = row_len, n_rows
+            n_rows += 1
+        row_of[item] = row
+        if left := free - length:
+            with_room[left].append(row)
+            rooms |= 1 << left
+    return row_of
+
+
+class Epoch(Sequence[Rows]):
+    """One pass over all pieces: `len(epoch)` batches, `epoch[i]` the rows of one."""
+
+    def __init__(self, order: np.ndarray, ends: np.ndarray, n_rows: int) -> None:
+        """Take the pieces of all rows, one row after the other, and where each row ends in them."""
+        self._order, self._ends, self._n_rows = order, ends, n_rows
+
+    def __len__(self) -> int:
+        return -(-len(self._ends) // self._n_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Rows: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Rows]: ...
+    def __getitem__(self, index: int | slice) -> Rows | list[Rows]:
+        """The rows of a batch, or of several as a list; the last batch may have fewer rows than the others."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        first = index % len(self) * self._n_rows
+        bounds = [self._ends[first - 1] if first else 0, *self._ends[first : first + self._n_rows]]
+        return [self._order[a:b].tolist() for a, b in pairwise(bounds)]
+
+
+def batches(
+    pieces: Sequence[Piece],
+    row_len: int,
+    n_rows: int,
+    seed: int | None = None,
+    *,
+    epoch: int = 0,
+    batching: Batching = "packed",
+) -> Epoch:
+    """The batches of an epoch, the same for the same arguments on every machine and every rank.
+
+    Args:
+        pieces: as from `cut` with the same `row_len`.
+        row_len: room of a packed row, in positions.
+        n_rows: rows of a batch, of all ranks together.
+        seed: pieces are shuffled before packing and rows after it; None keeps their order.
+        epoch: from 0; each has its own order.
+        batching: "packed", or "padded" for one piece a row.
+    """
+    lengths = _n_predicted(pieces)
+    order = _shuffled(len(pieces), seed, "pieces", epoch)
+    if batching == "padded":
+        return Epoch(order, np.arange(1, len(order) + 1), n_rows)
+    row_of = pack(lengths[order], row_len)
+    fills = np.bincount(row_of)  # pieces of each row
+    place_of = np.empty(len(fills), np.int64)
+    shuffled_rows = _shuffled(len(fills), seed, "rows", epoch)
+    place_of[shuffled_rows] = np.arange(len(fills))
+    return Epoch(order[np.argsort(place_of[row_of], kind="stable")], fills[shuffled_rows].cumsum(), n_rows)
+
+
+def share(rows: Rows, rank: int = 0, world_size: int = 1) -> Rows:
+    """The rows of a batch that one rank computes: every `world_size`-th; none where there are too few.
+
+    All ranks' shares are the batch, whatever their number, so a step stays the same if the loss is summed over
+    ranks and divided by the tokens of the whole batch.
+    """
+    return rows[rank::world_size]
+
+
+def collate(pieces: Sequence[Piece], rows: Rows, row_len: int | None = None) -> Batch:
+    """Lay the pieces of each row one after the other, padded on the right.
+
+    Args:
+        pieces: as from `cut`.
+        rows: as from `batches`; none at all give a batch of no rows.
+        row_len: positions of each row; None for as many as the longest row needs.
+    """
+    loaded = [[pieces[index] for index in row] for row in rows]
+    if row_len is None:
+        row_len = max((sum(len(piece) - 1 for piece in row) for row in loaded), default=1)
+    shape = (len(rows), row_len)
+    token_ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    labels, story = np.full(shape, IGNORE, np.int64), np.full(shape, -1, np.int32)
+    for r, row in enumerate(loaded):
+        start = 0
+        for number, piece in enumerate(row):
+            end = start + len(piece) - 1
+            token_ids[r, start:end], labels[r, start:end] = piece[:-1], piece[1:]
+            positions[r, start:end], story[r, start:end] = np.arange(end - start), number
+            start = end
+    alone = all(len(row) < 2 for row in rows)
+    tensor = torch.from_numpy
+    return Batch(tensor(token_ids), tensor(labels), tensor(positions), tensor(story), alone)
+
+
+class BatchPlan:
+    """All batches of a run over some stories, in either mode, behind one interface.
+
+    Attributes:
+        pieces: the stories, cut to `row_len`.
+        n_tokens: tokens predicted in an epoch.
+    """
+
+    def __init__(
+        self, stories: Stories, row_len: int, n_rows: int, *, batching: Batching = "packed", seed: int | None = None
+    ) -> None:
+        """Cut the stories; the arguments are those of `batches`."""
+        self.pieces = cut(stories, row_len)
+        self.n_tokens = int(self.pieces.n_predicted.sum(dtype=np.int64))
+        self._row_len, self._n_rows, self._batching, self._seed = row_len, n_rows, batching, seed
+
+    def epoch(self, number: int = 0) -> Epoch:
+        """The batches of an epoch."""
+        return batches(self.pieces, self._row_len, self._n_rows, self._seed, epoch=number, batching=self._batching)
+
+    def ahead(self, epoch: int = 0, batch: int = 0) -> Iterator[tuple[int, int, Rows]]:
+        """Yield rows from a position on, epoch after epoch without end; nothing if there are no stories.
+
+        Each comes as (epoch, batch, rows) with the position behind it, which is where a later run goes on: batch 0
+        means that these rows ended an epoch.
+        """
+        while len(self.pieces):
+            order = self.epoch(epoch)
+            for number in range(batch, len(order)):
+                behind = (epoch, number + 1) if number + 1 < len(order) else (epoch + 1, 0)
+                yield *behind, order[number]
+            epoch, batch = epoch + 1, 0
+
+    def collate(self, rows: Rows) -> Batch:
+        """The tensors of rows: packed ones all as long as a row, padded ones as long as the longest of them."""
+        return collate(self.pieces, rows, self._row_len if self._batching == "packed" else None)
+
+    def count(self, rows: Rows) -> int:
+        """Tokens predicted in rows, known without reading them: a rank can tell the batch's from its own."""
+        return int(sum(self.pieces.n_predicted[row].sum() for row in rows))
+
+
+def _lengths(stories: Stories) -> np.ndarray:
+    """(n,) int64."""
+    if isinstance(stories, _Measured):
+        return stories.lengths().astype(np.int64)
+    return np.fromiter((len(stories[i]) for i in range(len(stories))), np.int64, len(stories))
+
+
+def _n_predicted(pieces: Sequence[Piece]) -> np.ndarray:
+    return pieces.n_predicted if isinstance(pieces, Pieces) else _lengths(pieces) - 1
+
+
+def _shuffled(n: int, seed: int | None, stream: str, epoch: int) -> np.ndarray:
+    """A permutation of n by keyed noise: unlike a library's generator, the same for ever."""
+    if seed is None:
+        return np.arange(n)
+    return np.argsort(Noise(seed, f"shuffled {stream}", 0, epoch).uniform(np.arange(n)), kind="stable")

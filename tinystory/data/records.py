@@ -1,0 +1,230 @@
+"""The records of a story file: text between separators, lines of JSON, rows of a table.
+
+A record is the bytes of its text, not yet decoded: what is broken in it is its reader's to judge. Nothing is held
+but the record at hand and a block of the file.
+"""
+
+import json
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tinystory.errors import UsageError, one_line
+from tinystory.safe.showing import visible
+from tinystory.text.tokenizer import END_OF_TEXT
+
+__all__ = ["FILE_SUFFIXES", "SEPARATOR", "Record", "dataset_records", "file_records", "reading", "split"]
+
+SEPARATOR = END_OF_TEXT.encode()
+_COLUMNS = ("text", "story")
+_JSON_LINES = frozenset({".jsonl", ".ndjson"})
+_OTHER_FORMATS = frozenset({".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".arrow"})
+FILE_SUFFIXES = _JSON_LINES | _OTHER_FORMATS | {".txt", ".parquet"}
+"""What ends so is a file, never the name of a hub dataset."""
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BLOCK_BYTES = 2**20
+_MAX_RECORD_BYTES = 2**28
+"""What goes on longer without a separator or a line end is no story; also bounds the memory taken."""
+_ROWS_AT_ONCE = 1000
+_HOPELESS_LINES = 100
+"""So many lines without one JSON object, and the file is something else."""
+
+Record = bytes | None
+"""UTF-8 text of a record, perhaps broken, perhaps of several stories; None where the record has no text."""
+
+
+def file_records(path: Path, column: str | None = None) -> Iterator[Record]:
+    """The records of a .jsonl, a .parquet or else a text file.
+
+    Args:
+        path: a file; an empty text file has no records.
+        column: of a .jsonl or .parquet, the one with the text; by default `text`, else `story`.
+
+    Raises:
+        UsageError: at once where the file cannot be opened, is of another format or lacks the column; while records
+            are taken where it turns out to be damaged.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise UsageError(f"cannot read {path}: stories come from .txt, .jsonl or .parquet files, not from {suffix}")
+    with reading(path):
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, and could not be read a second time
+            raise UsageError(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            begin = file.read(4096)
+    if suffix == ".parquet":
+        if not begin:
+            raise UsageError(f"{path} is empty")
+        return _parquet_records(path, _parquet_column(path, column))
+    if b"\0" in begin:
+        raise UsageError(f"{path} is not UTF-8 text (it has zero bytes)")
+    return _json_records(path, column) if suffix in _JSON_LINES else _text_records(path)
+
+
+def dataset_records(name: str, data: Any, column: str | None = None) -> Iterator[Record]:
+    """The rows of a `datasets` Dataset or IterableDataset; a streamed one may tell its columns with the first rows.
+
+    Raises:
+        UsageError: no such column; while records are taken, the dataset cannot be read on.
+    """
+    found = None if data.column_names is None else _text_column(name, data.column_names, column)
+
+    def records() -> Iterator[Record]:
+        try:
+            for table in data.with_format("arrow").iter(_ROWS_AT_ONCE):
+                source = found or _text_column(name, table.column_names, column)
+                yield from _binary(name, source, table.column(source)).to_pylist()
+        except UsageError:
+            raise
+        except Exception as error:  # Arrow's, the file system's and, of a stream, the network's errors
+            raise UsageError(f"cannot read {name} on: {one_line(error)}") from error
+
+    return records()
+
+
+def _text_column(name: object, columns: Iterable[object], wanted: str | None) -> str:
+    """The column to read: the wanted one, else the first of `text`, `story` that is there.
+
+    Raises:
+        UsageError: there is none; the message lists those that are.
+    """
+    there = [str(column) for column in columns]
+    tried = _COLUMNS if wanted is None else (wanted,)
+    for column in tried:
+        if column in there:
+            return column
+    listed = ", ".join(" ".join(visible(column).split()) for column in there[:12]) or "none"
+    more = ", …" if len(there) > 12 else ""
+    raise UsageError(f"{name} has no column {' or '.join(map(repr, tried))}; it has {listed}{more}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the file system's errors into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot read {visible(str(path))}: {error.strerror or one_line(error)}") from error
+
+
+def _text_records(path: Path) -> Iterator[Record]:
+    """The texts between separators. Each byte is looked at once, however long a line or a story."""
+    is_first = True
+    for text in _split(path):
+        if not (is_first and not text.strip()):
+            yield text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
+        is_first = False
+
+
+def _split(path: Path) -> Iterator[bytes]:
+    with reading(path), path.open("rb") as file:
+        yield from split(file, path)
+
+
+def split(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """What stands between the separators of a file, as it is; only an empty last one is left out.
+
+    Raises:
+        UsageError: it goes on for too long without a separator.
+    """
+    begun: list[bytes] = []
+    n_begun = 0
+    tail = b""  # may be the beginning of a separator
+    n_kept = len(SEPARATOR) - 1
+    file.seek(len(_BYTE_ORDER_MARK) if file.read(3) == _BYTE_ORDER_MARK else 0)
+    while block := file.read(_BLOCK_BYTES):
+        *ended, rest = (tail + block).split(SEPARATOR)
+        for end in ended:
+            yield b"".join((*begun, end))
+            begun, n_begun = [], 0
+        begun.append(rest[:-n_kept])
+        n_begun += len(begun[-1])
+        tail = rest[-n_kept:]
+        if n_begun > _MAX_RECORD_BYTES:
+            raise UsageError(f"{path} goes on for {n_begun:,} bytes without {END_OF_TEXT}; put it between stories")
+    last = b"".join((*begun, tail))
+    if last.strip():
+        yield last
+
+
+def _json_records(path: Path, column: str | None) -> Iterator[Record]:
+    """The text column of each line; which one it is, the first object decides."""
+    found: str | None = None
+    n_others = 0
+    with reading(path), path.open("rb") as file:
+        while line := file.readline(_MAX_RECORD_BYTES):
+            if len(line) == _MAX_RECORD_BYTES:
+                raise UsageError(f"{path} has a line of {_MAX_RECORD_BYTES:,} bytes or more")
+            if line.isspace():
+                continue
+            row = _json_object(line)
+            if row is None:
+                n_others += 1
+                if found is None and n_others == _HOPELESS_LINES:
+                    break
+                yield None
+                continue
+            found = found or _text_column(path, row, column)
+            value = row.get(found)
+            yield _utf8(value) if isinstance(value, str) else None
+    if found is None and n_others:
+        raise UsageError(f"{path} is not JSON lines: none of its first {n_others} lines is an object {{...}}")
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line.removeprefix(_BYTE_ORDER_MARK).decode(errors="surrogateescape"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _utf8(text: str) -> bytes:
+    """The bytes of a JSON string as they stood in the file, broken ones too; lone surrogates become broken ones."""
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogatepass")
+
+
+def _parquet_column(path: Path, column: str | None) -> str:
+    import pyarrow.parquet
+
+    with _reading_parquet(path), pyarrow.parquet.ParquetFile(path) as file:
+        found = _text_column(path, file.schema_arrow.names, column)
+        _binary(path, found, file.schema_arrow.empty_table().column(found))
+    return found
+
+
+def _parquet_records(path: Path, column: str) -> Iterator[Record]:
+    import pyarrow.parquet
+
+    # without these two, a whole row group is held in memory
+    options = {"pre_buffer": False, "buffer_size": _BLOCK_BYTES}
+    with _reading_parquet(path), pyarrow.parquet.ParquetFile(path, **options) as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
+            yield from _binary(path, column, batch.column(0)).to_pylist()
+
+
+def _binary(name: object, column: str, values: Any) -> Any:
+    """An Arrow column of text as bytes: Arrow takes broken UTF-8 for text, and fails only when it is decoded."""
+    import pyarrow
+
+    try:
+        return values.cast(pyarrow.large_binary())
+    except pyarrow.ArrowException as error:
+        raise UsageError(f"the column {column!r} of {name} holds {values.type}, not text") from error
+
+
+@contextmanager
+def _reading_parquet(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(f"{path} is damaged or no parquet file: {one_line(error)}") from error

@@ -1,0 +1,255 @@
+"""Stories from anything: text files, JSON lines, parquet, folders saved by `datasets`, the Hugging Face hub.
+
+A story is the text between separators, stripped. Everything is read lazily, a block at a time. What is wrong with
+single stories is counted in a `SourceReport`; what is wrong with a source as a whole is an error. Knows nothing of
+tokens.
+"""
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from tinystory.checkpoint import hub
+from tinystory.data.records import FILE_SUFFIXES, SEPARATOR, Record, dataset_records, file_records, reading
+from tinystory.data.selection import Selection
+from tinystory.errors import UsageError, one_line
+from tinystory.safe.showing import visible
+
+__all__ = ["Source", "SourceReport", "find_sources", "read_stories"]
+
+_SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
+
+
+@dataclass
+class SourceReport:
+    """What came out of some sources, counted while they are read.
+
+    Attributes:
+        stories: given out.
+        bytes: UTF-8 bytes of those.
+        empty: stories of nothing but white space, left out.
+        broken_utf8: stories with invalid UTF-8, each piece of it replaced by U+FFFD; selected or not.
+        unreadable: lines that are no JSON object and records without a text, left out.
+        not_selected: stories left out by the `Selection`.
+    """
+
+    stories: int = 0
+    bytes: int = 0
+    empty: int = 0
+    broken_utf8: int = 0
+    unreadable: int = 0
+    not_selected: int = 0
+
+    def __str__(self) -> str:
+        """All in one line; what did not happen is not mentioned."""
+        notes = {
+            "not selected": self.not_selected,
+            "empty and left out": self.empty,
+            "with broken UTF-8, mended": self.broken_utf8,
+            "records without a text, left out": self.unreadable,
+        }
+        parts = [f"{self.stories:,} stories, {self.bytes:,} bytes"]
+        return "; ".join(parts + [f"{count:,} {what}" for what, count in notes.items() if count])
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that stories come from, found but not yet read.
+
+    Attributes:
+        name: as the user gave it.
+        kind: single files, a folder saved by `datasets`, or a dataset on the hub.
+        files: the files to read, in order; of a folder all that are in it, of a hub dataset none.
+    """
+
+    name: str
+    kind: Literal["files", "folder", "hub"]
+    files: tuple[Path, ...] = field(default=())
+
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """What identifies the content without reading it: names without folders, sizes in bytes, times of change.
+
+        A hub dataset is known by its name and split alone, so that prepared stories can be reused offline.
+
+        Raises:
+            UsageError: a file is gone.
+        """
+        if self.kind == "hub":
+            return {"hub": self.name, "split": split}
+        stamps = []
+        for path in self.files:
+            with reading(path):
+                status = path.stat()
+            stamps.append([path.name, status.st_size, status.st_mtime_ns])
+        if self.kind == "files":
+            return {"files": stamps}
+        digest = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+        return {"folder": Path(self.name).name, "split": split, "files": digest}
+
+
+def find_sources(names: str | Path | Sequence[str | Path]) -> list[Source]:
+    """Find out what each name means: a file, a saved dataset's folder, a glob (its files sorted), a hub dataset.
+
+    Raises:
+        UsageError: nothing is there, or a glob matches no file.
+    """
+    if isinstance(names, str | Path):
+        names = [names]
+    if not names:
+        raise UsageError("no story source is given")
+    return [_find(str(name)) for name in names]
+
+
+def read_stories(
+    names: str | Path | Sequence[str | Path],
+    split: str = "train",
+    *,
+    column: str | None = None,
+    streaming: bool = False,
+    selection: Selection | None = None,
+    report: SourceReport | None = None,
+) -> Iterator[str]:
+    """Yield the stories of sources, one source after the other, in memory that does not grow with them.
+
+    Args:
+        names: one source or several, each a `.txt` with `<|endoftext|>` between stories, a `.jsonl`, a `.parquet`,
+            a glob of such files, a folder written by `save_to_disk`, or the name of a hub dataset (owner/name).
+        split: the split of a hub dataset or a saved dataset dictionary.
+        column: the column with the text; by default `text`, else `story`.
+        streaming: read a hub dataset while it is downloaded, instead of after.
+        selection: leaves out what it does not keep.
+        report: counts up while stories are taken.
+
+    Raises:
+        UsageError: at once where a source is missing, unreadable, empty or without the column; while stories are
+            taken where a file turns out to be damaged, a source to have no story, or the selection to keep none.
+    """
+    sources = find_sources(names)
+    opened = [(source, _open(source, split, column, streaming)) for source in sources]
+    return _selected(opened, selection or Selection(), report or SourceReport())
+
+
+def _selected(
+    opened: list[tuple[Source, Iterator[Record]]], selection: Selection, report: SourceReport
+) -> Iterator[str]:
+    n_found = n_kept = 0
+    for source, records in opened:
+        n_before = n_found
+        for story in _stories(records, report):
+            n_found += 1
+            if not selection.keeps(story):
+                report.not_selected += 1
+                continue
+            n_kept += 1
+            report.stories += 1
+            report.bytes += len(story.encode())
+            yield story
+        if n_found == n_before:
+            raise UsageError(f"{source.name} has no story ({report.empty} empty, {report.unreadable} without a text)")
+    if not n_kept:
+        raise UsageError(
+            f"none of {n_found:,} stories is left: fraction {selection.fraction}, test_split {selection.test_split}, "
+            f"the {selection.part} part"
+        )
+
+
+def _stories(records: Iterable[Record], report: SourceReport) -> Iterator[str]:
+    for record in records:
+        if record is None:
+            report.unreadable += 1
+            continue
+        for part in _between_separators(record):
+            try:
+                story = part.decode().strip()
+            except UnicodeDecodeError:
+                story = part.decode(errors="replace").strip()
+                report.broken_utf8 += 1
+            if story:
+                yield story
+            else:
+                report.empty += 1
+
+
+def _between_separators(record: bytes) -> list[bytes]:
+    """The stories of a record; nothing before a first or after a last separator is not an empty story."""
+    parts = record.split(SEPARATOR)
+    if len(parts) > 1 and not parts[0].strip():
+        del parts[0]
+    if len(parts) > 1 and not parts[-1].strip():
+        del parts[-1]
+    return parts
+
+
+# --- what a name means ---
+
+
+def _find(name: str) -> Source:
+    path = Path(name)
+    with reading(path):
+        if path.is_dir():
+            if not any((path / file).is_file() for file in _SAVED_DATASET_FILES):
+                raise UsageError(
+                    f"{path} is no folder written by save_to_disk; of a folder with story files, give the files: "
+                    f"'{path}/*.txt'"
+                )
+            return Source(name, "folder", tuple(sorted(file for file in path.rglob("*") if file.is_file())))
+        if path.exists():
+            return Source(name, "files", (path,))
+        if glob.has_magic(name):
+            files = tuple(sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file()))
+            if not files:
+                raise UsageError(f"{visible(name)} matches no file")
+            return Source(name, "files", files)
+    if "/" in name and hub.is_model_id(name) and path.suffix.lower() not in FILE_SUFFIXES:
+        return Source(name, "hub")
+    raise UsageError(f"{visible(name)}: no such file or folder, and not the name of a hub dataset (owner/name)")
+
+
+def _open(source: Source, split: str, column: str | None, streaming: bool) -> Iterator[Record]:
+    """The records of a source, after every check that needs no reading from end to end."""
+    if source.kind == "hub":
+        return dataset_records(source.name, _hub_dataset(source.name, split, streaming), column)
+    if source.kind == "folder":
+        return dataset_records(source.name, _saved_dataset(source.name, split), column)
+    records = [file_records(path, column) for path in source.files]
+    with reading(Path(source.name)):
+        if not any(path.stat().st_size for path in source.files):
+            raise UsageError(f"{source.name} is empty")
+    return chain.from_iterable(records)
+
+
+def _saved_dataset(path: str, split: str) -> Any:
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(path)
+    except Exception as error:  # the library raises its own, Arrow's and the file system's errors
+        raise UsageError(f"{path} is a damaged dataset folder: {one_line(error)}") from error
+    if not isinstance(data, datasets.DatasetDict):
+        return data
+    if split not in data:
+        raise UsageError(f"{path} has no split {split!r}; it has {', '.join(data)}")
+    return data[split]
+
+
+def _hub_dataset(name: str, split: str, streaming: bool) -> Any:
+    """A dataset from the hub; where that cannot be reached, from the local cache."""
+    import datasets
+
+    problem = hub.dataset_problem(name)
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    try:
+        # without a hub, the library would retry for half a minute before it looks into its cache
+        datasets.config.HF_HUB_OFFLINE = was_offline or problem is not None
+        return datasets.load_dataset(name, split=split, streaming=streaming)
+    except Exception as error:  # the library raises its own, the hub's and the file system's errors
+        if problem and isinstance(error, OSError):  # not in the cache either
+            raise UsageError(problem) from error
+        raise UsageError(f"cannot load {name}: {one_line(error)}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline

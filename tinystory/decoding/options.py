@@ -1,0 +1,154 @@
+"""Options of a decoder: one declaration gives the range check, the neutral value, the help and the error text."""
+
+import dataclasses
+import inspect
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tinystory.errors import UsageError
+from tinystory.safe.reading import shown
+
+__all__ = ["Option", "check_options", "is_neutral", "option", "options_of", "summary"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of one option.
+
+    Attributes:
+        name: as users write it, with hyphens.
+        field: the dataclass field, with underscores.
+        type: int, float, bool, str, `tuple[str, ...]`, `tuple[float, ...]` or `Mapping[str, float]`.
+        default: the value when not written; `dataclasses.MISSING` where it must be written.
+        help: one line.
+        ge, gt, le, lt: bounds of a number, where given.
+        neutral: the value at which the stage does nothing; `dataclasses.MISSING` where there is none.
+        choices: the allowed strings, where given.
+    """
+
+    name: str
+    field: str
+    type: Any
+    default: Any
+    help: str
+    neutral: Any
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> bool:
+        """Whether the option has no default."""
+        return self.default is dataclasses.MISSING
+
+    @property
+    def range(self) -> str:
+        """The allowed values in words: "an integer ≥ 1", "a number > 0 and ≤ 1", "greedy or sample"."""
+        if self.choices:
+            return " or ".join(self.choices)
+        if self.type is bool:
+            return "yes or no"
+        if typing.get_origin(self.type) is Mapping:
+            return "pairs word=number"
+        bounds = [(self.ge, "≥"), (self.gt, ">"), (self.le, "≤"), (self.lt, "<")]
+        limits = " and ".join(f"{sign} {bound:g}" for bound, sign in bounds if bound is not None)
+        kinds = {int: "an integer", float: "a number", str: "a text"}
+        return " ".join(filter(None, (kinds.get(self.type, "a list separated by commas"), limits)))
+
+    def problem(self, value: object) -> str | None:
+        """Why a value is not allowed; None when it is."""
+        container, item_type = typing.get_origin(self.type), self.type
+        items: list[Any] = [value]
+        if container in (tuple, Mapping):
+            item_type = typing.get_args(self.type)[0 if container is tuple else 1]
+            if not isinstance(value, container):
+                return f"{self.name} must be {self.range}, not {shown(value)}"
+            items = list(value.values() if isinstance(value, Mapping) else value)
+        for item in items:
+            number = isinstance(item, int | float) and not isinstance(item, bool)
+            if item_type in (int, float):
+                fits = number and (item_type is float or isinstance(item, int)) and self._in_bounds(item)
+            else:
+                fits = isinstance(item, item_type) and (not self.choices or item in self.choices)
+            if not fits:
+                return f"{self.name} must be {self.range}, not {shown(item)}"
+        return None
+
+    def _in_bounds(self, value: Any) -> bool:
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    neutral: Any = dataclasses.MISSING,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a dataclass field as a decoder option.
+
+    Args:
+        default: the value when the user writes none; leave out to make the option required.
+        help: one line for `--help`, completion and error messages.
+        ge: smallest allowed value.
+        gt: the value must be greater than this.
+        le: largest allowed value.
+        lt: the value must be less than this.
+        neutral: the value at which the stage changes nothing; the chain skips it there.
+        choices: the allowed strings.
+    """
+    bounds = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "neutral": neutral, "choices": choices}
+    return dataclasses.field(default=default, metadata={"option": bounds})
+
+
+def options_of(cls: type) -> tuple[Option, ...]:
+    """The options a stage class declares, in the order they are written."""
+    cached: tuple[Option, ...] | None = cls.__dict__.get("_options")
+    if cached is None:
+        hints = typing.get_type_hints(cls)
+        cached = tuple(
+            Option(f.name.replace("_", "-"), f.name, hints[f.name], f.default, **f.metadata["option"])
+            for f in dataclasses.fields(cls)
+            if "option" in f.metadata
+        )
+        cls._options = cached  # type: ignore[attr-defined]
+    return cached
+
+
+def check_options(stage: Any, name: str) -> None:
+    """Check every option of a stage against its declaration.
+
+    Raises:
+        UsageError: a value is of the wrong type or out of range; the message names the range.
+    """
+    for declared in options_of(type(stage)):
+        problem = declared.problem(getattr(stage, declared.field))
+        if problem:
+            raise UsageError(f"{name}: {problem} ({declared.help})")
+
+
+def is_neutral(stage: Any) -> bool:
+    """Whether every option that has a neutral value stands at it (and at least one has)."""
+    neutral = [o for o in options_of(type(stage)) if o.neutral is not dataclasses.MISSING]
+    return bool(neutral) and all(getattr(stage, o.field) == o.neutral for o in neutral)
+
+
+def summary(cls: type) -> str:
+    """The first sentence of a class's docstring, on one line."""
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())

@@ -1,0 +1,146 @@
+"""Measures of what stories are like, to hold generated ones against real ones.
+
+Pure functions on texts: they know no model, no tokenizer and no file. A share is a fraction from 0 to 1, and None
+where there is nothing to take a share of.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinystory.evaluation.copied import COPIED_NGRAM
+from tinystory.evaluation.ngrams import LONGEST_DISTINCT, distinct, ngram_count, repeated, words
+from tinystory.text.sentences import ends_sentence
+
+__all__ = ["StoryReport", "balanced_quotes", "describe"]
+
+
+_REPEATED_NGRAM = 4
+
+
+@dataclass(frozen=True)
+class StoryReport:
+    """What some stories are like.
+
+    Attributes:
+        stories: how many.
+        words: of all stories together, as `words` counts them.
+        mean_words: words a story; None without a story.
+        median_words: half the stories have fewer words, half have more.
+        mean_tokens: tokens a story, without BOS and EOS; None where no token counts were given.
+        median_tokens: half the stories have fewer tokens, half have more.
+        distinct_1: share of different ones among `distinct_ngrams` words; see `distinct`.
+        distinct_2: the same of word pairs.
+        distinct_3: the same of word triples.
+        distinct_ngrams: how many n-grams those three are about. They fall as it grows, so compare only where it is
+            the same.
+        repeated_4grams: share of the word 4-grams that occurred earlier in the same story.
+        ended_properly: share of the stories that their writer ended, with a sentence that is complete.
+        balanced_quotes: share of the stories in which every double quote has its partner.
+        unknown_words: share of the words that occur nowhere in the reference text; None without one.
+        copied_8grams: share of the word 8-grams that occur in the training text; None without one.
+        longest_copied: words of the longest run that occurs in the training text; None without one.
+    """
+
+    stories: int
+    words: int
+    mean_words: float | None
+    median_words: float | None
+    mean_tokens: float | None
+    median_tokens: float | None
+    distinct_1: float | None
+    distinct_2: float | None
+    distinct_3: float | None
+    distinct_ngrams: int
+    repeated_4grams: float | None
+    ended_properly: float | None
+    balanced_quotes: float | None
+    unknown_words: float | None
+    copied_8grams: float | None
+    longest_copied: int | None
+
+
+def describe(
+    stories: Sequence[str],
+    *,
+    n_tokens: Sequence[int] | None = None,
+    finished: Sequence[bool] | None = None,
+    runs: Sequence[NDArray[np.int32]] | None = None,
+    runs_in_training: bool = True,
+    distinct_ngrams: int | None = None,
+) -> StoryReport:
+    """Measure stories.
+
+    The order of the stories makes no difference. Shares are taken over all stories together, so a long story
+    counts for more than a short one, except in `ended_properly` and `balanced_quotes`.
+
+    Args:
+        stories: the texts; a story without words is one.
+        n_tokens: tokens of each story, without BOS and EOS.
+        finished: whether the writer ended the story itself; None: every one.
+        runs: what `known_runs` found for these stories.
+        runs_in_training: whether that was in the training text; otherwise only words are looked up in it.
+        distinct_ngrams: how many n-grams distinct-1/2/3 are about; None, or more than there are: `ngram_count`.
+
+    Raises:
+        ValueError: the sequences differ in length, or `distinct_ngrams` is below 0.
+    """
+    split = [words(story) for story in stories]
+    lengths = [len(story) for story in split]
+    available = ngram_count(stories)
+    distinct_ngrams = available if distinct_ngrams is None else min(distinct_ngrams, available)
+    repeats = [repeated(story, _REPEATED_NGRAM) for story in split]
+    ended = [
+        by_itself and ends_sentence(text)
+        for text, by_itself in zip(stories, finished if finished is not None else [True] * len(stories), strict=True)
+    ]
+    unknown = copied = longest = None
+    if runs is not None:
+        if [len(run) for run in runs] != lengths:
+            raise ValueError("the runs are not those of these stories")
+        unknown = sum(int((run == 0).sum()) for run in runs)
+        if runs_in_training:
+            copied = sum(int((run >= COPIED_NGRAM).sum()) for run in runs)
+            longest = max((int(run.max()) for run in runs if len(run)), default=0)
+    if n_tokens is not None and len(n_tokens) != len(stories):
+        raise ValueError(f"there are {len(stories)} stories and {len(n_tokens)} token counts")
+    distinct_1, distinct_2, distinct_3 = (distinct(split, n, distinct_ngrams) for n in range(1, LONGEST_DISTINCT + 1))
+    return StoryReport(
+        stories=len(stories),
+        words=sum(lengths),
+        mean_words=mean(lengths) if stories else None,
+        median_words=median(lengths) if stories else None,
+        mean_tokens=mean(n_tokens) if n_tokens else None,
+        median_tokens=median(n_tokens) if n_tokens else None,
+        distinct_1=distinct_1,
+        distinct_2=distinct_2,
+        distinct_3=distinct_3,
+        distinct_ngrams=distinct_ngrams,
+        repeated_4grams=_share(sum(n for n, _ in repeats), sum(total for _, total in repeats)),
+        ended_properly=_share(sum(ended), len(stories)),
+        balanced_quotes=_share(sum(map(balanced_quotes, stories)), len(stories)),
+        unknown_words=_share(unknown, sum(lengths)),
+        copied_8grams=_share(copied, sum(max(0, n - COPIED_NGRAM + 1) for n in lengths)),
+        longest_copied=longest,
+    )
+
+
+def _share(part: int | None, whole: int) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def balanced_quotes(text: str) -> bool:
+    """Whether every double quote has its partner: straight ones are even in number, curly ones close what is open.
+
+    >>> balanced_quotes('"Yes," she said. “No.”'), balanced_quotes('He said, "Go.'), balanced_quotes("”Go.“")
+    (True, False, False)
+    """
+    open_quotes = 0
+    for character in text:
+        open_quotes += (character == "“") - (character == "”")
+        if open_quotes < 0:
+            return False
+    return open_quotes == 0 and text.count('"') % 2 == 0

@@ -1,0 +1,1 @@
+"""The network and nothing else: its shape, the Transformer, its loss."""

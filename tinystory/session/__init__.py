@@ -1,0 +1,1 @@
+"""A model behind four verbs: prefill, decode, reorder, rewind."""

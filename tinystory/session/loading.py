@@ -1,0 +1,200 @@
+"""From a model's name to something that writes: checkpoint, tokenizer and session together."""
+
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import TYPE_CHECKING
+
+from tinystory.checkpoint import CheckpointHeader, load_model, model_hash
+from tinystory.checkpoint.hash import file_stamp
+from tinystory.checkpoint.shipped import find_model
+from tinystory.checkpoint.tokenizers import load_tokenizer
+from tinystory.decoding import Session
+from tinystory.errors import CheckpointError, UsageError
+from tinystory.session.threads import choose_threads
+
+if TYPE_CHECKING:
+    from tinystory.session.rows import CachedRows
+    from tinystory.session.steps.compiling import CompiledCode
+    from tinystory.text.tokenizer import Tokenizer
+
+__all__ = ["DTYPES", "LoadedModel", "load"]
+
+
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to write.
+
+    Attributes:
+        name: as the user gave it; "default" for the shipped one.
+        header: what the checkpoint says of itself.
+        tokenizer: its vocabulary.
+        session: its rows.
+        dtype: of the computation.
+        device: where it runs.
+        threads: that compute on the CPU.
+        compile_seconds: that building its code took now, 0.0 where it was there; None where it runs without.
+    """
+
+    name: str
+    header: CheckpointHeader
+    tokenizer: "Tokenizer"
+    session: Session
+    dtype: str
+    device: str
+    threads: int
+    compile_seconds: float | None = None
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over weights, config and tokenizer, in hex; raises CheckpointError where they were replaced."""
+        return model_hash(self.header.directory, self.header.stamp)
+
+    @property
+    def hash_if_known(self) -> str:
+        """The hash, empty where the files were replaced: what was written or measured is not to be lost over it."""
+        try:
+            return self.hash
+        except CheckpointError:
+            return ""
+
+
+def load(
+    name: str | None = None, dtype: str = "float32", device: str = "cpu", *, compiled: bool = False
+) -> LoadedModel:
+    """Load a local directory or hub id.
+
+    Args:
+        name: of the model; None is the shipped one.
+        dtype: one of `DTYPES`.
+        device: where it runs, as torch names it.
+        compiled: compute in code built for this processor (`compiling.py`).
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or needs code of its own.
+        UsageError: the device or dtype is not available, or the model cannot be compiled.
+    """
+    name, header = find_model(name)
+    return load_header(name, header, dtype, device, compiled=compiled)
+
+
+def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = False) -> LoadedModel:
+    """Load a checkpoint for which `numpy_session.suffices` holds, in float32 on the CPU; same errors as `load`."""
+    from tinystory.session.numpy_session import NumpySession
+
+    code = _code_for(name, header, "float32", "cpu") if compiled else None
+    tokenizer = load_tokenizer(header)
+    session = NumpySession(header, tokenizer.bos_id, tokenizer.eos_ids)
+    _check_fit(header, tokenizer, session)
+    return LoadedModel(name, header, tokenizer, session, "float32", "cpu", 1, _compile(session, code))
+
+
+def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *, compiled: bool = False) -> LoadedModel:
+    """Load what `find_model` found; same errors as `load`, and CheckpointError where the files are others by now."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    code = _code_for(name, header, dtype, device) if compiled else None
+    _check_device(device)
+    tokenizer = load_tokenizer(header)
+    second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device, compiled=compiled))
+
+    def opener(other: str) -> Session:
+        return second(other).open()  # the weights are read once, however many stories look at them
+
+    session: Session
+    seconds = None
+    if header.config is not None:
+        from tinystory.session.native import NativeSession
+
+        int8 = dtype == "int8"
+        if int8 and device != "cpu":
+            raise UsageError(f"int8 runs on the CPU only; on {device} take bfloat16")
+        model = load_model(header, "float32" if int8 else dtype, device)
+        session = NativeSession(model, tokenizer.bos_id, tokenizer.eos_ids, opener, int8=int8)
+        seconds = _compile(session, code)
+    else:
+        if dtype == "int8":
+            raise UsageError(f"int8 is for Llama and GPT-2 models; {name} runs in float32, bfloat16 or float16")
+        from tinystory.session.hf_session import HFSession
+
+        session = HFSession.from_directory(
+            header.directory,
+            dtype,
+            device,
+            tokenizer.bos_id,
+            tokenizer.eos_ids,
+            opener,
+        )
+    _check_fit(header, tokenizer, session)
+    import torch
+
+    threads = torch.get_num_threads()
+    if code is not None:
+        threads = 1
+        torch.set_num_threads(threads)  # for the decoder's short operations
+    elif device == "cpu":
+        n_parameters = sum(entry.n_elements for entry in header.tensors.values())
+        threads = choose_threads(session, n_parameters, dtype)
+    return LoadedModel(name, header, tokenizer, session, dtype, device, threads, seconds)
+
+
+def _code_for(name: str, header: CheckpointHeader, dtype: str, device: str) -> "CompiledCode":
+    """The code that a model can be computed in; building it may take a second.
+
+    Raises:
+        UsageError: there is none for it, or it cannot be built.
+    """
+    from tinystory.session.steps.compiling import compiled_code
+
+    if header.config is None:
+        raise UsageError(f"--compile is for Llama and GPT-2 models, which {name} is not; --no-compile computes without")
+    if device != "cpu" or dtype not in ("float32", "int8"):
+        raise UsageError(
+            f"--compile computes in float32 or int8 on the CPU, not in {dtype} on {device}; "
+            "--no-compile computes without"
+        )
+    return compiled_code()
+
+
+def _compile(session: "CachedRows", code: "CompiledCode | None") -> float | None:
+    if code is None:
+        return None
+    session.compile(code)
+    return code.seconds
+
+
+def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Session) -> None:
+    if file_stamp(header.directory) != header.stamp:  # what was read may be of two models
+        raise CheckpointError(f"the files in {header.directory} changed while they were read; load the model again")
+    if tokenizer.vocab_size > session.vocab_size:
+        raise CheckpointError(
+            f"{header.directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {session.vocab_size}"
+        )
+
+
+def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compiled: bool) -> Session:
+    """Another model beside one that writes, in the same tokens.
+
+    Raises:
+        UsageError: its tokens are others, so that the two cannot be compared token by token.
+        CheckpointError: as `load`.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    other = load(name, dtype, device, compiled=compiled)
+    torch.set_num_threads(n_threads)  # as the model that writes wants it
+    if other.tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
+        raise UsageError(f"the model {name} has another vocabulary: only models that share their tokens work together")
+    return other.session
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch raises several kinds for a device it does not know or have
+        raise UsageError(f"device {device!r} is not available here; cpu always is") from error

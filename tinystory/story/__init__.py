@@ -1,0 +1,1 @@
+"""The tree of stories: kept in a file, looked into token by token, written again."""

@@ -1,0 +1,1 @@
+"""What a chat knows and can do, without a terminal."""

@@ -1,0 +1,130 @@
+"""What a decoder costs on this machine: time besides the model for each token, and how often it runs the model."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinystory.decoding import Commit, Decoder, Request, Search, Session, Stage, Step
+from tinystory.decoding.loop import run
+from tinystory.noise import Noise
+from tinystory.testing.toy_session import ToySession, toy_request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Cost", "decode_microseconds", "measure"]
+
+_VERBS = frozenset({"prefill", "decode", "reorder", "rewind", "hidden"})
+_N_PROMPT, _N_TOKENS = 64, 128
+"""Stages that look back cost more the longer the story; this one is of a usual length."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one token costs.
+
+    Attributes:
+        microseconds: the median time a stage takes for a token; of a search, the mean over a story, with the chain
+            before it and without what the session takes.
+        model_tokens: how many tokens the model has to compute for each one of the story; 1 for a plain chain.
+    """
+
+    microseconds: float
+    model_tokens: float
+
+
+class _Table(ToySession):
+    """Logits out of a small table, so that the session takes next to no time of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        import torch
+
+        super().__init__(**options)
+        noise = 2 * Noise(0, "cost", 0, 0).gumbel(np.arange(16 * self.vocab_size)).reshape(16, -1)
+        noise[:, list(self.eos_ids)] = -np.inf
+        self._logits = torch.from_numpy(noise.astype(np.float32))
+        self.seconds = 0.0
+
+    def __getattribute__(self, name: str) -> Any:
+        """The verbs of a session note the time that they take."""
+        found = super().__getattribute__(name)
+        return partial(self._timed, found) if name in _VERBS else found
+
+    def _timed(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        before = time.perf_counter()
+        try:
+            return verb(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - before
+
+    def logits_after(self, token_ids: Sequence[int]) -> "Tensor":
+        return self._logits[sum(token_ids[-2:]) % len(self._logits)]
+
+    def open(self, model: str | None = None) -> "_Table":
+        return _Table(vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
+
+
+def measure(stage: Stage, decoder: Decoder, vocab_size: int = 2048) -> Cost:
+    """Time a stage on one thread of the CPU.
+
+    Args:
+        stage: a processor or sampler, timed alone; or a search.
+        decoder: the whole that the stage stands in, timed where it is a search.
+        vocab_size: V, the number of logits.
+    """
+    import torch
+
+    session = _Table(vocab_size=vocab_size, max_seq_len=512)
+    request = toy_request([index % 30 + 2 for index in range(_N_PROMPT)], _N_TOKENS, vocab_size, opener=session.open)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a small model runs: sharing so few numbers out costs more than it gives
+    try:
+        if isinstance(stage, Search):
+            return _of_search(decoder, session, request)
+        return _of_stage(stage, session, request)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _of_stage(stage: Any, session: _Table, request: Request) -> Cost:
+    token_ids, times = list(request.prompt_ids), []
+    state = stage.start(request)
+    for _ in range(_N_TOKENS):
+        logits = session.logits_after(token_ids)
+        token_id = int((logits + logits.roll(len(token_ids))).argmax())
+        before = time.perf_counter()
+        stage(logits, Step(request, token_ids, session.eos_ids, state))
+        state = stage.observe(state, token_id, logits)
+        times.append(time.perf_counter() - before)
+        token_ids.append(token_id)
+    return Cost(1e6 * statistics.median(times), 1.0)
+
+
+def _of_search(decoder: Decoder, session: _Table, request: Request) -> Cost:
+    before = time.perf_counter()
+    n_tokens = 0
+    for _, event in run(session, [(decoder, request)]):
+        n_tokens += len(event.tokens) if isinstance(event, Commit) else 0
+    seconds = time.perf_counter() - before - session.seconds
+    computed = sum(call.tokens for call in session.calls) - len(request.prompt_ids)
+    return Cost(1e6 * seconds / max(n_tokens, 1), computed / max(n_tokens - 1, 1))
+
+
+def decode_microseconds(session: Session) -> float:
+    """The median time a model takes to decode one token of one row."""
+    import torch
+
+    ids = [session.bos_id or 0]
+    session.prefill([ids])
+    times = []
+    for token_id in range(min(64, session.max_seq_len - 1)):
+        token = torch.tensor([token_id % session.vocab_size])
+        before = time.perf_counter()
+        session.decode(token)
+        times.append(time.perf_counter() - before)
+    return 1e6 * statistics.median(times)

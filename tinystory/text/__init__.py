@@ -1,0 +1,1 @@
+"""Text and token ids: the tokenizer, words, where sentences end."""

@@ -1,0 +1,1 @@
+"""One run: configuration, step, loop, folder, ranks, pictures."""

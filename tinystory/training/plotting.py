@@ -1,0 +1,84 @@
+"""Figures without a display, and the picture of a run: `metrics.jsonl` drawn as `metrics.png` and `metrics.svg`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinystory.evaluation.figures import new_figure, save_figure
+
+__all__ = ["PANELS", "plot_metrics", "plot_runs", "read_metrics"]
+
+PANELS = (
+    ("loss, nats per token", ("train_loss", "valid_loss")),
+    ("perplexity", ("valid_perplexity",)),
+    ("bits per byte", ("valid_bits_per_byte",)),
+    ("next-token accuracy", ("valid_accuracy",)),
+    ("learning rate", ("lr",)),
+    ("tokens per second", ("tokens_per_second",)),
+)
+"""Title and keys of each panel; x is the tokens seen."""
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a line cut off by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw a run; the suffix chooses the format. Needs no display.
+
+    Args:
+        records: log lines with `tokens` and any of the keys of `PANELS`.
+        path: .png or .svg, replaced atomically.
+
+    Raises:
+        TinystoryError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = new_figure((12, 6.5))
+    for index, (title, keys) in enumerate(PANELS):
+        axes = figure.add_subplot(2, 3, index + 1)
+        for key in keys:
+            points = [(record["tokens"] / 1e6, record[key]) for record in records if record.get(key) is not None]
+            if points:
+                style: dict[str, Any] = {"marker": "o", "markersize": 3} if key.startswith("valid") else {}
+                axes.plot(*zip(*points, strict=True), linewidth=1.2, label=key.split("_")[0], **style)
+        axes.set_xlim(0, max((record["tokens"] / 1e6 for record in records), default=1) * 1.02)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("million tokens", fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+        if len(axes.lines) > 1:
+            axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw the validation loss of several runs over the tokens they have seen.
+
+    Args:
+        runs: the log lines of each, by its name.
+        path: .png or .svg, replaced atomically.
+
+    Raises:
+        TinystoryError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = new_figure((9, 5))
+    axes = figure.add_subplot()
+    for name, records in runs.items():
+        points = [(record["tokens"] / 1e6, record["valid_loss"]) for record in records if "valid_loss" in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=name)
+    axes.set_xlabel("million tokens")
+    axes.set_ylabel("validation loss, nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)

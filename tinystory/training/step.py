@@ -1,0 +1,303 @@
+"""Training: the schedule, the optimizers, the loss, the step; pure functions over tensors.
+
+`runs.py` keeps a run's state and folder, `scripts/train.py` owns the loop and the command line.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinystory.data.batches import Batch
+from tinystory.errors import TinystoryError, UsageError
+from tinystory.model.cross_entropy import IGNORE, stretch
+from tinystory.model.transformer import Transformer
+from tinystory.training.distributed import Ranks
+
+__all__ = [
+    "Losses", "TrainConfig", "autocast", "averaged", "backward", "evaluate_loss", "learning_rate_scale", "loss_sum",
+    "make_optimizers", "optimizer_step", "update_average",
+]  # fmt: skip
+
+SCHEDULES = ("wsd", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run is optimised; stored with it.
+
+    Attributes:
+        epochs: passes over the data, where `steps` is 0.
+        steps: optimizer steps in all; 0 follows from `epochs`.
+        max_minutes: end after so much time, the schedule with it; 0 is no limit.
+        rows: rows of a step, over all ranks and micro-batches.
+        micro_rows: rows of one forward pass on one rank; gradients add up over them.
+        lr: peak learning rate of AdamW (embeddings, norms, biases; everything where muon_lr is 0).
+        muon_lr: peak learning rate of Muon (hidden matrices); 0 gives them to AdamW.
+        weight_decay: decoupled, on matrices.
+        schedule: after the warmup, "wsd" holds and then falls linearly to zero, "cosine" falls to a tenth,
+            "constant" stays.
+        warmup: share of the run with a rising rate.
+        decay: share of the run, at its end, in which "wsd" falls.
+        clip: largest gradient norm; 0 is off.
+        dropout: of residual writes and embeddings.
+        ema: decay of an average of the weights, which is then what is validated and saved; 0 is off.
+        seed: of weights, shuffling and dropout.
+        bf16: bfloat16 autocast.
+        compile: `torch.compile` the model.
+        teachers: checkpoints with the same vocabulary, whose mean probabilities are learned beside the data
+            (distillation, Hinton et al. 2015).
+        distill: weight of the teachers in the loss, from 0 (the data alone) to 1 (the teachers alone).
+    """
+
+    epochs: int = 5
+    steps: int = 0
+    max_minutes: float = 0.0
+    rows: int = 4
+    micro_rows: int = 4
+    lr: float = 3e-3
+    muon_lr: float = 3e-3
+    weight_decay: float = 0.1
+    schedule: str = "wsd"
+    warmup: float = 0.02
+    decay: float = 0.7
+    clip: float = 1.0
+    dropout: float = 0.0
+    ema: float = 0.0
+    seed: int = 0
+    bf16: bool = False
+    compile: bool = False
+    teachers: tuple[str, ...] = ()
+    distill: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            UsageError: a value is out of range; the message names the range.
+        """
+        for name in ("epochs", "rows", "micro_rows"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("warmup", "decay", "distill"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        for name in ("dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be from 0 to below 1")
+        for name in ("steps", "max_minutes", "lr", "muon_lr", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be a number from 0")
+        if not 0 <= self.seed < 2**63 - 2**20:  # a rank adds its number
+            raise UsageError(f"seed is {self.seed}; it must be from 0 to below 2**63 - 2**20")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(
+                f"schedule is {self.schedule!r}; it must be {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}"
+            )
+
+
+def learning_rate_scale(progress: float, config: TrainConfig) -> float:
+    """The factor on the peak learning rates.
+
+    Args:
+        progress: how much of the run is done, from 0 to 1.
+        config: its schedule.
+
+    Returns:
+        A factor above 0 and at most 1 while progress is below 1.
+    """
+    rising = (progress + 1e-3) / config.warmup if config.warmup > 0 else 1.0
+    if config.schedule == "constant":
+        falling = 1.0
+    elif config.schedule == "cosine":
+        since = max(0.0, (progress - config.warmup) / max(1 - config.warmup, 1e-9))
+        falling = 0.1 + 0.9 * (1 + math.cos(math.pi * min(since, 1.0))) / 2
+    else:
+        falling = (1 - progress) / config.decay if config.decay > 0 else 1.0
+    return max(0.0, min(1.0, rising, falling))
+
+
+def make_optimizers(model: Transformer, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for the rest; by name.
+
+    Weight decay is on matrices only: norms and biases have none.
+    """
+    named = dict(model.named_parameters())
+    hidden = [p for name, p in named.items() if name.startswith("blocks.") and p.ndim == 2]
+    if not config.muon_lr:
+        hidden = []
+    muon = {id(p) for p in hidden}
+    rest = [p for p in named.values() if id(p) not in muon]
+    groups = [
+        {"params": [p for p in rest if p.ndim == 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim != 2], "weight_decay": 0.0},
+    ]
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=fused)
+    }
+    if hidden:
+        optimizers["muon"] = torch.optim.Muon(
+            hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 matrix products where the config asks for them."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if config.bf16 else nullcontext()
+
+
+def placed(batch: Batch, config: TrainConfig, device: torch.device) -> Batch:
+    """The batch on its device; without padding on a CPU, while a GPU and a compiled model want shapes that stay."""
+    batch = batch.to(device)
+    return batch.joined() if device.type == "cpu" and not config.compile else batch
+
+
+def loss_sum(
+    forward: Callable[..., Tensor], batch: Batch, teachers: Sequence[nn.Module] = (), distill: float = 0.0
+) -> Tensor:
+    """Sum over a batch's labels of their negative log-likelihoods, in nats; a scalar, float32.
+
+    With teachers it is the cross-entropy with a mixture: `distill` of the mean of their probabilities, the rest of
+    the label; all logits are then held at once.
+    """
+    inputs = batch.token_ids, batch.positions, batch.mask()
+    if not teachers:
+        return forward(*inputs, batch.labels)
+    logits, labels = forward(*inputs).flatten(0, 1).float(), batch.labels.flatten()
+    scored = labels != IGNORE
+    with torch.no_grad():
+        target = logits.new_zeros(int(scored.sum()), logits.shape[-1])
+        for teacher in teachers:
+            target += teacher(*inputs).flatten(0, 1)[scored].float().softmax(-1)
+        target *= distill / len(teachers)
+        target[torch.arange(len(target), device=target.device), labels[scored]] += 1 - distill
+    return F.cross_entropy(logits[scored], target, reduction="sum")
+
+
+def backward(
+    forward: nn.Module,
+    micro_batches: Sequence[Batch],
+    n_tokens: int,
+    config: TrainConfig,
+    ranks: Ranks,
+    teachers: Sequence[nn.Module] = (),
+) -> Tensor:
+    """Accumulate the gradient of the mean loss over a global batch.
+
+    Every token weighs the same, whichever rank and micro-batch it is in: each sum is divided by the global count,
+    and multiplied by the number of ranks because DistributedDataParallel averages over them.
+
+    Args:
+        forward: the model, compiled or wrapped as may be.
+        micro_batches: this rank's; at least one, which may be all padding.
+        n_tokens: scored tokens of the global batch, over all ranks.
+        config: the run's.
+        ranks: all of them call this together.
+        teachers: models to learn from beside the labels.
+
+    Returns:
+        This rank's share of the mean loss, in nats per token; the shares add up to it.
+    """
+    total = torch.zeros((), device=ranks.device)
+    for index, batch in enumerate(micro_batches):
+        last = index == len(micro_batches) - 1
+        no_sync = getattr(forward, "no_sync", nullcontext)
+        with nullcontext() if last else no_sync(), autocast(config, ranks.device):
+            loss = loss_sum(forward, placed(batch, config, ranks.device), teachers, config.distill) / n_tokens
+            (loss * ranks.size).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
+
+
+def optimizer_step(
+    model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], scale: float, config: TrainConfig
+) -> float:
+    """Clip, step at `scale` times the peak learning rates, clear the gradients.
+
+    Returns:
+        The gradient's norm before clipping.
+
+    Raises:
+        TinystoryError: the norm is not finite; nothing was changed.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
+    if not math.isfinite(norm):
+        raise TinystoryError(f"the gradient is {norm}")
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * scale
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
+    """Move an exponential average of the weights on by a step, in place; early steps forget faster."""
+    decay = min(decay, (step + 1) / (step + 10))
+    for name, parameter in model.named_parameters():
+        average[name].lerp_(parameter, 1 - decay)
+
+
+@contextmanager
+def averaged(model: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the model has the averaged weights; an empty average changes nothing."""
+    if not average:
+        yield
+        return
+    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(average[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(own[name])
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a validation found: nats per token and next-token accuracy (0 to 1), over so many tokens."""
+
+    loss: float
+    accuracy: float
+    n_tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of the loss; infinite where that is beyond a float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@torch.no_grad()
+def evaluate_loss(model: Transformer, loaded: Iterable[Batch], config: TrainConfig, ranks: Ranks) -> Losses:
+    """Loss and accuracy over batches, dropout off; every rank brings its own batches and gets the same result."""
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    with autocast(config, ranks.device):
+        for batch in loaded:
+            batch = placed(batch, config, ranks.device)
+            scored = batch.labels != IGNORE
+            hidden = model.hidden(batch.token_ids, batch.positions, batch.mask())[scored]
+            n = stretch(len(hidden), model.config.vocab_size)
+            for own, labels in zip(torch.split(hidden, n), torch.split(batch.labels[scored], n), strict=True):
+                logits = model.head(own).float()
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                correct = (logits.argmax(-1) == labels).sum()
+                sums += torch.stack((loss.double(), correct.double(), sums.new_tensor(len(labels))))
+    model.train(was_training)
+    loss_total, correct_total, n_tokens = ranks.sum(sums).tolist()
+    n = max(n_tokens, 1)
+    return Losses(loss_total / n, correct_total / n, int(n_tokens))
