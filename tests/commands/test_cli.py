@@ -9,9 +9,8 @@ import sys
 
 import pytest
 
-from tinystory import cli
 from tinystory.cli import main
-from tinystory.commands.flags import parse_args
+from tinystory.commands.flags import COMMANDS, parse_args
 from tinystory.folders import config_file
 from tinystory.safe.showing import visible
 from tinystory.settings import BUILT_IN
@@ -294,7 +293,7 @@ def test_closed_and_full_outputs_are_no_crash(arguments, code, words, tmp_path):
 
 
 def test_every_command_has_help(capsys):
-    for command in cli.COMMANDS:
+    for command in COMMANDS:
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
         assert caught.value.code == 0

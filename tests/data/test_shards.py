@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 
-from tinystory.data import shards as shards_module
+from tinystory.data import prepare as prepare_module
 from tinystory.data.prepare import prepare, tokenize
 from tinystory.data.selection import Selection
 from tinystory.data.shards import TokenShards
@@ -66,7 +66,7 @@ def test_what_was_written_is_read_again(stories, shard_bytes, at_once, tokenizer
     source = directory.with_suffix(".jsonl")
     source.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards_module, "_STORIES_AT_ONCE", at_once)
+        patch.setattr(prepare_module, "_STORIES_AT_ONCE", at_once)
         shards = prepare(source, tokenizer, directory, shard_bytes=shard_bytes, rebuild=True)
     expected = tokenize(stories, tokenizer)
     assert [ids.tolist() for ids in shards] == [ids.tolist() for ids in expected]
@@ -120,7 +120,7 @@ def test_a_vocabulary_without_ends_is_refused(story_file, tmp_path):
 
 def test_the_same_is_reused_without_reading_a_story(prepared, story_file, tokenizer, tmp_path, monkeypatch):
     again = Tokenizer(FastTokenizer.from_str(tokenizer.to_json()), 0, frozenset({0}))
-    monkeypatch.setattr(shards_module, "read_stories", lambda *_, **__: pytest.fail("read the source"))
+    monkeypatch.setattr(prepare_module, "read_stories", lambda *_, **__: pytest.fail("read the source"))
     found = prepare(story_file, again, tmp_path / "p", progress=lambda _: pytest.fail("worked"))
     assert found.reused
     assert found.build == prepared.build
@@ -276,7 +276,7 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interruption_leaves_nothing_of_its_own(story_file, tokenizer, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(shards_module, "_STORIES_AT_ONCE", 10)
+    monkeypatch.setattr(prepare_module, "_STORIES_AT_ONCE", 10)
     directory = tmp_path / "p"
 
     def stop(report):
@@ -303,7 +303,7 @@ def test_what_a_killed_process_leaves_never_looks_complete_and_is_swept_later(
     directory = tmp_path / "p"
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-        patch.setattr(shards_module, "_replace_file", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr(prepare_module, "_replace_file", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError):
             prepare(story_file, tokenizer, directory)
     [left] = directory.glob("build-*")
@@ -326,7 +326,7 @@ def test_an_interruption_after_the_last_rename_keeps_what_is_complete(story_file
         if (path / "manifest.json").exists():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards_module, "_sync", sync)
+    monkeypatch.setattr(prepare_module, "_sync", sync)
     with pytest.raises(KeyboardInterrupt):
         prepare(story_file, tokenizer, tmp_path / "p")
     TokenShards(tmp_path / "p").verify()

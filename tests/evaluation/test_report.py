@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tinystory.cli import main
 from tinystory.commands.flags import parse_args
-from tinystory.evaluation import report
+from tinystory.evaluation import copied, report
 from tinystory.evaluation.copied import known_runs
 from tinystory.evaluation.ngrams import distinct, ngram_count, ngrams, repeated, words
 from tinystory.evaluation.report import balanced_quotes, describe
@@ -160,7 +160,7 @@ def longest_known(story, known):
 )
 def test_known_runs_equal_a_search_through_every_ngram(stories, reference, chunk):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_CHUNK_WORDS", chunk)
+        patch.setattr(copied, "_CHUNK_WORDS", chunk)
         found = known_runs(stories, iter(reference))
     assert as_lists(found) == brute_force_runs(stories, reference)
 

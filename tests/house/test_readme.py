@@ -44,7 +44,7 @@ def test_every_path_in_the_readme_exists():
 
 
 def test_the_scripts_help_is_there():
-    for script in ("train.py", "train_tokenizer.py", "bench.py"):
+    for script in ("train.py", "train_tokenizer.py"):
         result = subprocess.run(
             [sys.executable, ROOT / "scripts" / script, "--help"], capture_output=True, text=True, check=False
         )

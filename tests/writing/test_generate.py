@@ -16,7 +16,7 @@ from tinystory.session.loading import load
 from tinystory.text.sentences import whole_sentences
 from tinystory.text.tokenizer import Detokenizer, Tokenizer
 from tinystory.writing.generate import Ended, StoryRequest, Text, Trimmed, write
-from tinystory.writing.stops import _StopFilter
+from tinystory.writing.stops import StopFilter
 
 TIE = 1e-3
 """Scores closer than this are a numerical tie: float32 rounding may turn it between batch shapes."""
@@ -187,10 +187,10 @@ def test_stop_texts_cut_at_the_first_match_that_is_complete(model, text, stops):
 
 def test_a_stop_text_is_found_across_pieces_and_overlaps():
     """A matcher that starts again from nothing on a mismatch misses "aab" in "aaab"."""
-    stop = _StopFilter(["aab"])
+    stop = StopFilter(["aab"])
     assert "".join(stop.add(c) for c in "xaaab!") + stop.finish() == "xa"
     assert stop.hit
-    held = _StopFilter(["END"])
+    held = StopFilter(["END"])
     assert held.add("the EN") == "the "
     assert held.add("chanted") == "ENchanted"
     assert held.finish() == ""

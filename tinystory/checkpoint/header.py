@@ -27,7 +27,7 @@ __all__ = [
     "save_checkpoint",
 ]  # fmt: skip
 
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _HEAD = "lm_head.weight"
 _BLOCK_BYTES = 2**20
 
@@ -105,7 +105,7 @@ def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, T
         where = f"{directory / entry.file}: the tensor {name}"
         if entry.shape != shape:
             raise CheckpointError(f"{where} has the shape {shown(entry.shape)}; config.json makes it {shown(shape)}")
-        if entry.dtype not in _DTYPES:
+        if entry.dtype not in DTYPES:
             raise CheckpointError(f"{where} is {entry.dtype}; weights must be F32, BF16 or F16")
     for name in tensors:
         if name not in expected and not hf_layout.is_known_buffer(config, name):
@@ -125,7 +125,7 @@ def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
     for entry in tensors.values():
         n_bytes[entry.dtype] = n_bytes.get(entry.dtype, 0) + entry.end - entry.start
     largest = max(n_bytes, key=n_bytes.__getitem__, default="F32")
-    return _DTYPES.get(largest, largest)
+    return DTYPES.get(largest, largest)
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

@@ -16,18 +16,15 @@ import numpy as np
 
 from tinystory.data.selection import Selection
 from tinystory.data.shards import (
-    _BUILD_NAME,
-    _CHARACTERS_AT_ONCE,
-    _DTYPES,
-    _FORMAT,
-    _MANIFEST,
-    _OFFSETS,
-    _STALE_SECONDS,
-    _STORIES_AT_ONCE,
-    _TEXT_BYTES,
+    BUILD_NAME,
+    DTYPES,
+    FORMAT,
+    MANIFEST,
+    OFFSETS,
+    TEXT_BYTES,
     TokenShards,
-    _shard_name,
     fingerprint,
+    shard_name,
 )
 from tinystory.data.sources import SourceReport, find_sources, read_stories
 from tinystory.errors import TinystoryError, UsageError
@@ -114,9 +111,9 @@ def prepare(
                 if progress:
                     progress(report)
             counts = writer.finish()
-        manifest = {"format": _FORMAT, "build": build.name, "dtype": dtype.name, **counts}
+        manifest = {"format": FORMAT, "build": build.name, "dtype": dtype.name, **counts}
         manifest |= {"recipe": recipe, "report": dataclasses.asdict(report)}
-        _replace_file(directory / _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        _replace_file(directory / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     except BaseException as error:
         done = _opened(directory)
         if done is None or done.build != build.name:  # else the interrupt came after the last rename
@@ -139,8 +136,8 @@ class _Writer:
         self._shards: list[dict[str, int]] = []
         self._sha256: dict[str, str] = {}
         self._offset = 0
-        self._offsets = _HashedFile(build / _OFFSETS)
-        self._text_bytes = _HashedFile(build / _TEXT_BYTES)
+        self._offsets = _HashedFile(build / OFFSETS)
+        self._text_bytes = _HashedFile(build / TEXT_BYTES)
         self._tokens: _HashedFile | None = None
         self._offsets.write(np.zeros(1, "<u8"))
 
@@ -150,7 +147,7 @@ class _Writer:
         if self._tokens is None or full:
             if self._tokens is not None:
                 self._end(self._tokens)
-            self._tokens = _HashedFile(self._build / _shard_name(len(self._shards)))
+            self._tokens = _HashedFile(self._build / shard_name(len(self._shards)))
             self._shards.append({"stories": 0, "tokens": 0})
         self._tokens.write(token_ids)
         self._shards[-1]["stories"] += 1
@@ -201,7 +198,7 @@ def _bos_eos_dtype(tokenizer: Tokenizer) -> tuple[int, int, np.dtype[Any]]:
     bos, eos = tokenizer.bos_id, min(tokenizer.eos_ids)
     # ids may have gaps, so the largest counts rather than the number of tokens
     largest = max(bos, eos, *tokenizer.fast.get_vocab(with_added_tokens=True).values())
-    return bos, eos, _DTYPES["uint16" if largest < 2**16 else "uint32"]
+    return bos, eos, DTYPES["uint16" if largest < 2**16 else "uint32"]
 
 
 def _chunks(stories: Iterable[str]) -> Iterator[list[str]]:
@@ -231,7 +228,7 @@ def _sweep(directory: Path, keep: str | None, older_than_seconds: float) -> None
     for build in directory.glob("build-*"):
         with contextlib.suppress(OSError):
             is_old = time.time() - build.stat().st_mtime >= older_than_seconds
-            if is_old and build.name != keep and _BUILD_NAME.fullmatch(build.name):
+            if is_old and build.name != keep and BUILD_NAME.fullmatch(build.name):
                 shutil.rmtree(build, ignore_errors=True)
 
 
@@ -256,3 +253,9 @@ def _sync(directory: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
+
+
+_STORIES_AT_ONCE, _CHARACTERS_AT_ONCE = 4096, 2**22
+
+
+_STALE_SECONDS = 3600

@@ -26,14 +26,12 @@ from tinystory.text.tokenizer import Tokenizer
 
 __all__ = ["TokenShards", "fingerprint"]
 
-_FORMAT = 1
-_MANIFEST = "manifest.json"
+FORMAT = 1
+MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 2**26
-_BUILD_NAME = re.compile(r"build-[0-9a-f]{8}")
-_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-_OFFSETS, _TEXT_BYTES = "offsets.bin", "text_bytes.bin"
-_STORIES_AT_ONCE, _CHARACTERS_AT_ONCE = 4096, 2**22
-_STALE_SECONDS = 3600
+BUILD_NAME = re.compile(r"build-[0-9a-f]{8}")
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+OFFSETS, TEXT_BYTES = "offsets.bin", "text_bytes.bin"
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -59,15 +57,15 @@ class TokenShards:
         """
         self.directory = directory
         self.reused = False
-        if not (directory / _MANIFEST).is_file():
+        if not (directory / MANIFEST).is_file():
             raise UsageError(f"{directory} holds no prepared stories; scripts/prepare_data.py makes them")
         try:
-            manifest = read_json_object(directory / _MANIFEST, _MAX_MANIFEST_BYTES)
-            if manifest["format"] != _FORMAT:
-                raise UsageError(f"{directory} is of format {manifest['format']}, not {_FORMAT}; prepare it again")
+            manifest = read_json_object(directory / MANIFEST, _MAX_MANIFEST_BYTES)
+            if manifest["format"] != FORMAT:
+                raise UsageError(f"{directory} is of format {manifest['format']}, not {FORMAT}; prepare it again")
             self._open(manifest)
         except (LookupError, TypeError, ValueError, OverflowError, CheckpointError) as error:
-            raise UsageError(f"{directory / _MANIFEST} is damaged; prepare the stories again") from error
+            raise UsageError(f"{directory / MANIFEST} is damaged; prepare the stories again") from error
         except OSError as error:
             raise UsageError(f"cannot read {error.filename or directory}: {error.strerror}") from error
 
@@ -75,19 +73,19 @@ class TokenShards:
         self.recipe: dict[str, Any] = dict(manifest["recipe"])
         self.report = SourceReport(**manifest["report"])
         self.build = str(manifest["build"])
-        if not _BUILD_NAME.fullmatch(self.build):  # a path of a stranger's choice
+        if not BUILD_NAME.fullmatch(self.build):  # a path of a stranger's choice
             raise ValueError(self.build)
         self._sha256: dict[str, str] = dict(manifest["sha256"])
-        dtype, n_stories = _DTYPES[manifest["dtype"]], int(manifest["stories"])
+        dtype, n_stories = DTYPES[manifest["dtype"]], int(manifest["stories"])
         shards = [(int(shard["stories"]), int(shard["tokens"])) for shard in manifest["shards"]]
         self._first_story = [0, *accumulate(n for n, _ in shards)]
         self._first_token = [0, *accumulate(n for _, n in shards)]
-        self._tokens = [self._mapped(_shard_name(i), dtype, n) for i, (_, n) in enumerate(shards)]
-        self._offsets = self._mapped(_OFFSETS, np.dtype("<u8"), n_stories + 1)
-        self._text_bytes = self._mapped(_TEXT_BYTES, np.dtype("<u4"), n_stories)
+        self._tokens = [self._mapped(shard_name(i), dtype, n) for i, (_, n) in enumerate(shards)]
+        self._offsets = self._mapped(OFFSETS, np.dtype("<u8"), n_stories + 1)
+        self._text_bytes = self._mapped(TEXT_BYTES, np.dtype("<u4"), n_stories)
         at_shards = self._offsets[self._first_story] if self._first_story[-1] == n_stories else None
         if at_shards is None or at_shards.tolist() != self._first_token or not (self.lengths() > 0).all():
-            raise UsageError(f"{self.directory / self.build / _OFFSETS} is damaged; prepare the stories again")
+            raise UsageError(f"{self.directory / self.build / OFFSETS} is damaged; prepare the stories again")
 
     def _mapped(self, name: str, dtype: np.dtype[Any], n: int) -> np.ndarray:
         path = self.directory / self.build / name
@@ -140,7 +138,7 @@ class TokenShards:
         Raises:
             UsageError: one differs, or cannot be read.
         """
-        for name in (*map(_shard_name, range(len(self._tokens))), _OFFSETS, _TEXT_BYTES):
+        for name in (*map(shard_name, range(len(self._tokens))), OFFSETS, TEXT_BYTES):
             path = self.directory / self.build / name
             try:
                 with path.open("rb") as file:
@@ -151,5 +149,5 @@ class TokenShards:
                 raise UsageError(f"{path} is damaged: its SHA-256 is not the manifest's; prepare the stories again")
 
 
-def _shard_name(number: int) -> str:
+def shard_name(number: int) -> str:
     return f"tokens-{number:05d}.bin"

@@ -14,7 +14,7 @@ from prompt_toolkit.utils import get_cwidth
 
 from tinystory.safe.showing import visible
 from tinystory.story.tracing import alternatives
-from tinystory.studio.recall import _n_bos, desk_ids, index_of
+from tinystory.studio.recall import desk_ids, index_of, n_bos_of
 from tinystory.studio.studio import Studio
 
 __all__ = ["LONE_ESCAPE_SECONDS", "N_ALTERNATIVES", "Alternative", "Browser", "browser_of"]
@@ -147,7 +147,7 @@ def browser_of(studio: Studio) -> Browser:
     index_of(studio, "-1", "the browser")
     studio.backend.wait(lambda: False)
     ids = desk_ids(studio)
-    start = max(1, _n_bos(studio, ids))
+    start = max(1, n_bos_of(studio, ids))
     logits = studio.backend.logits(ids, start)
     text = studio.backend.token_text
 

@@ -54,7 +54,7 @@ def index_of(studio: Studio, position: str, origin: str, *, beyond: bool = False
         UsageError: there is no such token, or nothing before it.
     """
     ids = desk_ids(studio)
-    n_bos = _n_bos(studio, ids)
+    n_bos = n_bos_of(studio, ids)
     n_tokens = len(ids) - n_bos
     if beyond and position == NEXT:
         index = len(ids)
@@ -75,7 +75,7 @@ def index_of(studio: Studio, position: str, origin: str, *, beyond: bool = False
 def place(studio: Studio, index: int) -> str:
     """Where an index is, in words."""
     ids = desk_ids(studio)
-    n_bos = _n_bos(studio, ids)
+    n_bos = n_bos_of(studio, ids)
     before = " ".join(studio.backend.detokenize(ids[:index])[-2 * _CONTEXT :].split())
     shown = before if len(before) <= _CONTEXT else f"…{before[-_CONTEXT:].lstrip()}"
     where = f"token {index - n_bos + 1:,} of {len(ids) - n_bos:,}" if index < len(ids) else "the next token"
@@ -155,6 +155,6 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def _n_bos(studio: Studio, ids: tuple[int, ...]) -> int:
+def n_bos_of(studio: Studio, ids: tuple[int, ...]) -> int:
     bos = studio.backend.encode("", bos=True)
     return len(bos) if ids[: len(bos)] == tuple(bos) else 0
