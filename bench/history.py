@@ -10,14 +10,14 @@ from tinystory.evaluation.figures import new_figure, save_figure
 
 __all__ = ["append", "curves", "plot", "read"]
 
-Record = Mapping[str, Any]
+BenchRecord = Mapping[str, Any]
 
 MOST_BARS = 100
 MOST_LINES = 12
 """Of a part; more could not be told apart."""
 
 
-def append(path: Path, record: Record) -> None:
+def append(path: Path, record: BenchRecord) -> None:
     """Add a run; raises TinystoryError where that cannot be written."""
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -41,13 +41,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def label(measurement: Record) -> str:
+def label(measurement: BenchRecord) -> str:
     """A measurement in one line."""
     model = f"{measurement['model']}: " if measurement["model"] else ""
     return f"{model}{measurement['what']}, {measurement['unit']}, beside {measurement['peer']}"
 
 
-def curves(records: Sequence[Record]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+def curves(records: Sequence[BenchRecord]) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Median ratios by part and measurement: the numbers of the runs that have it, and the value in each.
 
     Threads are part of the name: a run with one cannot be compared with a run with two.
@@ -61,7 +61,7 @@ def curves(records: Sequence[Record]) -> dict[str, dict[str, list[tuple[int, flo
     return found
 
 
-def plot(records: Sequence[Record], path: Path) -> None:
+def plot(records: Sequence[BenchRecord], path: Path) -> None:
     """Draw the last run's ratios as bars, or how they went over several runs; the suffix chooses the format.
 
     Raises:
@@ -76,7 +76,7 @@ def plot(records: Sequence[Record], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _bars(measurements: Sequence[Record]) -> Any:
+def _bars(measurements: Sequence[BenchRecord]) -> Any:
     shown = measurements[:MOST_BARS]
     figure = new_figure((11, 1.2 + 0.24 * len(shown)))
     axes = figure.add_subplot()

@@ -13,13 +13,13 @@ from rich.progress import Progress
 
 from tinystory.model.config import ModelConfig
 
-__all__ = ["COLUMNS", "Clock", "Measurement", "Run", "Subject", "rates", "run_pairs", "timed"]
+__all__ = ["COLUMNS", "Clock", "Measurement", "Subject", "TimedRun", "rates", "run_pairs", "timed"]
 
 COLUMNS = ("beside", "tinystory", "other", "ratio", "range", "aim", "pairs")
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """What one side wrote, and what it took.
 
     Attributes:
@@ -83,16 +83,16 @@ class Measurement:
     part: str
     what: str
     unit: str
-    value: Callable[[Run], float]
+    value: Callable[[TimedRun], float]
     more_is_better: bool = False
     peer: str = "transformers"
     aim: float | None = None
-    their_value: Callable[[Run], float] | None = None
+    their_value: Callable[[TimedRun], float] | None = None
     model: str = ""
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
 
-    def note(self, ours: Run, theirs: Run) -> None:
+    def note(self, ours: TimedRun, theirs: TimedRun) -> None:
         """Add a pair."""
         self.ours.append(self.value(ours))
         self.theirs.append((self.their_value or self.value)(theirs))
@@ -145,15 +145,19 @@ class Clock:
         return time.process_time() - self.cpu, time.perf_counter() - self.wall
 
 
-def timed(write: Callable[[], list[int]]) -> Run:
+def timed(write: Callable[[], list[int]]) -> TimedRun:
     """Run once, with both clocks."""
     clock = Clock()
     token_ids = write()
-    return Run(token_ids, *clock.read(), n_tokens=len(token_ids))
+    return TimedRun(token_ids, *clock.read(), n_tokens=len(token_ids))
 
 
 def run_pairs(
-    what: str, n_pairs: int, measurements: Sequence[Measurement], ours: Callable[[], Run], theirs: Callable[[], Run]
+    what: str,
+    n_pairs: int,
+    measurements: Sequence[Measurement],
+    ours: Callable[[], TimedRun],
+    theirs: Callable[[], TimedRun],
 ) -> None:
     """Run both sides in turn, the first of a pair being last in the next, and note every measurement's value."""
     # No refreshing in the background: its work would be counted.

@@ -36,7 +36,7 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.transformer import Transformer
 from tinystory.safe.showing import visible
 from tinystory.text.tokenizer import Tokenizer
-from tinystory.training.config import PRESETS, RunConfig, fields_of, resolve
+from tinystory.training.config import PRESETS, RunConfig, fields_of, resolve_run
 from tinystory.training.distributed import Ranks, joined
 from tinystory.training.plotting import plot_metrics, read_metrics
 from tinystory.training.run import Run, TrainState
@@ -193,7 +193,7 @@ def open_run(args: argparse.Namespace, ranks: Ranks) -> tuple[Run, RunConfig, To
         if ranks.first:
             run.forget_after(TrainState.step_of(run.latest))
         return run, dataclasses.replace(config, training=training), tokenizer
-    config = resolve(args.preset, args.config, flags)
+    config = resolve_run(args.preset, args.config, flags)
     if not config.data.data:
         raise UsageError(
             "--data is missing: give story files (.txt with <|endoftext|> between stories, .jsonl, .parquet),\n"

@@ -14,7 +14,7 @@ from typing import Any
 from tinystory.errors import UsageError
 from tinystory.folders import config_file
 
-__all__ = ["BUILT_IN", "CHOICES", "Setting", "allowed", "parse", "resolve", "variable"]
+__all__ = ["BUILT_IN", "CHOICES", "Setting", "allowed", "parse", "resolve_settings", "variable"]
 
 BUILT_IN: Mapping[str, Any] = {
     "model": "default",
@@ -68,7 +68,7 @@ def variable(name: str) -> str:
     return f"TINYSTORY_{name.upper()}"
 
 
-def resolve(given: Iterable[Setting] = (), environment: Mapping[str, str] = os.environ) -> tuple[Setting, ...]:
+def resolve_settings(given: Iterable[Setting] = (), environment: Mapping[str, str] = os.environ) -> tuple[Setting, ...]:
     """Every setting, in the order of `BUILT_IN`; what is given, by flags, wins, and of two the last.
 
     Raises:

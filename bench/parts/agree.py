@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from bench.pairs import Measurement, Run, Subject, run_pairs
+from bench.pairs import Measurement, Subject, TimedRun, run_pairs
 from bench.variants import VARIANTS, open_ours, variants_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def counted(what: str, unit: str, ours: int, of: int, aim: float | None) -> Meas
     measurement = Measurement(
         "agree", what, unit, lambda run: run.n_tokens, True, "plain float32", aim, lambda run: run.n_tokens
     )
-    run_pairs(what, 1, [measurement], lambda: Run([], 0, 0, n_tokens=ours), lambda: Run([], 0, 0, n_tokens=of))
+    run_pairs(
+        what, 1, [measurement], lambda: TimedRun([], 0, 0, n_tokens=ours), lambda: TimedRun([], 0, 0, n_tokens=of)
+    )
     return measurement
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.pairs import Measurement, Run, run_pairs
+from bench.pairs import Measurement, TimedRun, run_pairs
 from tinystory.errors import TinystoryError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def measure_chat(directory: Path, args: "argparse.Namespace") -> list[Measuremen
         "story": [Measurement("chat", "torch to first token (right: import torch)", "s", wall_of, peer="import torch")],
     }
     torch = [sys.executable, "-c", "import torch"]
-    sides: dict[str, tuple[Callable[[], Run], Callable[[], Run]]] = {
+    sides: dict[str, tuple[Callable[[], TimedRun], Callable[[], TimedRun]]] = {
         "help": (
             lambda: finished([sys.executable, "-m", "tinystory", "--help"]),
             lambda: finished([sys.executable, "-c", "pass"]),
@@ -88,17 +88,17 @@ def measure_chat(directory: Path, args: "argparse.Namespace") -> list[Measuremen
     return [measurement for found in measurements.values() for measurement in found]
 
 
-def cpu_of(run: Run) -> float:
+def cpu_of(run: TimedRun) -> float:
     """Its CPU seconds."""
     return run.cpu
 
 
-def wall_of(run: Run) -> float:
+def wall_of(run: TimedRun) -> float:
     """Its seconds."""
     return run.wall
 
 
-def finished(command: Sequence[str]) -> Run:
+def finished(command: Sequence[str]) -> TimedRun:
     """Run a command to its end.
 
     Raises:
@@ -110,10 +110,10 @@ def finished(command: Sequence[str]) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise TinystoryError(f"{' '.join(command[1:])} failed with {process.returncode}")
-    return Run("", usage.ru_utime + usage.ru_stime, time.perf_counter() - started)
+    return TimedRun("", usage.ru_utime + usage.ru_stime, time.perf_counter() - started)
 
 
-def to_prompt(directory: Path) -> Run:
+def to_prompt(directory: Path) -> TimedRun:
     """Start a chat; until its prompt is on the screen."""
     command = [sys.executable, "-m", "tinystory", "chat", "-m", str(directory), "--seed", str(SEED)]
     with Chat(command) as chat:
@@ -122,7 +122,7 @@ def to_prompt(directory: Path) -> Run:
         return chat.killed()
 
 
-def to_story(directory: Path) -> Run:
+def to_story(directory: Path) -> TimedRun:
     """Start a chat and type a beginning at once; the time from torch's import to the first token on the screen."""
     with tempfile.TemporaryDirectory(prefix="tinystory-bench-") as folder:
         mark = Path(folder) / "torch"
@@ -194,11 +194,11 @@ class Chat:
         """Press keys."""
         os.write(self._terminal, text.encode())
 
-    def killed(self) -> Run:
+    def killed(self) -> TimedRun:
         """End the process at once; its CPU time, and the time until what was last waited for."""
         os.kill(self._pid, signal.SIGKILL)
         _, _, usage = os.wait4(self._pid, 0)
         self._pid = 0
         os.close(self._terminal)
         shutil.rmtree(self._home, ignore_errors=True)
-        return Run("", usage.ru_utime + usage.ru_stime, self.last_seen - self._started)
+        return TimedRun("", usage.ru_utime + usage.ru_stime, self.last_seen - self._started)

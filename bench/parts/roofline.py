@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.pairs import Clock, Measurement, Run, Subject, run_pairs, timed
+from bench.pairs import Clock, Measurement, Subject, TimedRun, run_pairs, timed
 from bench.parts.decode import our_writer
 from bench.variants import VARIANTS, labelled, open_ours, prompt_of, variants_of
 from tinystory.model.config import ModelConfig
@@ -86,17 +86,17 @@ def measure_roofline(subject: Subject) -> list[Measurement]:
     return found
 
 
-def decoding_speed(per_token: float, run: Run) -> float:
+def decoding_speed(per_token: float, run: TimedRun) -> float:
     """GB a CPU second."""
     return run.n_tokens * per_token / run.cpu / 1e9
 
 
-def copying_speed(run: Run) -> float:
+def copying_speed(run: TimedRun) -> float:
     """GB a CPU second."""
     return run.n_bytes / run.cpu / 1e9
 
 
-def copy_for(seconds: float, source: NDArray[np.float32], target: NDArray[np.float32]) -> Run:
+def copy_for(seconds: float, source: NDArray[np.float32], target: NDArray[np.float32]) -> TimedRun:
     """Copy again and again; two bytes moved for each copied."""
     clock, n = Clock(), 0
     while True:
@@ -104,4 +104,4 @@ def copy_for(seconds: float, source: NDArray[np.float32], target: NDArray[np.flo
         n += 1
         cpu, wall = clock.read()
         if wall >= seconds:
-            return Run([], cpu, wall, n_bytes=2.0 * source.nbytes * n)
+            return TimedRun([], cpu, wall, n_bytes=2.0 * source.nbytes * n)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench.pairs import Measurement, Run, Subject, run_pairs, timed
+from bench.pairs import Measurement, Subject, TimedRun, run_pairs, timed
 from bench.shapes import widened
 from tinystory.errors import TinystoryError
 
@@ -114,7 +114,7 @@ def words(subject: Subject, vocab_size: int) -> "Vocabulary":
     return Tokenizer(FastTokenizer.from_str(widened(content, vocab_size)), 0, frozenset({0}))
 
 
-def repeated(call: Callable[[], object]) -> Callable[[], Run]:
+def repeated(call: Callable[[], object]) -> Callable[[], TimedRun]:
     """A run of as many calls as take about `SECONDS`; its n_tokens is their number."""
     started = time.perf_counter()
     call()
@@ -128,6 +128,6 @@ def repeated(call: Callable[[], object]) -> Callable[[], Run]:
     return partial(timed, calls)
 
 
-def per_call(run: Run) -> float:
+def per_call(run: TimedRun) -> float:
     """CPU microseconds."""
     return run.cpu / run.n_tokens * 1e6

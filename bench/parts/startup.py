@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from bench.pairs import Measurement, Run, Subject, run_pairs
+from bench.pairs import Measurement, Subject, TimedRun, run_pairs
 from bench.variants import PROMPT, labelled, variants_of
 from tinystory.errors import TinystoryError
 
@@ -118,7 +118,7 @@ def needs_no_torch(subject: Subject, spec: str) -> bool:
     return suffices(read_header(subject.directory), parse_spec(spec, discover()), "float32", "cpu")
 
 
-def run_process(command: Sequence[str], prompt: str = "") -> Run:
+def run_process(command: Sequence[str], prompt: str = "") -> TimedRun:
     """Run a command that writes the prompt and then something more.
 
     Raises:
@@ -143,4 +143,4 @@ def run_process(command: Sequence[str], prompt: str = "") -> Run:
         last = (said or "its output is not what it should be").splitlines()[-1]
         raise TinystoryError(f"{' '.join(command[:4])} … failed: {last}")
     peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)  # bytes there, KiB elsewhere
-    return Run(output.decode(errors="replace").rstrip("\n"), usage.ru_utime + usage.ru_stime, first_byte, peak)
+    return TimedRun(output.decode(errors="replace").rstrip("\n"), usage.ru_utime + usage.ru_stime, first_byte, peak)

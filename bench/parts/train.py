@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.pairs import Clock, Measurement, Run, run_pairs
+from bench.pairs import Clock, Measurement, TimedRun, run_pairs
 from tinystory.errors import TinystoryError
 from tinystory.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tinystory.data.batches import Batching, BatchPlan, Rows
+    from tinystory.data.batches import Batching, BatchPlan, BatchRows
     from tinystory.training.step import TrainConfig
 
 __all__ = ["measure_training"]
@@ -83,7 +83,7 @@ def measure_training(
             f"the two sides trained differently: mean losses {warm[0].loss:.5f} and {warm[1].loss:.5f}, "
             f"{warm[0].n_tokens} and {warm[1].n_tokens} tokens"
         )
-    rows: dict[str, Callable[[], Run]] = {
+    rows: dict[str, Callable[[], TimedRun]] = {
         "training": lambda: ours("padded"),
         "training packed (theirs padded)": lambda: ours("packed"),
         "training packed, bf16 (theirs padded, float32)": lambda: ours("packed", bf16=True),
@@ -134,7 +134,7 @@ def draw(config: ModelConfig) -> Weights:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def full_batches(plan: "BatchPlan", n_rows: int, n: int) -> list["Rows"]:
+def full_batches(plan: "BatchPlan", n_rows: int, n: int) -> list["BatchRows"]:
     """The first batches of a plan but for short ones, with which an epoch may end."""
     return list(islice((rows for _, _, rows in plan.ahead() if len(rows) == n_rows), n))
 
@@ -147,7 +147,7 @@ def our_training(
     n_steps: int,
     batching: "Batching",
     bf16: bool = False,
-) -> Run:
+) -> TimedRun:
     """Some steps as in the loop of `scripts/train.py`."""
     import torch
 
@@ -169,12 +169,12 @@ def our_training(
         n_tokens += (n_of_batch := plan.count(rows))
         loss += float(backward(model, [plan.collate(rows)], n_of_batch, hyper, ranks))
         optimizer_step(model, optimizers, 1.0, hyper)
-    return Run([], *clock.read(), n_tokens=n_tokens, loss=loss / len(batches))
+    return TimedRun([], *clock.read(), n_tokens=n_tokens, loss=loss / len(batches))
 
 
 def their_training(
     config: ModelConfig, weights: Weights, stories: list[np.ndarray], hyper: "TrainConfig", n_steps: int
-) -> Run:
+) -> TimedRun:
     """The same steps by a transformers `Trainer`: same rows in the same order, padded likewise."""
     import torch
     from transformers import (
@@ -241,4 +241,4 @@ def their_training(
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
     n_tokens = sum(plan.count(rows) for rows in batches[N_WARM:])
-    return Run([], *timer.took, n_tokens=n_tokens, loss=loss)
+    return TimedRun([], *timer.took, n_tokens=n_tokens, loss=loss)

@@ -15,7 +15,7 @@ import torch
 from bench import __main__ as bench
 from bench.eager import EagerLoop
 from bench.history import append, curves, plot, read
-from bench.pairs import Measurement, Run, Subject, rates, run_pairs
+from bench.pairs import Measurement, Subject, TimedRun, rates, run_pairs
 from bench.parts.agree import in_agreement, measure_agreement
 from bench.parts.decode import check, numerical_ties, our_writer
 from bench.parts.roofline import bytes_per_token, cache_bytes, copy_for, copying_speed, decoding_speed
@@ -47,7 +47,7 @@ def measured(**changes):
     """A measurement with two pairs: 2 and 4 seconds of ours, 4 and 6 of theirs."""
     measurement = Measurement("start", "it", "s", lambda run: run.wall, **changes)
     for ours, theirs in ((2.0, 4.0), (4.0, 6.0)):
-        measurement.note(Run("", 0, ours), Run("", 0, theirs))
+        measurement.note(TimedRun("", 0, ours), TimedRun("", 0, theirs))
     return measurement
 
 
@@ -81,7 +81,7 @@ def test_the_side_that_comes_first_changes_with_every_pair():
     def side(name, wall):
         def run():
             order.append(name)
-            return Run("", 0, wall)
+            return TimedRun("", 0, wall)
 
         return run
 
@@ -94,7 +94,7 @@ def test_the_side_that_comes_first_changes_with_every_pair():
 def test_rates_count_tokens_by_both_clocks_and_hold_cpu_time_to_the_aim():
     by_cpu, by_wall = rates("decode", "it", "peer", 2)
     for measurement in (by_cpu, by_wall):
-        measurement.note(Run([], 2.0, 4.0, n_tokens=8), Run([], 4.0, 4.0, n_tokens=8))
+        measurement.note(TimedRun([], 2.0, 4.0, n_tokens=8), TimedRun([], 4.0, 4.0, n_tokens=8))
     assert (by_cpu.ours, by_cpu.theirs, by_cpu.met) == ([4], [2], True)
     assert (by_wall.ours, by_wall.ratios, by_wall.met) == ([2], [1], None)
 
@@ -119,8 +119,8 @@ def test_bytes_per_token_of_gpt2_leave_its_positions_out():
 
 
 def test_speeds_are_bytes_by_cpu_time():
-    assert decoding_speed(3e9, Run([], 2.0, 9.0, n_tokens=4)) == 6
-    assert copying_speed(Run([], 2.0, 9.0, n_bytes=8e9)) == 4
+    assert decoding_speed(3e9, TimedRun([], 2.0, 9.0, n_tokens=4)) == 6
+    assert copying_speed(TimedRun([], 2.0, 9.0, n_bytes=8e9)) == 4
 
 
 def test_a_copy_counts_what_it_reads_and_writes():
@@ -292,7 +292,7 @@ def test_the_limits_of_time_and_memory(subject):
     weights = subject.config.n_parameters * 4 / 1e6
     found = {measurement.peer: measurement for measurement in limits(subject, "it", "greedy", without_torch=True)}
     for measurement in found.values():
-        measurement.note(Run("", 1.0, 0.5, 100.0), Run("", 1.0, 2.0, 200.0))
+        measurement.note(TimedRun("", 1.0, 0.5, 100.0), TimedRun("", 1.0, 2.0, 200.0))
     assert found["import torch + 0.4 s"].theirs == [2.4]
     assert found["0.8 s"].ratios == [1.6]
     assert found["import torch + 1.5 × weights + 30 MB"].theirs == [pytest.approx(230 + 1.5 * weights)]
@@ -305,7 +305,7 @@ def test_the_limits_of_time_and_memory(subject):
 def record(subject, **changes):
     measurements = [measured(aim=1, **changes), *rates("decode", "greedy | it", "peer")]
     for measurement in measurements[1:]:
-        measurement.note(Run([], 1.0, 1.0, n_tokens=5), Run([], 2.0, 2.0, n_tokens=5))
+        measurement.note(TimedRun([], 1.0, 1.0, n_tokens=5), TimedRun([], 2.0, 2.0, n_tokens=5))
     return measurements, record_of(measurements, [subject], subject.args)
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tinystory.cli import main
-from tinystory.commands.flags import COMMANDS, parse_args
+from tinystory.commands.flags import COMMAND_SUMMARIES, parse_args
 from tinystory.folders import config_file
 from tinystory.safe.showing import visible
 from tinystory.settings import BUILT_IN
@@ -293,7 +293,7 @@ def test_closed_and_full_outputs_are_no_crash(arguments, code, words, tmp_path):
 
 
 def test_every_command_has_help(capsys):
-    for command in COMMANDS:
+    for command in COMMAND_SUMMARIES:
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
         assert caught.value.code == 0

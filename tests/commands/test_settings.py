@@ -9,7 +9,7 @@ from tinystory.commands import chat
 from tinystory.commands.flags import parse_args
 from tinystory.errors import UsageError
 from tinystory.folders import config_file
-from tinystory.settings import BUILT_IN, CHOICES, Setting, allowed, parse, resolve, variable
+from tinystory.settings import BUILT_IN, CHOICES, Setting, allowed, parse, resolve_settings, variable
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,9 @@ def by_name(settings):
 
 
 def test_every_setting_is_built_in_until_something_else_says_so():
-    assert resolve(environment={}) == tuple(Setting(name, value, "built-in") for name, value in BUILT_IN.items())
+    assert resolve_settings(environment={}) == tuple(
+        Setting(name, value, "built-in") for name, value in BUILT_IN.items()
+    )
 
 
 def test_the_origin_is_the_file_the_variable_or_the_flag(monkeypatch, write_file):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinystory.data.batches import BatchPlan, Pieces, batches, collate, cut, pack, share
+from tinystory.data.batches import BatchPlan, Pieces, collate, cut, epoch_batches, pack, share
 from tinystory.data.prepare import prepare, tokenize
 from tinystory.model.config import ModelConfig
 from tinystory.model.cross_entropy import IGNORE
@@ -187,7 +187,7 @@ def test_an_epoch_is_the_same_for_the_same_seed_and_number_only(stories, tokeniz
     pieces = cut(tokenize(stories, tokenizer), 64)
 
     def rows(seed, epoch=0):
-        return list(batches(pieces, 64, 4, seed, epoch=epoch, batching=batching))
+        return list(epoch_batches(pieces, 64, 4, seed, epoch=epoch, batching=batching))
 
     assert rows(1) == rows(1)
     different = [rows(None), rows(1), rows(2), rows(-1), rows(1, epoch=1), rows(2, epoch=1)]
@@ -213,7 +213,7 @@ def test_orders_stay_what_they_are():
 
 
 def test_an_epoch_is_a_sequence(stories, tokenizer):
-    epoch = batches(cut(tokenize(stories, tokenizer), 64), 64, 4, seed=1)
+    epoch = epoch_batches(cut(tokenize(stories, tokenizer), 64), 64, 4, seed=1)
     everything = list(epoch)
     assert len(everything) == len(epoch)
     assert epoch[-1] == everything[-1]
@@ -224,7 +224,7 @@ def test_an_epoch_is_a_sequence(stories, tokenizer):
 
 def test_pieces_in_a_list_are_as_good(stories, tokenizer):
     pieces = cut(tokenize(stories, tokenizer), 64)
-    assert list(batches(pieces[:], 64, 4, seed=1)) == list(batches(pieces, 64, 4, seed=1))
+    assert list(epoch_batches(pieces[:], 64, 4, seed=1)) == list(epoch_batches(pieces, 64, 4, seed=1))
     assert isinstance(pieces, Pieces)
     assert isinstance(pieces[:], list)
 

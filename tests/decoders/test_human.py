@@ -62,7 +62,7 @@ def test_by_enter_by_number_and_by_text(talk):
     keys = "Once upon\r" + "\r" + "1\r" + "there\r" + "2\r" + " was\r"
     studio, output = talk(keys + CTRL_C, "top-k 200 | human")
     assert studio.text == "Once upon a time there were was"
-    assert len(studio.tree.node.picked) == 5
+    assert len(studio.tree.turn.picked) == 5
     assert "\nOnce upon a time\n1 " in output
     assert output.count("Enter takes the likeliest") == 1
     assert output.endswith("\nOnce upon a time there were was\n— cancelled\n\n")
@@ -79,7 +79,7 @@ def test_a_token_that_is_not_left_is_asked_for_again(talk):
 def test_the_end_ends_the_story(talk):
     studio, output = talk("Once upon a time. The end.\r" + "\r" * 3)
     assert "(the end)" in output
-    assert studio.tree.nodes[1].written.finish_reason == "eos"
+    assert studio.tree.turns[1].written.finish_reason == "eos"
     assert studio.tree.text(1) == "Once upon a time. The end."
 
 

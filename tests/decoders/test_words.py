@@ -205,10 +205,10 @@ def test_too_little_room_is_one_line(talk):
 
 
 def test_a_story_that_goes_on_is_not_left_with_an_empty_turn(talk):
-    """What is refused before its first token leaves a node only for what was typed."""
+    """What is refused before its first token leaves a turn only for what was typed."""
     studio, output = talk("/len 20\rOne day\r/decoder words owl,kite\r/go\r/go\r", "sample 0.8")
     assert output.count("max-tokens is 20") == 2
-    assert len(studio.tree.nodes) == 1
+    assert len(studio.tree.turns) == 1
 
 
 def test_logits_given_are_not_changed():

@@ -17,7 +17,7 @@ from tinystory.commands.flags import parse_args
 from tinystory.evaluation import copied, report
 from tinystory.evaluation.copied import known_runs
 from tinystory.evaluation.ngrams import distinct, ngram_count, ngrams, repeated, words
-from tinystory.evaluation.report import balanced_quotes, describe
+from tinystory.evaluation.report import balanced_quotes, describe_stories
 from tinystory.settings import BUILT_IN
 
 SHARES = (
@@ -192,7 +192,9 @@ OTHER = "“Hi!” said the dog. “Bye"  # 5 words
 
 def test_describe_by_hand():
     training = ["A big red cat sat on the very soft mat!", "The dog said hi."]
-    found = describe([STORY, OTHER], n_tokens=[15, 8], finished=[True, True], runs=known_runs([STORY, OTHER], training))
+    found = describe_stories(
+        [STORY, OTHER], n_tokens=[15, 8], finished=[True, True], runs=known_runs([STORY, OTHER], training)
+    )
     assert dataclasses.asdict(found) == {
         "stories": 2,
         "words": 17,
@@ -215,47 +217,47 @@ def test_describe_by_hand():
 
 
 def test_a_mean_feels_one_long_story_and_a_median_does_not():
-    found = describe(["a b", "a b c", "a " * 40], n_tokens=[4, 5, 60])
+    found = describe_stories(["a b", "a b c", "a " * 40], n_tokens=[4, 5, 60])
     assert (found.mean_words, found.median_words) == (15, 3)
     assert (found.mean_tokens, found.median_tokens) == (23, 5)
 
 
 def test_a_story_ends_properly_by_its_writer_and_with_a_sentence():
     ends = ["He left.", 'He said, "Bye!"', "“Why?” he asked. “Why?”", "The end…", "He left", "He left,", "", '"']
-    assert describe(ends).ended_properly == 4 / 8
-    assert describe(ends, finished=[False, True] * 4).ended_properly == 2 / 8
+    assert describe_stories(ends).ended_properly == 4 / 8
+    assert describe_stories(ends, finished=[False, True] * 4).ended_properly == 2 / 8
 
 
 def test_repeats_are_pooled_and_not_looked_for_across_stories():
-    found = describe(["a b c d e", "a b c d e", "a b c d a b c d", "a"])
+    found = describe_stories(["a b c d e", "a b c d e", "a b c d a b c d", "a"])
     assert found.repeated_4grams == 1 / (2 + 2 + 5)
 
 
 def test_without_a_training_text_nothing_is_copied():
     runs = known_runs([STORY], [STORY])
-    assert describe([STORY], runs=runs).longest_copied == 12
-    found = describe([STORY], runs=runs, runs_in_training=False)
+    assert describe_stories([STORY], runs=runs).longest_copied == 12
+    found = describe_stories([STORY], runs=runs, runs_in_training=False)
     assert (found.unknown_words, found.copied_8grams, found.longest_copied) == (0, None, None)
-    found = describe([STORY])
+    found = describe_stories([STORY])
     assert (found.unknown_words, found.copied_8grams, found.longest_copied) == (None, None, None)
 
 
 def test_the_distinct_figures_are_over_the_same_number_of_ngrams():
     a, b = ["a b c d. a b c d."], ["a b c d."] * 8
     assert (ngram_count(a), ngram_count(b)) == (6, 16)
-    assert describe(b).distinct_ngrams == 16
-    both = [describe(side, distinct_ngrams=6) for side in (a, b)]
+    assert describe_stories(b).distinct_ngrams == 16
+    both = [describe_stories(side, distinct_ngrams=6) for side in (a, b)]
     assert [side.distinct_ngrams for side in both] == [6, 6]
     assert both[0].distinct_3 == 4 / 6
-    assert both[1].distinct_3 == distinct([words(story) for story in b], 3, 6) > describe(b).distinct_3
-    assert describe(a, distinct_ngrams=99).distinct_ngrams == 6
+    assert both[1].distinct_3 == distinct([words(story) for story in b], 3, 6) > describe_stories(b).distinct_3
+    assert describe_stories(a, distinct_ngrams=99).distinct_ngrams == 6
 
 
 def test_describe_nothing():
-    found = describe([])
+    found = describe_stories([])
     assert (found.stories, found.words, found.distinct_ngrams) == (0, 0, 0)
     assert found.mean_words is found.mean_tokens is found.ended_properly is None
-    found = describe(["", "…"], n_tokens=[0, 1], runs=known_runs(["", "…"], ["a"]))
+    found = describe_stories(["", "…"], n_tokens=[0, 1], runs=known_runs(["", "…"], ["a"]))
     assert (found.stories, found.words, found.mean_words, found.median_tokens) == (2, 0, 0, 0.5)
     assert found.distinct_1 is found.repeated_4grams is found.unknown_words is found.copied_8grams is None
     assert found.longest_copied == 0
@@ -275,7 +277,7 @@ def test_describe_nothing():
 )
 def test_what_does_not_belong_to_the_stories_is_refused(wrong):
     with pytest.raises(ValueError, match=r"."):
-        describe(["a b c", "a"], **wrong)
+        describe_stories(["a b c", "a"], **wrong)
 
 
 @settings(max_examples=80, deadline=None)
@@ -286,7 +288,7 @@ def test_ranges_and_no_dependence_on_the_order_of_stories(stories, reference, fi
     n_tokens = [len(story) for story in stories]
 
     def found(order):
-        return describe(
+        return describe_stories(
             [stories[i] for i in order],
             n_tokens=[n_tokens[i] for i in order],
             finished=[finished[i] for i in order],
@@ -352,7 +354,7 @@ def test_the_report_is_added_to_the_json(evaluate, few, stories, tokenizer):
     data = stories[::5]
     real = [data[i] for i in (0, 2, 4, 7, 9)]
     others = [story for story in data if story not in real]
-    expected = describe(
+    expected = describe_stories(
         real,
         n_tokens=[len(tokenizer.encode(story, bos=False)) for story in real],
         runs=known_runs(real, others),
@@ -375,7 +377,7 @@ def test_the_model_side_is_the_numbered_siblings_of_the_seed(evaluate, few, chec
     )
     siblings = json.loads(capsys.readouterr().out)["stories"]
     texts = [story["text"] for story in siblings]
-    expected = describe(
+    expected = describe_stories(
         texts,
         n_tokens=[len(story["token_ids"]) for story in siblings],
         finished=[story["finish_reason"] == "eos" for story in siblings],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinystory.commands.flags import COMMANDS, build_parser
+from tinystory.commands.flags import COMMAND_SUMMARIES, build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def test_every_tinystory_command_in_the_readme_parses():
         words = shlex.split(line, comments=True)
         words = words[words.index("tinystory") + 1 :]
         build_parser().parse_args(words or ["chat"])
-    for name in COMMANDS:
+    for name in COMMAND_SUMMARIES:
         assert f"tinystory {name}" in README
 
 

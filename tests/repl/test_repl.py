@@ -138,7 +138,7 @@ def make(registry):
 
 def write(studio, text):
     """Type a text; what was added by the writer and by the model."""
-    turn = studio.turn(text)
+    turn = studio.next_turn(text)
     return turn.typed, "".join(e.text for e in studio.write([turn], lambda: False) if isinstance(e, Text))
 
 
@@ -619,7 +619,7 @@ def test_len_new_stats_and_model(make):
     assert re.search(r"^tokens +2 after 2$", stats, re.MULTILINE)
     assert re.search(r"^surprise +1.500 bits/token, perplexity 2.83$", stats, re.MULTILINE)
     assert re.search(r"^drafts +3$", stats, re.MULTILINE)
-    assert execute(studio, "/new A  dog\nran").turns[0].typed == "A  dog\nran"
+    assert execute(studio, "/new A  dog\nran").requests[0].typed == "A  dog\nran"
     assert "a blank page" in run(studio, "/new")
     assert studio.text == ""
     assert run(studio, "/model") == "model  toy\n"

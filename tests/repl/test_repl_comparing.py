@@ -45,10 +45,10 @@ def write(studio, *turns):
 
 
 def compare(studio, line):
-    """Write the columns; the numbers of their nodes."""
-    before = set(studio.tree.nodes)
-    write(studio, *execute(studio, line).turns)
-    return sorted(set(studio.tree.nodes) - before)
+    """Write the columns; the numbers of their turns."""
+    before = set(studio.tree.turns)
+    write(studio, *execute(studio, line).requests)
+    return sorted(set(studio.tree.turns) - before)
 
 
 def run(studio, line):
@@ -58,12 +58,12 @@ def run(studio, line):
 
 
 def test_compare_goes_on_by_each_decoder_with_the_same_luck(studio):
-    write(studio, studio.turn("Once upon a time"))
+    write(studio, studio.next_turn("Once upon a time"))
     reply = execute(studio, '/compare greedy; top-k 5|sampling 0.8 ;temperature "2" ;')
     assert reply.titles == ("greedy", "top-k 5 | sample 0.8", "temperature 2 | sample")
-    assert {(turn.parent, turn.seed, turn.number) for turn in reply.turns} == {(1, 7, 0)}
-    write(studio, *reply.turns)
-    assert [node.written.spec for node in studio.tree.children(1)] == list(reply.titles)
+    assert {(turn.parent, turn.seed, turn.number) for turn in reply.requests} == {(1, 7, 0)}
+    write(studio, *reply.requests)
+    assert [turn.written.spec for turn in studio.tree.children(1)] == list(reply.titles)
 
 
 def test_compare_alone_is_the_decoder_in_use_and_greedy(studio, registry):
@@ -73,12 +73,12 @@ def test_compare_alone_is_the_decoder_in_use_and_greedy(studio, registry):
 
 
 def test_compare_writes_the_latest_piece_of_a_finished_story_once_more(studio):
-    write(studio, studio.turn("Once upon a time"))
-    node = studio.tree.node
-    studio.tree.nodes[1] = replace(node, written=replace(node.written, finish_reason="eos"))
+    write(studio, studio.next_turn("Once upon a time"))
+    turn = studio.tree.turn
+    studio.tree.turns[1] = replace(turn, written=replace(turn.written, finish_reason="eos"))
     number, _ = compare(studio, "/compare sample 0.8 ; greedy")
-    assert studio.tree.nodes[number].parent == 0
-    assert [token.id for token in studio.tree.nodes[number].picked] == [token.id for token in node.picked]
+    assert studio.tree.turns[number].parent == 0
+    assert [token.id for token in studio.tree.turns[number].picked] == [token.id for token in turn.picked]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_compare_writes_the_latest_piece_of_a_finished_story_once_more(studio):
     ],
 )
 def test_wrong_input_is_named_and_changes_nothing(studio, line, message):
-    write(studio, studio.turn("Once upon a time"))
+    write(studio, studio.next_turn("Once upon a time"))
     before = copy.copy(studio)
     with pytest.raises(TinystoryError, match=re.escape(message)):
         execute(studio, line)
@@ -106,7 +106,7 @@ def test_wrong_input_is_named_and_changes_nothing(studio, line, message):
 
 
 def test_diff_names_the_stage_that_parted_two_stories(studio):
-    write(studio, studio.turn("Once upon a time, there was a"))
+    write(studio, studio.next_turn("Once upon a time, there was a"))
     one, other = compare(studio, "/compare sample ; top-k 2 | sample")
     shown = run(studio, f"/diff {one} {other}")
     assert re.search(r"they part after \d+ tokens: “….*”", shown)
@@ -114,7 +114,7 @@ def test_diff_names_the_stage_that_parted_two_stories(studio):
 
 
 def test_diff_of_two_seeds_says_so(studio):
-    write(studio, studio.turn("Once upon a time"))
+    write(studio, studio.next_turn("Once upon a time"))
     studio.set_seed(8)
     write(studio, replace(studio.retry(), seed=8))
     assert "why: the seeds differ: 7 and 8" in run(studio, "/diff 1 2")
@@ -122,28 +122,28 @@ def test_diff_of_two_seeds_says_so(studio):
 
 def test_diff_of_a_piece_and_one_that_began_within_it(studio, registry):
     """The prompts differ, the tokens before the parting do not."""
-    write(studio, studio.turn("Once upon a time"))
+    write(studio, studio.next_turn("Once upon a time"))
     long = studio.tree.current
-    first = studio.tree.node
+    first = studio.tree.turn
     studio.tree.undo()
     cut = replace(studio.begin("Once upon a time"), max_new_tokens=first.picked and 10)
     write(studio, cut)
     assert studio.tree.token_ids(2) == studio.tree.token_ids(1)[: len(studio.tree.token_ids(2))]
     studio.decoder = parse_spec("greedy", registry)
-    write(studio, studio.turn(""))
+    write(studio, studio.next_turn(""))
     assert "why: " in run(studio, f"/diff {long} {studio.tree.current}")
     assert "not known" not in run(studio, f"/diff {long} {studio.tree.current}")
 
 
 def test_diff_where_a_writer_typed_something_else(studio):
-    write(studio, studio.turn("Once upon a time"))
+    write(studio, studio.next_turn("Once upon a time"))
     write(studio, studio.begin("Once upon a hill"))
     assert "that is where you typed or took something else" in run(studio, "/diff 1 2")
 
 
 def test_diff_of_a_story_and_its_beginning(studio):
-    write(studio, studio.turn("Once upon a time"))
-    write(studio, studio.turn(""))
+    write(studio, studio.next_turn("Once upon a time"))
+    write(studio, studio.next_turn(""))
     assert run(studio, "/diff 2 1") == "they do not part: 1 is the beginning of 2"
     assert run(studio, "/diff 1 1") == "1 and 1 are the same story"
 
@@ -158,8 +158,8 @@ def test_whatif_needs_something_written(studio):
 
 def test_versus_shows_models_side_by_side_and_leaves_the_tree(studio, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    write(studio, studio.turn("Once upon a time"))
-    written, before = studio.text, dict(studio.tree.nodes)
+    write(studio, studio.next_turn("Once upon a time"))
+    written, before = studio.text, dict(studio.tree.turns)
     reply = execute(studio, "/versus default default")
     stream, notices = io.StringIO(), []
     show_versus(Screen(stream, color=False), reply.titles, reply.versus, studio.opening(), notices.append)
@@ -167,7 +167,7 @@ def test_versus_shows_models_side_by_side_and_leaves_the_tree(studio, monkeypatc
     left = " ".join(row[0].strip() for row in rows)
     assert left.startswith(f"default {' '.join(written.split())}")
     assert all(row[0].strip() == row[1].strip() for row in rows if "tokens/s" not in row[0])
-    assert studio.tree.nodes == before
+    assert studio.tree.turns == before
     assert notices == ["loading default …"] * 2 + ["sample 0.8 · seed 7 · to look at only: the tree is as it was"]
 
 

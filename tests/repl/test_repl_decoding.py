@@ -51,7 +51,7 @@ def run(studio, line):
 
 
 def write(studio, text):
-    for _ in studio.write([studio.turn(text)], lambda: False):
+    for _ in studio.write([studio.next_turn(text)], lambda: False):
         pass
 
 

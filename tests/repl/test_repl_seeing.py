@@ -13,7 +13,7 @@ from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.repl.commands import execute
-from tinystory.screen.blocks import Bars, Spans, Story
+from tinystory.screen.blocks import Bars, DeskStory, Spans
 from tinystory.screen.screen import Screen
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.recall import desk_ids
@@ -42,7 +42,7 @@ def studio(registry, backend):
 @pytest.fixture
 def told(studio):
     """A studio with a story on the desk: 9 typed tokens and 40 written ones."""
-    write(studio, studio.turn("Once upon a time, there was a little"))
+    write(studio, studio.next_turn("Once upon a time, there was a little"))
     return studio
 
 
@@ -53,7 +53,7 @@ def write(studio, *turns):
 
 def show(blocks, *, color=False):
     stream = io.StringIO()
-    Screen(stream, color=color).show(*(block for block in blocks if not isinstance(block, Story)))
+    Screen(stream, color=color).show(*(block for block in blocks if not isinstance(block, DeskStory)))
     return stream.getvalue()
 
 
@@ -65,7 +65,7 @@ def test_color_tints_from_now_on_and_shows_the_story(told):
     reply = execute(told, "/color rank")
     assert told.tint == "rank"
     assert isinstance(reply.blocks[0], Spans)
-    assert reply.blocks[-1] == Story()
+    assert reply.blocks[-1] == DeskStory()
     assert show(reply.blocks) == "rank: 1st  3rd  10th  40th  below\n"
     assert "/color takes off, prob" in run(told, "/color")
     assert run(told, "/color off") == "colours are off\n"
@@ -97,7 +97,7 @@ def test_top_counts_from_the_end_too_and_looks_ahead(told):
 
 
 def test_top_marks_a_token_of_any_rank(studio, backend):
-    write(studio, studio.turn("Once upon a xylophone"))
+    write(studio, studio.next_turn("Once upon a xylophone"))
     first = len(backend.encode("Once upon a", bos=True))
     rows = execute(studio, f"/top {first} 1").blocks[-1].rows
     assert len(rows) == 2
@@ -106,9 +106,9 @@ def test_top_marks_a_token_of_any_rank(studio, backend):
 
 
 def test_top_marks_the_end_of_a_story_that_has_ended(told):
-    node = told.tree.node
-    ended = replace(node, written=replace(node.written, finish_reason="eos"))
-    told.tree.nodes[node.id] = ended
+    turn = told.tree.turn
+    ended = replace(turn, written=replace(turn.written, finish_reason="eos"))
+    told.tree.turns[turn.id] = ended
     assert re.search(r"→ [\d,]+ +[\d.]+%  \(the end\)", run(told, "/top next 100"))
 
 
@@ -132,18 +132,18 @@ def test_bars_stay_within_the_terminal(told, monkeypatch, width):
 @pytest.mark.parametrize(("token", "text"), [('" dog"', " dog"), ("dog", " dog"), ("#1", None), ('"."', ".")])
 def test_pick_takes_a_token_and_goes_on_as_a_branch(told, backend, token, text):
     before = told.tree.current
-    (turn,) = execute(told, f"/pick 5 {token}").turns
+    (turn,) = execute(told, f"/pick 5 {token}").requests
     assert turn.kept == 5
     assert turn.parent == before
     likeliest = backend.token_text(int(backend.logits(told.token_ids, 5)[0].argmax()))
     assert turn.typed == (likeliest if text is None else text)
     write(told, turn)
-    assert told.tree.node.parent == before
+    assert told.tree.turn.parent == before
     assert told.text.startswith(f"Once upon a time{turn.typed}")
 
 
 def test_pick_of_an_exact_text_goes_before_one_after_a_space(told, backend):
-    (turn,) = execute(told, "/pick 5 s").turns
+    (turn,) = execute(told, "/pick 5 s").requests
     assert backend.token_text(turn.typed_ids[0]) == "s"
 
 
@@ -201,7 +201,7 @@ def test_trace_finds_every_token_of_the_decoder_that_wrote_it(told):
 
 def test_trace_knows_which_turn_brought_a_token(told, registry):
     told.decoder = parse_spec("greedy", registry)
-    write(told, told.turn("But"))
+    write(told, told.next_turn("But"))
     assert "greedy" in run(told, "/trace")
     assert "top-k 40" in run(told, "/trace 12")
     with pytest.raises(UsageError, match='" But" was typed'):
@@ -210,23 +210,23 @@ def test_trace_knows_which_turn_brought_a_token(told, registry):
 
 def test_trace_shows_the_healing_of_a_cut_word(studio):
     write(studio, studio.edit("Once upon a ti"))
-    assert studio.tree.node.written.heal
-    first = len(desk_ids(studio)) - len(studio.tree.node.written.tokens)
+    assert studio.tree.turn.written.heal
+    first = len(desk_ids(studio)) - len(studio.tree.turn.written.tokens)
     shown = run(studio, f"/trace {first}")
     assert re.search(r"^healing +\d+ left", shown, re.MULTILINE)
     assert "computed once more" not in shown
 
 
 def test_trace_says_so_where_another_model_has_written(told):
-    node = told.tree.node
-    told.tree.nodes[node.id] = replace(node, written=replace(node.written, model_hash="0" * 64, model="other"))
+    turn = told.tree.turn
+    told.tree.turns[turn.id] = replace(turn, written=replace(turn.written, model_hash="0" * 64, model="other"))
     with pytest.raises(UsageError, match="written by another model; /model other brings it back"):
         execute(told, "/trace")
 
 
 def test_ppl_agrees_with_what_was_recorded(told):
     shown = run(told, "/ppl")
-    recorded = -sum(token.logprob for token in told.tree.node.written.tokens) / math.log(2) / 40
+    recorded = -sum(token.logprob for token in told.tree.turn.written.tokens) / math.log(2) / 40
     assert f"{recorded:.3f} bits per token, of 40" in shown
     assert re.search(r"^tokens +49$", shown, re.MULTILINE)
 
@@ -260,7 +260,7 @@ def test_whatif_marks_what_the_decoder_forbids(told):
 
 
 def test_whatif_of_plain_sampling_is_the_models_own_surprise(told):
-    recorded = -sum(token.logprob for token in told.tree.node.written.tokens) / math.log(2)
+    recorded = -sum(token.logprob for token in told.tree.turn.written.tokens) / math.log(2)
     shown = run(told, "/whatif sample")
     assert "could have written all of the 40 tokens" in shown
     assert f"{recorded / 40:.3f} bits per token under it, together 2^-{recorded:.1f}" in shown
@@ -268,7 +268,7 @@ def test_whatif_of_plain_sampling_is_the_models_own_surprise(told):
 
 def test_whatif_answers_at_once(studio, stories):
     studio.keep(studio.begin("Once"))
-    studio.keep(studio.turn(" upon a time. " + "\n".join(stories[:9])))
+    studio.keep(studio.next_turn(" upon a time. " + "\n".join(stories[:9])))
     assert len(studio.token_ids) > 300
     execute(studio, "/whatif top-k 40")
     best = min(_seconds(lambda: execute(studio, f"/whatif {SPEC}")) for _ in range(5))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tinystory.commands.flags import COMMANDS
+from tinystory.commands.flags import COMMAND_SUMMARIES
 from tinystory.settings import BUILT_IN, variable
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tinystory.1"
@@ -19,7 +19,7 @@ def test_the_page_in_the_tree_is_what_the_parser_gives(load_script):
 
 def test_the_page_names_every_command_and_setting():
     page = PAGE.read_text(encoding="utf-8")
-    for name in COMMANDS:
+    for name in COMMAND_SUMMARIES:
         assert f".SS \\fB{name}\\fR" in page
     for name in BUILT_IN:
         assert variable(name) in page

@@ -16,7 +16,7 @@ from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.repl.commands import execute
 from tinystory.session.loading import load
-from tinystory.story.replay import replay_node
+from tinystory.story.replay import replay_turn
 from tinystory.story.session_file import load_session
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.keeper import Keeper
@@ -102,30 +102,30 @@ def write(studio, turns, cancel=lambda: False):
 def session(registry, backend, tmp_path_factory):
     """A session with ten specs and every way of going on."""
     studio = new_studio(registry, backend, tmp_path_factory.mktemp("data") / "sessions", seed=11)
-    write(studio, [studio.turn("Once upon a time, a small owl")])
+    write(studio, [studio.next_turn("Once upon a time, a small owl")])
     for spec in SPECS:
         studio.decoder = parse_spec(spec, registry)
-        write(studio, [studio.turn("")])
+        write(studio, [studio.next_turn("")])
     studio.seed, studio.decoder = None, parse_spec("sample", registry)
     draws = iter(range(100, 110))
     studio.draw_seed = lambda: next(draws)
     write(studio, [studio.retry()])
     write(studio, studio.more(3))
     write(studio, [studio.edit(studio.text[:40] + " and a ti")])
-    assert studio.tree.node.written.heal
+    assert studio.tree.turn.written.heal
     write(studio, [studio.pick(5, backend.encode(" king", bos=False)[0])])
     studio.stop = (" the", " a", ".")
-    write(studio, [replaced(studio.turn(""), 60)])
-    assert studio.tree.node.hidden
-    write(studio, [studio.turn("")])
+    write(studio, [replaced(studio.next_turn(""), 60)])
+    assert studio.tree.turn.hidden
+    write(studio, [studio.next_turn("")])
     studio.stop = ()
     studio.seed = 3
     studio.decoder = parse_spec("sample 0.8", registry)
     write(studio, [replaced(studio.begin("And they all lived happily ever after."), 60)])
-    assert studio.tree.node.ended
+    assert studio.tree.turn.ended
     calls = iter([False] * 4 + [True] * 1000)
     write(studio, [studio.begin("")], lambda: next(calls))
-    assert studio.tree.node.written.finish_reason == "cancelled"
+    assert studio.tree.turn.written.finish_reason == "cancelled"
     execute(studio, "/save ten", keeper_of(studio))
     keeper_of(studio).close()
     return keeper_of(studio).path
@@ -156,7 +156,7 @@ def replay(capsys, *argv):
 
 
 def node_of(fields, number):
-    return next(node for node in fields["nodes"] if node["id"] == number)
+    return next(turn for turn in fields["nodes"] if turn["id"] == number)
 
 
 def test_a_session_of_ten_specs_comes_about_again(session, registry, capsys):
@@ -164,7 +164,7 @@ def test_a_session_of_ten_specs_comes_about_again(session, registry, capsys):
     assert code == 0, out + err
     assert err == ""
     lines = out.splitlines()
-    assert len(lines) == len(load_session(session).tree.nodes) + 1
+    assert len(lines) == len(load_session(session).tree.turns) + 1
     assert all(line.endswith("ok") for line in lines[:-1])
     assert "turns are as recorded" in lines[-1]
     for spec in SPECS:
@@ -177,10 +177,10 @@ def test_the_json_of_a_replay_is_one_object(session, capsys):
     fields = json.loads(out)
     assert code == 0
     assert fields["ok"] is True
-    nodes = load_session(session).tree.nodes
-    assert [row["node"] for row in fields["nodes"]] == list(nodes)
-    ends = sum(node.ended for node in nodes.values())
-    assert fields["tokens"] == sum(len(node.written.tokens) for node in nodes.values()) + ends
+    turns = load_session(session).tree.turns
+    assert [row["node"] for row in fields["nodes"]] == list(turns)
+    ends = sum(turn.ended for turn in turns.values())
+    assert fields["tokens"] == sum(len(turn.written.tokens) for turn in turns.values()) + ends
     assert fields["ties"] / fields["tokens"] < 0.01
     assert {row["model_hash"] for row in fields["nodes"]} == {model_hash(DEFAULT_MODEL)}
 
@@ -219,7 +219,7 @@ def test_a_changed_seed_is_caught_at_the_first_token_that_it_changes(changed, se
     position = row["difference"]["position"] - len(tree.token_ids(3))
     assert 0 <= position < 12
     assert row["tokens"] == position
-    recorded = tree.nodes[4].written.tokens[position].id
+    recorded = tree.turns[4].written.tokens[position].id
     assert row["difference"]["recorded"] == repr(backend.token_text(recorded))
 
 
@@ -228,18 +228,18 @@ def test_a_changed_spec_is_caught_where_it_picks_another_token(changed, session,
     code, out, _ = replay(capsys, path, "--json")
     row = json.loads(out)["nodes"][-1]
     assert (code, row["node"]) == (1, 3)
-    tokens = load_session(session).tree.nodes[3].written.tokens
+    tokens = load_session(session).tree.turns[3].written.tokens
     first = next(place for place, token in enumerate(tokens) if token.rank > 0)
     assert row["tokens"] == first
 
 
 def test_changed_healing_and_numbers_are_caught(changed, session, capsys):
     tree = load_session(session).tree
-    sibling = next(node.id for node in tree.nodes.values() if node.written.number == 2)
+    sibling = next(turn.id for turn in tree.turns.values() if turn.written.number == 2)
     code, out, _ = replay(capsys, changed(lambda fields: node_of(fields, sibling)["written"].update(number=9)))
     assert code == 1
     assert f"node {sibling} is not as recorded" in out
-    healed = next(node.id for node in tree.nodes.values() if node.written.heal)
+    healed = next(turn.id for turn in tree.turns.values() if turn.written.heal)
     code, out, _ = replay(capsys, changed(lambda fields: node_of(fields, healed)["written"].update(heal=" zo")))
     assert code == 1
     assert f"node {healed} is not as recorded" in out
@@ -260,7 +260,7 @@ def test_an_end_that_was_none_is_caught(changed, capsys, change, said):
 
 
 def test_an_end_that_is_missing_is_caught(changed, session, capsys):
-    ended = next(node for node in load_session(session).tree.nodes.values() if node.ended)
+    ended = next(turn for turn in load_session(session).tree.turns.values() if turn.ended)
     path = changed(lambda fields: node_of(fields, ended.id)["written"].update(finish_reason="length"))
     code, out, _ = replay(capsys, path)
     assert code == 1
@@ -306,8 +306,8 @@ def test_a_changed_weight_shows_in_the_hash_and_in_a_token(session, changed, oth
     assert theirs[:12] in out
 
     def forge(fields):
-        for node in fields["nodes"]:
-            node["written"]["model_hash"] = theirs
+        for turn in fields["nodes"]:
+            turn["written"]["model_hash"] = theirs
 
     code, out, _ = replay(capsys, changed(forge), "-m", other_model, "--json")
     rows = json.loads(out)["nodes"]
@@ -318,8 +318,8 @@ def test_a_changed_weight_shows_in_the_hash_and_in_a_token(session, changed, oth
 
 def test_the_model_is_one_that_the_file_names_only_where_it_is_here(changed, other_model, capsys):
     def rename(fields):
-        for node in fields["nodes"]:
-            node["written"]["model"] = "some-body/some-model"
+        for turn in fields["nodes"]:
+            turn["written"]["model"] = "some-body/some-model"
 
     code, _, err = replay(capsys, changed(rename))
     assert code == 3
@@ -329,8 +329,8 @@ def test_the_model_is_one_that_the_file_names_only_where_it_is_here(changed, oth
     assert replay(capsys, changed(rename), "-m", "default")[0] == 0
 
     def here(fields):
-        for node in fields["nodes"]:
-            node["written"]["model"] = str(other_model)
+        for turn in fields["nodes"]:
+            turn["written"]["model"] = str(other_model)
 
     assert replay(capsys, changed(here))[0] == 3
     assert "another model" in replay(capsys, changed(here), "-m", other_model)[1]
@@ -345,9 +345,9 @@ def test_a_spec_that_is_not_here_is_a_line(changed, capsys):
 def test_a_search_is_run_again(registry, backend, search_file, tmp_path, capsys):
     studio = new_studio(registry, backend, tmp_path, seed=1)
     studio.decoder = parse_spec("straight", registry)
-    write(studio, [studio.turn("Once upon a time")])
+    write(studio, [studio.next_turn("Once upon a time")])
     studio.stop = (".",)
-    write(studio, [replaced(studio.turn(""), 80)])
+    write(studio, [replaced(studio.next_turn(""), 80)])
     calls = iter([False] * 3 + [True] * 1000)
     write(studio, [studio.begin("The owl")], lambda: next(calls))
     keeper_of(studio).close()
@@ -368,7 +368,7 @@ def test_a_search_is_run_again(registry, backend, search_file, tmp_path, capsys)
 def test_a_recorded_decoder_reaches_no_model_that_is_not_here(registry, backend, search_file, tmp_path, capsys):
     studio = new_studio(registry, backend, tmp_path, seed=1)
     studio.decoder = parse_spec("straight", registry)
-    write(studio, [studio.turn("Once upon a time")])
+    write(studio, [studio.next_turn("Once upon a time")])
     keeper_of(studio).close()
     path = keeper_of(studio).path
     path.write_text(path.read_text().replace('"spec":"straight"', '"spec":"straight some-body/model"'))
@@ -390,7 +390,7 @@ def test_a_turn_whose_decoder_opens_a_folder_is_left_out_and_the_others_are_chec
 def test_a_tie_is_counted_and_passed(registry, session, monkeypatch):
     """The model's thoughts, moved by less than rounding may move them, so that another token wins."""
     tree = load_session(session).tree
-    node = tree.nodes[2]
+    turn = tree.turns[2]
     model = load()
     import tinystory.story.replay as module
 
@@ -404,8 +404,8 @@ def test_a_tie_is_counted_and_passed(registry, session, monkeypatch):
 
     retrace = module.retrace
     monkeypatch.setattr(module, "retrace", moved)
-    result = replay_node(tree, node, model, registry)
-    assert node.written.spec == "greedy"
+    result = replay_turn(tree, turn, model, registry)
+    assert turn.written.spec == "greedy"
     assert (result.ties, result.difference, result.tokens) == (1, None, 12)
 
 

@@ -17,7 +17,7 @@ from tinystory.errors import SessionError
 from tinystory.story.session_file import (
     MAX_BYTES,
     SCHEMA,
-    SavedSession,
+    SavedChat,
     Summary,
     decode,
     encode,
@@ -25,7 +25,7 @@ from tinystory.story.session_file import (
     read_summary,
     save_session,
 )
-from tinystory.story.tree import ROOT, Node, StoryTree, Written
+from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple)
 TEXT = st.text(max_size=12)
@@ -62,9 +62,9 @@ def writtens(draw):
 def trees(draw):
     tree = StoryTree()
     for _ in range(draw(st.integers(0, 6))):
-        parent = draw(st.sampled_from([ROOT, *tree.nodes]))
+        parent = draw(st.sampled_from([ROOT, *tree.turns]))
         written = draw(st.none() | writtens())
-        node = Node(
+        turn = Turn(
             0,
             parent,
             draw(st.integers(0, len(tree.token_ids(parent)))),
@@ -77,7 +77,7 @@ def trees(draw):
             draw(st.integers(0, len(written.tokens) if written else 0)),
             draw(IDS),
         )
-        tree.add(node)
+        tree.add(turn)
         if draw(st.booleans()):
             tree.undo(draw(st.integers(0, 3)))
     return tree
@@ -85,7 +85,7 @@ def trees(draw):
 
 @st.composite
 def sessions(draw):
-    return SavedSession(
+    return SavedChat(
         draw(trees()),
         draw(TEXT),
         draw(st.none() | st.integers(0, 10**12)),
@@ -106,10 +106,10 @@ def small_session():
     tree = StoryTree()
     token = Token(5, -1.25, 2, 3.5)
     written = Written("sample", 1, 0, "default", "ab", "float32", 9, ("!",), "", (token, Token(6, -0.5)), "length")
-    tree.add(Node(0, ROOT, 0, "Once", (1, 2), written, "v", 0, "Once upon a"))
-    tree.add(Node(0, 1, 3, "b", (7,), None, "v", 4, " b"))
+    tree.add(Turn(0, ROOT, 0, "Once", (1, 2), written, "v", 0, "Once upon a"))
+    tree.add(Turn(0, 1, 3, "b", (7,), None, "v", 4, " b"))
     tree.undo()
-    return SavedSession(tree, "sample", created="then", changed="now")
+    return SavedChat(tree, "sample", created="then", changed="now")
 
 
 @settings(max_examples=150, deadline=None)
@@ -169,7 +169,7 @@ def test_a_field_of_another_kind_is_one_error_or_none(place, odd, delete):
         said = str(error).splitlines()
     assert len(said) == (session is None)
     if session is not None:
-        for number in session.tree.nodes:
+        for number in session.tree.turns:
             assert len(session.tree.path(number)) >= session.tree.n_prompt(number)
         encode(session)
 
@@ -194,11 +194,11 @@ def test_flipped_or_missing_bytes_are_one_error_or_none(tmp_path, data):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"nodes": []}, "current is node 1, which is not there"),
-        ({"latest": [[0, 2]]}, "latest says that node 2 goes on from node 0"),
+        ({"nodes": []}, "current is turn 1, which is not there"),
+        ({"latest": [[0, 2]]}, "latest says that turn 2 goes on from turn 0"),
         ({"max_tokens": 0}, "max_tokens must be a whole number from 1 to 10000000, not 0"),
-        ({"nodes": [{**FIELDS["nodes"][0], "parent": 1}]}, "goes on from node 1, which does not stand before it"),
-        ({"nodes": [{**FIELDS["nodes"][0], "kept": 1}]}, "keeps more of node 0 than there is"),
+        ({"nodes": [{**FIELDS["nodes"][0], "parent": 1}]}, "goes on from turn 1, which does not stand before it"),
+        ({"nodes": [{**FIELDS["nodes"][0], "kept": 1}]}, "keeps more of turn 0 than there is"),
         ({"nodes": [FIELDS["nodes"][0]] * 2}, "node 1 stands twice"),
         ({"nodes": [{**FIELDS["nodes"][0], "hidden": 3}]}, "nodes[0].hidden must be a whole number from 0 to 2"),
         ({"spec": 3}, "spec must be text, not 3"),
@@ -248,7 +248,7 @@ def test_what_is_no_file_is_one_line(tmp_path, kind):
 
 
 def test_sigkill_at_twenty_moments_leaves_every_turn_but_the_one_being_saved(tmp_path):
-    """Forks add nodes and save after each; a pipe tells the parent which ones were done."""
+    """Forks add turns and save after each; a pipe tells the parent which ones were done."""
     rng = random.Random(3)
     path = tmp_path / "sessions" / "killed.json"
     session = small_session()
@@ -256,14 +256,14 @@ def test_sigkill_at_twenty_moments_leaves_every_turn_but_the_one_being_saved(tmp
     save_session(path, session)
     for _ in range(20):
         session = load_session(path)
-        n_before = len(session.tree.nodes)
+        n_before = len(session.tree.turns)
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
                 cache = {}
                 while True:
-                    session.tree.add(Node(0, session.tree.current, 0, "more", (1,) * 50, None, "v", 0, "more " * 20))
+                    session.tree.add(Turn(0, session.tree.current, 0, "more", (1,) * 50, None, "v", 0, "more " * 20))
                     save_session(path, session, cache)
                     os.write(writing, b"x")
             finally:
@@ -277,5 +277,5 @@ def test_sigkill_at_twenty_moments_leaves_every_turn_but_the_one_being_saved(tmp
             n_saved += len(piece)
         os.close(reading)
         # Between the replaced file and the word of it lies a moment, too.
-        assert len(load_session(path).tree.nodes) - n_before - n_saved in (0, 1)
-    assert len(load_session(path).tree.nodes) > 2
+        assert len(load_session(path).tree.turns) - n_before - n_saved in (0, 1)
+    assert len(load_session(path).tree.turns) > 2

@@ -13,24 +13,24 @@ from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.repl.commands import execute
 from tinystory.repl.editor import edit_text
-from tinystory.story.tree import ROOT, Node, StoryTree
+from tinystory.story.tree import ROOT, StoryTree, Turn
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.seams import lengthened
 from tinystory.studio.studio import Studio
 
 
-def node(parent, kept, ids, own, shared=0):
-    return Node(0, parent, kept, own, tuple(ids), None, "v", shared, own)
+def turn(parent, kept, ids, own, shared=0):
+    return Turn(0, parent, kept, own, tuple(ids), None, "v", shared, own)
 
 
 @pytest.fixture
 def tree():
     """1: abc, 2: abcd, 3: abx, 4: y."""
     tree = StoryTree()
-    tree.add(node(ROOT, 0, [1, 2, 3], "abc"))
-    tree.add(node(1, 3, [4], "d", 3))
-    tree.add(node(1, 2, [5], "x", 2))
-    tree.add(node(ROOT, 0, [6], "y"))
+    tree.add(turn(ROOT, 0, [1, 2, 3], "abc"))
+    tree.add(turn(1, 3, [4], "d", 3))
+    tree.add(turn(1, 2, [5], "x", 2))
+    tree.add(turn(ROOT, 0, [6], "y"))
     return tree
 
 
@@ -38,7 +38,7 @@ def test_a_node_keeps_a_part_of_its_parent(tree):
     assert [tree.text(n) for n in range(5)] == ["", "abc", "abcd", "abx", "y"]
     assert [tree.token_ids(n) for n in range(5)] == [(), (1, 2, 3), (1, 2, 3, 4), (1, 2, 5), (6,)]
     assert [tree.n_prompt(n) for n in range(5)] == [0, 3, 3, 2, 1]
-    assert [token.node for token in tree.path(3)] == [1, 1, 3]
+    assert [token.turn for token in tree.path(3)] == [1, 1, 3]
 
 
 def test_undo_and_redo_are_exact(tree):
@@ -64,11 +64,11 @@ def test_branches_lie_side_by_side(tree):
     assert [(n.id, depth) for n, depth in tree.walk()] == [(1, 0), (2, 1), (3, 1), (4, 0)]
 
 
-@pytest.mark.parametrize("wrong", [node(9, 0, [], ""), node(1, 4, [], ""), node(1, 0, [], "", 4), node(1, -1, [], "")])
+@pytest.mark.parametrize("wrong", [turn(9, 0, [], ""), turn(1, 4, [], ""), turn(1, 0, [], "", 4), turn(1, -1, [], "")])
 def test_a_node_that_does_not_fit_is_refused_and_changes_nothing(tree, wrong):
     with pytest.raises(UsageError):
         tree.add(wrong)
-    assert (len(tree.nodes), tree.current) == (4, 4)
+    assert (len(tree.turns), tree.current) == (4, 4)
     with pytest.raises(UsageError, match="they go from 0, the blank page, to 4"):
         tree.goto(5)
 
@@ -111,7 +111,7 @@ def take(studio, name, value):
     if name == "new":
         write(studio, studio.begin(value))
     elif name == "type":
-        write(studio, studio.turn(value))
+        write(studio, studio.next_turn(value))
     elif name == "go":
         write(studio, studio.go(value % 7 + 1))
     elif name == "retry":
@@ -148,8 +148,8 @@ def test_whatever_the_writer_does_every_text_is_that_of_its_tokens_and_the_cache
         except UsageError:
             continue
         tree = studio.tree
-        assert {n.id for n, _ in tree.walk()} == set(tree.nodes) >= set(seen)
-        for number in tree.nodes:
+        assert {n.id for n, _ in tree.walk()} == set(tree.turns) >= set(seen)
+        for number in tree.turns:
             text, ids = tree.text(number), tree.token_ids(number)
             assert text == backend.detokenize(ids)
             assert seen.setdefault(number, (text, ids)) == (text, ids)
@@ -188,8 +188,8 @@ def test_an_edit_keeps_the_tokens_before_it(studio):
     before = studio.token_ids
     turn = studio.edit(studio.text[:20] + "!")
     assert turn.kept > 3
-    assert (*before[: turn.kept], *turn.typed_ids) == studio.request(turn).prompt_ids
-    assert studio.request(turn).prompt + turn.heal == studio.text[:20] + "!"
+    assert (*before[: turn.kept], *turn.typed_ids) == studio.story_request(turn).prompt_ids
+    assert studio.story_request(turn).prompt + turn.heal == studio.text[:20] + "!"
 
 
 @settings(deadline=None, max_examples=200)
@@ -210,7 +210,7 @@ def test_a_stage_that_fails_at_once_leaves_the_tree_as_it_was(studio, monkeypatc
     monkeypatch.setattr(studio.backend, "write", fail)
     with pytest.raises(TinystoryError):
         write(studio, *studio.more(3))
-    assert (len(studio.tree.nodes), studio.tree.current) == (1, 1)
+    assert (len(studio.tree.turns), studio.tree.current) == (1, 1)
     with pytest.raises(TinystoryError):
         write(studio, studio.begin("Another"))
     assert studio.text == "Another"
@@ -219,14 +219,14 @@ def test_a_stage_that_fails_at_once_leaves_the_tree_as_it_was(studio, monkeypatc
 
 def test_a_piece_in_other_tokens_is_not_tried_again(studio):
     write(studio, studio.begin("Once"))
-    studio.tree.nodes[1] = replace(studio.tree.nodes[1], vocabulary="another")
+    studio.tree.turns[1] = replace(studio.tree.turns[1], vocabulary="another")
     with pytest.raises(UsageError, match="in other tokens"):
         studio.retry()
 
 
 def test_a_tree_of_a_thousand_turns_is_drawn_at_once(studio):
     for number in range(1000):
-        studio.tree.add(node(number, 0, [1], "x"))
+        studio.tree.add(turn(number, 0, [1], "x"))
     started = time.process_time()
     [outline] = execute(studio, "/tree").blocks
     assert len(outline.rows) == 1000

@@ -17,7 +17,7 @@ from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import SessionError, TinystoryError, UsageError
 from tinystory.repl.commands import execute
-from tinystory.screen.blocks import Story as StoryBlock
+from tinystory.screen.blocks import DeskStory as StoryBlock
 from tinystory.screen.blocks import Table
 from tinystory.story.session_file import load_session
 from tinystory.studio.keeper import Keeper, session_names
@@ -78,7 +78,7 @@ def make(registry, tmp_path):
 
 
 def write(studio, text=""):
-    for _ in studio.write([studio.turn(text)], lambda: False):
+    for _ in studio.write([studio.next_turn(text)], lambda: False):
         pass
 
 
@@ -125,7 +125,7 @@ def test_two_chats_never_write_the_same_file(make):
     write(second, "Once")
     assert keeper_of(second).name == keeper_of(first).name + "-2"
     write(first, " more")
-    assert [len(load_session(keeper_of(one).path).tree.nodes) for one in (first, second)] == [2, 1]
+    assert [len(load_session(keeper_of(one).path).tree.turns) for one in (first, second)] == [2, 1]
 
 
 def test_a_session_open_elsewhere_is_read_and_kept_apart(make):
@@ -135,7 +135,7 @@ def test_a_session_open_elsewhere_is_read_and_kept_apart(make):
     assert "open in another chat" in said(second, f"/load {name}")
     write(second)
     assert keeper_of(second).name == name + "-2"
-    assert len(load_session(keeper_of(first).path).tree.nodes) == 1
+    assert len(load_session(keeper_of(first).path).tree.turns) == 1
 
 
 def test_a_full_disk_is_told_once_and_the_chat_goes_on(make, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_full_disk_is_told_once_and_the_chat_goes_on(make, monkeypatch):
         write(studio)
         assert keeper_of(studio).problem() == ""
     assert keeper_of(studio).path.read_bytes() == before
-    assert len(studio.tree.nodes) == 3
+    assert len(studio.tree.turns) == 3
     assert not [name for name in files(studio) if name.endswith(".partial")]
     write(studio)
     assert load_session(keeper_of(studio).path).tree == studio.tree
@@ -392,11 +392,11 @@ def test_export_as_json_is_a_session_of_this_story_alone(make, tmp_path):
     studio.tree.undo()
     write(studio, " b")
     fields = json.loads(exported(studio, tmp_path, "a.json"))
-    assert [node["id"] for node in fields["nodes"]] == [1, 3]
+    assert [turn["id"] for turn in fields["nodes"]] == [1, 3]
     assert fields["text"] == fields["nodes"][-1]["text"] == studio.text
     session = load_session(tmp_path / "a.json")
     assert session.tree.text(3) == studio.text
-    assert session.tree.nodes[3] == studio.tree.nodes[3]
+    assert session.tree.turns[3] == studio.tree.turns[3]
 
 
 class _Page(HTMLParser):

@@ -12,13 +12,12 @@ from tinystory.evaluation import report
 from tinystory.evaluation.bleu import self_bleu
 from tinystory.evaluation.ngrams import rarefied
 from tinystory.study import grid
-from tinystory.study.bootstrap import Ratio, distinct, estimate, gap, plain, resamples
+from tinystory.study.bootstrap import Ratio, estimate, gap, jackknifed_distinct, plain, resamples
 from tinystory.study.criterion import distances, rank, real_side
 from tinystory.study.excerpts import real_groups
-from tinystory.study.grid import decoders_of, read_grid
+from tinystory.study.grid import decoders_of, read_grid, read_prompts
 from tinystory.study.journal import Journal
-from tinystory.study.measures import Group, comparable_ngrams, measured, profile_of, reference_of
-from tinystory.study.prompts import read_prompts
+from tinystory.study.measures import StoryGroup, comparable_ngrams, measured, profile_of, reference_of
 
 
 def ratio(*groups):
@@ -95,8 +94,8 @@ def test_what_is_not_installed_is_left_out_only_where_that_is_asked_for():
 
 
 def test_the_built_in_grid_has_no_mistake_in_what_is_installed():
-    decoders, skipped = decoders_of(grid.BUILT_IN, discover(), skip_unknown=True)
-    assert len(decoders) + len(skipped) == len(grid.BUILT_IN)
+    decoders, skipped = decoders_of(grid.BUILT_IN_GRID, discover(), skip_unknown=True)
+    assert len(decoders) + len(skipped) == len(grid.BUILT_IN_GRID)
     assert "sample 0.8" in decoders
 
 
@@ -183,7 +182,7 @@ def texts(seed, n=6):
 
 def test_distinct_is_that_of_the_report_with_and_without_each_story():
     stories, m = texts(1), 20
-    measure = distinct([stories], 2, m)
+    measure = jackknifed_distinct([stories], 2, m)
     assert plain(measure, 6)[0] == pytest.approx(report.distinct(stories, 2, m))
     # All weight on one story moves the figure by that story's pseudo-value.
     without = [report.distinct(stories[:i] + stories[i + 1 :], 2, m) for i in range(6)]
@@ -192,7 +191,7 @@ def test_distinct_is_that_of_the_report_with_and_without_each_story():
     assert moved == pytest.approx(report.distinct(stories, 2, m) + pseudo[2] - sum(pseudo) / 6)
     found = estimate(measure, resamples(6))
     assert found.low < found.value < found.high
-    assert np.isnan(plain(distinct([stories], 2, 0), 6)[0])
+    assert np.isnan(plain(jackknifed_distinct([stories], 2, 0), 6)[0])
 
 
 def test_rarefied_counts_kinds():
@@ -202,12 +201,12 @@ def test_rarefied_counts_kinds():
 
 # --- measures ---
 
-ONE = Group(
+ONE = StoryGroup(
     (" a b c d a b c d e f.", " Once more a hal", ""),
     ([1.0] * 16 + [3.0] * 2, [2.0], []),
     (True, False, False),
 )
-OTHER = Group(
+OTHER = StoryGroup(
     (" a b c d e f g h i j.", " x y z w. ", " p q r s t?"), ([2.0] * 4, [1.0, 3.0], [4.0]), (True, False, True)
 )
 
@@ -240,9 +239,9 @@ def test_the_reference_is_all_real_groups_or_all_but_one():
 
 def test_distinct_is_taken_over_what_all_but_the_nearly_silent_have():
     words = " ".join("abcdefghij")
-    full = Group((words, words, words), ([], [], []), (True,) * 3)
-    short = Group((words, "a b c d e", ""), ([], [], []), (True,) * 3)
-    silent = Group(("a", "", ""), ([], [], []), (True,) * 3)
+    full = StoryGroup((words, words, words), ([], [], []), (True,) * 3)
+    short = StoryGroup((words, "a b c d e", ""), ([], [], []), (True,) * 3)
+    silent = StoryGroup(("a", "", ""), ([], [], []), (True,) * 3)
     assert comparable_ngrams([[full]], [full]) == 16
     assert comparable_ngrams([[short], [full]], [full]) == 16  # 3 are too few
     assert comparable_ngrams([[silent]], [short]) == 3

@@ -9,30 +9,30 @@ import pytest
 from tinystory.checkpoint import read_header
 from tinystory.checkpoint.tokenizers import find_tokenizer
 from tinystory.errors import CheckpointError, UsageError
-from tinystory.training.config import PRESETS, RunConfig, resolve
+from tinystory.training.config import PRESETS, RunConfig, resolve_run
 from tinystory.training.plotting import plot_metrics, plot_runs, read_metrics
 
 
 def test_flag_over_file_over_preset_over_default(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('preset = "small"\nlr = 0.5\n[training]\nrows = 3\n[data]\ndata = "a.txt"\n')
-    config = resolve(None, file, {"rows": 5, "data": ["b.txt", "c.txt"]})
+    config = resolve_run(None, file, {"rows": 5, "data": ["b.txt", "c.txt"]})
     assert (config.model.d_model, config.training.lr, config.training.rows) == (320, 0.5, 5)
     assert config.data.data == ("b.txt", "c.txt")
-    assert resolve("tiny", file, {}).model.d_model == 128
-    assert resolve("tiny", file, {}).data.data == ("a.txt",)
-    assert resolve(None, None, {}) == RunConfig()
+    assert resolve_run("tiny", file, {}).model.d_model == 128
+    assert resolve_run("tiny", file, {}).data.data == ("a.txt",)
+    assert resolve_run(None, None, {}) == RunConfig()
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_resolves_and_survives_storage(name):
-    config = resolve(name, None, {})
+    config = resolve_run(name, None, {})
     assert RunConfig.from_json(config.to_json()) == config
 
 
 def test_the_presets_have_the_sizes_they_are_known_by():
     millions = {
-        name: resolve(name, None, {}).model.model_config(50257 if name == "gpt2-tiny" else 2048).n_parameters / 1e6
+        name: resolve_run(name, None, {}).model.model_config(50257 if name == "gpt2-tiny" else 2048).n_parameters / 1e6
         for name in PRESETS
     }
     assert {name: round(size, 1) for name, size in millions.items()} == {
@@ -41,7 +41,7 @@ def test_the_presets_have_the_sizes_they_are_known_by():
 
 
 def test_the_student_projects_recipe():
-    config = resolve("gpt2-tiny", None, {})
+    config = resolve_run("gpt2-tiny", None, {})
     assert (config.data.fraction, config.data.test_split, config.data.batching) == (0.1, 0.1, "padded")
     t = config.training
     assert (t.epochs, t.micro_rows, t.rows // t.micro_rows, t.lr, t.muon_lr) == (5, 8, 2, 3e-4, 0)
@@ -65,15 +65,15 @@ def test_a_wrong_field_is_one_line_that_names_it(tmp_path, content, message):
     file = tmp_path / "run.toml"
     file.write_text(content)
     with pytest.raises(UsageError, match=message.replace("?", r"\?")) as caught:
-        resolve(None, file, {})
+        resolve_run(None, file, {})
     assert "\n" not in str(caught.value)
 
 
 def test_an_impossible_shape_is_refused():
     with pytest.raises(CheckpointError, match="not divisible"):
-        resolve(None, None, {"d_model": 100, "n_head": 3}).model.model_config(300)
+        resolve_run(None, None, {"d_model": 100, "n_head": 3}).model.model_config(300)
     with pytest.raises(UsageError, match="gpt2 or llama"):
-        resolve(None, None, {"family": "bert"}).model.model_config(300)
+        resolve_run(None, None, {"family": "bert"}).model.model_config(300)
 
 
 def test_a_vocabulary_comes_from_a_file_a_folder_or_the_hub(tokenizer, tmp_path, monkeypatch):
@@ -128,20 +128,20 @@ def test_metrics_become_a_picture(tmp_path):
 
 
 def test_a_run_that_starts_from_a_checkpoint_has_its_shape_and_vocabulary(checkpoint):
-    config = resolve("small", None, {"init": str(checkpoint), "n_layer": 2})
+    config = resolve_run("small", None, {"init": str(checkpoint), "n_layer": 2})
     header = read_header(checkpoint)
     assert config.model.model_config(300) == header.config
     assert config.data.tokenizer == str(header.directory)
     assert (config.model.init, config.training.lr) == (str(checkpoint), 2e-3)
     assert RunConfig.from_json(config.to_json()) == config
-    assert resolve(None, None, {"init": "default"}).data.tokenizer == "default"
+    assert resolve_run(None, None, {"init": "default"}).data.tokenizer == "default"
 
 
 def test_what_contradicts_the_checkpoint_to_start_from_is_an_error(checkpoint, tmp_path):
     with pytest.raises(UsageError, match=r"d_model is 64, but .* has 32; leave it out"):
-        resolve(None, None, {"init": str(checkpoint), "d_model": 64})
+        resolve_run(None, None, {"init": str(checkpoint), "d_model": 64})
     with pytest.raises(CheckpointError):
-        resolve(None, None, {"init": str(tmp_path)})
+        resolve_run(None, None, {"init": str(tmp_path)})
 
 
 def test_a_checkpoint_that_the_trainer_cannot_make_again_is_no_start(checkpoint, tmp_path):
@@ -149,4 +149,4 @@ def test_a_checkpoint_that_the_trainer_cannot_make_again_is_no_start(checkpoint,
     content = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(content | {"rms_norm_eps": 1e-6}))
     with pytest.raises(UsageError, match=r"differs from what the trainer makes in norm_eps"):
-        resolve(None, None, {"init": str(other)})
+        resolve_run(None, None, {"init": str(other)})

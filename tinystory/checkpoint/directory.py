@@ -7,7 +7,7 @@ from tinystory.checkpoint import hub
 from tinystory.errors import CheckpointError
 from tinystory.safe.reading import shown
 
-__all__ = ["locate", "previous_of", "resolve"]
+__all__ = ["follow_latest", "locate", "previous_of"]
 
 
 def locate(model: str | Path) -> Path:
@@ -24,16 +24,16 @@ def locate(model: str | Path) -> Path:
     text = str(model)
     path = Path(os.path.expanduser(text))
     if os.path.exists(path) or os.path.isdir(previous_of(path)):
-        return resolve(path)
+        return follow_latest(path)
     looks_like_path = isinstance(model, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
     if looks_like_path or (os.sep != "/" and os.sep in text):
         raise CheckpointError(f"there is no directory {_printable(path)}; give a checkpoint's directory or a hub id")
     if not hub.is_model_id(text):
         raise CheckpointError(f"{shown(text)} is neither a directory nor the id of a hub model (like org/name)")
-    return resolve(hub.download(text))
+    return follow_latest(hub.download(text))
 
 
-def resolve(directory: Path) -> Path:
+def follow_latest(directory: Path) -> Path:
     """The directory that really holds the files of a checkpoint, links followed.
 
     It is `directory` itself; or its `latest`, where `directory` is the checkpoint folder of a training run; or

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from tinystory.checkpoint.directory import resolve
+from tinystory.checkpoint.directory import follow_latest
 from tinystory.checkpoint.safetensors_header import weight_files
 from tinystory.errors import CheckpointError, TinystoryError
 from tinystory.folders import hashes_file
@@ -31,7 +31,7 @@ def model_hash(directory: Path, stamp: str = "") -> str:
     Raises:
         CheckpointError: the directory is not a checkpoint, a file cannot be read, or is not the one of the stamp.
     """
-    directory = resolve(directory)
+    directory = follow_latest(directory)
     names = _names(directory)
     loaded, stamp = stamp, _stamp(directory, names)
     if loaded not in ("", stamp):
@@ -64,7 +64,7 @@ def file_stamp(directory: Path) -> str:
     Raises:
         CheckpointError: the directory is not a checkpoint.
     """
-    directory = resolve(directory)
+    directory = follow_latest(directory)
     return _stamp(directory, _names(directory))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tinystory.checkpoint import hf_layout
-from tinystory.checkpoint.directory import locate, resolve
+from tinystory.checkpoint.directory import follow_latest, locate
 from tinystory.checkpoint.hash import file_stamp, model_hash
 from tinystory.checkpoint.safetensors_header import TensorEntry, read_tensors
 from tinystory.checkpoint.save import save_checkpoint
@@ -27,7 +27,7 @@ __all__ = [
     "save_checkpoint",
 ]  # fmt: skip
 
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _HEAD = "lm_head.weight"
 _BLOCK_BYTES = 2**20
 
@@ -70,7 +70,7 @@ def read_header(directory: Path) -> CheckpointHeader:
     Raises:
         CheckpointError: anything is missing, damaged, out of range or does not fit together.
     """
-    directory = resolve(directory)
+    directory = follow_latest(directory)
     hf_config = read_json_object(directory / "config.json")
     config = hf_layout.from_hf_config(hf_config)
     tensors = read_tensors(directory)
@@ -105,7 +105,7 @@ def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, T
         where = f"{directory / entry.file}: the tensor {name}"
         if entry.shape != shape:
             raise CheckpointError(f"{where} has the shape {shown(entry.shape)}; config.json makes it {shown(shape)}")
-        if entry.dtype not in DTYPES:
+        if entry.dtype not in STORED_DTYPES:
             raise CheckpointError(f"{where} is {entry.dtype}; weights must be F32, BF16 or F16")
     for name in tensors:
         if name not in expected and not hf_layout.is_known_buffer(config, name):
@@ -125,7 +125,7 @@ def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
     for entry in tensors.values():
         n_bytes[entry.dtype] = n_bytes.get(entry.dtype, 0) + entry.end - entry.start
     largest = max(n_bytes, key=n_bytes.__getitem__, default="F32")
-    return DTYPES.get(largest, largest)
+    return STORED_DTYPES.get(largest, largest)
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

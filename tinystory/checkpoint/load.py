@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinystory.checkpoint import hf_layout
-from tinystory.checkpoint.header import DTYPES, CheckpointHeader, check_doubled_head, name_in_file
+from tinystory.checkpoint.header import STORED_DTYPES, CheckpointHeader, check_doubled_head, name_in_file
 from tinystory.checkpoint.safetensors_header import TensorEntry
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.model.config import ModelConfig
@@ -119,7 +119,7 @@ def _read(directory: Path, entry: TensorEntry) -> "Tensor":
     """
     import torch
 
-    tensor = torch.empty(entry.shape, dtype=getattr(torch, DTYPES[entry.dtype]))
+    tensor = torch.empty(entry.shape, dtype=getattr(torch, STORED_DTYPES[entry.dtype]))
     try:
         with (directory / entry.file).open("rb") as file:
             file.seek(entry.start)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-MAX_STORIES = 10_000
+MAX_WRITTEN = 10_000
 
 _TOGETHER = 32
 """Stories written in one batch: the fastest size measured on a CPU, and always the same one for the same story."""
@@ -77,8 +77,8 @@ def _decoder(args: argparse.Namespace) -> Decoder | None:
         if args.train is not None:
             raise UsageError("--train is for the story report: say with --stories N how many stories to write")
         return None
-    if not 1 <= args.stories <= MAX_STORIES:
-        raise UsageError(f"--stories is {args.stories}; it must be from 1 to {MAX_STORIES:,}")
+    if not 1 <= args.stories <= MAX_WRITTEN:
+        raise UsageError(f"--stories is {args.stories}; it must be from 1 to {MAX_WRITTEN:,}")
     registry = discover(args.decoder_file)
     for line in registry.warnings:
         _note(args, line)
@@ -102,7 +102,7 @@ def _story_report(
     """
     from tinystory.evaluation.copied import known_runs
     from tinystory.evaluation.ngrams import ngram_count
-    from tinystory.evaluation.report import describe
+    from tinystory.evaluation.report import describe_stories
 
     real, others = _real_side(stories, args.stories, keep_others=training is None)
     if len(real) < args.stories:
@@ -115,7 +115,7 @@ def _story_report(
     texts = [story.text for story in written]
     runs = known_runs([*texts, *real], others if training is None else training) if training or others else None
     alike = partial(
-        describe,
+        describe_stories,
         runs_in_training=training is not None,
         distinct_ngrams=min(ngram_count(texts), ngram_count(real)),
     )

@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 
 from tinystory import __version__
 from tinystory.errors import TinystoryError
-from tinystory.settings import BUILT_IN, Setting, allowed, parse, resolve
+from tinystory.settings import BUILT_IN, Setting, allowed, parse, resolve_settings
 
-__all__ = ["COMMANDS", "build_parser", "parse_args"]
+__all__ = ["COMMAND_SUMMARIES", "build_parser", "parse_args"]
 
 
-COMMANDS = {
+COMMAND_SUMMARIES = {
     "chat": "write with a model in the terminal (the default)",
     "generate": "write one story, or several, and leave",
     "compare": "write one story with several decoders, side by side",
@@ -39,8 +39,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         words = message.split("'")
         if message.startswith("argument COMMAND: invalid choice"):
-            near = get_close_matches(words[1], COMMANDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            near = get_close_matches(words[1], COMMAND_SUMMARIES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMAND_SUMMARIES)}"
             message = f"{words[1]!r} is not a command; {hint}"
         elif message.startswith("unrecognized arguments: -"):
             flag = message.split()[2]
@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="tinystory", description="Write stories with small language models, and watch them choose.")
     parser.add_argument("--version", action="version", version=f"tinystory {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser, required=True)
-    for name, text in COMMANDS.items():
+    for name, text in COMMAND_SUMMARIES.items():
         one = commands.add_parser(name, help=text, description=text)
         _FLAGS[name](one)
         quiet = one.add_mutually_exclusive_group()
@@ -314,7 +314,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "chat")
     args = build_parser().parse_args(argv)
-    args.settings = resolve(getattr(args, "settings", ()))
+    args.settings = resolve_settings(getattr(args, "settings", ()))
     for setting in args.settings:
         if getattr(args, setting.name, "") is None:
             setattr(args, setting.name, setting.value)

@@ -16,7 +16,7 @@ __all__ = ["run"]
 def run(args: argparse.Namespace) -> int:
     """Print the facts."""
     name, header = find_model(args.model)
-    facts = {"model": name} | describe(header)
+    facts = {"model": name} | describe_model(header)
     if args.json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return 0
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(header: CheckpointHeader) -> dict[str, Any]:
+def describe_model(header: CheckpointHeader) -> dict[str, Any]:
     """Family, parameters, config, hash and provenance as plain data."""
     ours = header.config
     stored = sum(_size(entry.shape) for entry in header.tensors.values())

@@ -13,7 +13,7 @@ from tinystory.errors import CheckpointError, UsageError
 from tinystory.safe.showing import visible
 from tinystory.session.loading import DTYPES, LoadedModel, load
 from tinystory.story.session_file import load_session
-from tinystory.story.tree import Node, StoryTree, Written
+from tinystory.story.tree import StoryTree, Turn, Written
 
 __all__ = ["run"]
 
@@ -24,10 +24,10 @@ def run(args: argparse.Namespace) -> int:
     """Replay and print; 1 where something differs."""
     session = load_session(args.file)
     registry = discover(args.decoder_file)
-    nodes = [node for node in session.tree.nodes.values() if node.written is not None]
+    turns = [turn for turn in session.tree.turns.values() if turn.written is not None]
     rows: list[dict[str, Any]] = []
     models = _Models(args)
-    for row in _replayed(session.tree, nodes, registry, models):
+    for row in _replayed(session.tree, turns, registry, models):
         rows.append(row)
         _clear_progress()
         if not args.json:
@@ -40,20 +40,20 @@ def run(args: argparse.Namespace) -> int:
         fields = {"file": str(args.file), "ok": ok, **totals, "nodes": rows, "versions": versions}
         print(json.dumps(fields, ensure_ascii=False))
     else:
-        print(visible(_summary(rows, len(nodes))))
+        print(visible(_summary(rows, len(turns))))
     return 0 if ok else 1
 
 
 class _Models:
-    """The models that nodes ask for, the latest one kept loaded."""
+    """The models that turns ask for, the latest one kept loaded."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._key: tuple[str, str] | None = None
         self._model: LoadedModel | None = None
 
-    def get(self, node: Node, written: Written) -> LoadedModel:
-        """The model of `-m`, else the one that the node names, if it ships with tinystory.
+    def get(self, turn: Turn, written: Written) -> LoadedModel:
+        """The model of `-m`, else the one that the turn names, if it ships with tinystory.
 
         Raises:
             CheckpointError: it is not, or is damaged.
@@ -64,33 +64,33 @@ class _Models:
         name = self._args.with_model or written.model
         if not self._args.with_model and not is_local(name):
             raise CheckpointError(
-                f"node {node.id} was written with the model {name} ({written.model_hash[:_HASH]}), which does not "
+                f"node {turn.id} was written with the model {name} ({written.model_hash[:_HASH]}), which does not "
                 "ship with tinystory\nsay with -m where it is: a replay opens nothing else that a file names"
             )
         if written.dtype not in DTYPES:
-            raise UsageError(f"node {node.id} was computed in {written.dtype!r}; there are {', '.join(DTYPES)}")
+            raise UsageError(f"node {turn.id} was computed in {written.dtype!r}; there are {', '.join(DTYPES)}")
         if self._model is None or self._key != (name, written.dtype):
             self._key, self._model = (name, written.dtype), load(name, written.dtype, self._args.device)
         return self._model
 
 
-def _replayed(tree: StoryTree, nodes: list[Node], registry: Registry, models: _Models) -> Iterator[dict[str, Any]]:
-    """A row a node, up to the first that differs."""
-    from tinystory.story.replay import replay_node
+def _replayed(tree: StoryTree, turns: list[Turn], registry: Registry, models: _Models) -> Iterator[dict[str, Any]]:
+    """A row a turn, up to the first that differs."""
+    from tinystory.story.replay import replay_turn
 
-    for n_done, node in enumerate(nodes):
-        written = node.written
+    for n_done, turn in enumerate(turns):
+        written = turn.written
         assert written is not None
-        _show_progress(n_done, len(nodes))
-        model = models.get(node, written)
+        _show_progress(n_done, len(turns))
+        model = models.get(turn, written)
         same_model = model.hash == written.model_hash
         try:
-            result = replay_node(tree, node, model, registry)
+            result = replay_turn(tree, turn, model, registry)
         except UsageError as error:
-            raise UsageError(f"node {node.id}: {error}") from error
+            raise UsageError(f"node {turn.id}: {error}") from error
         ok = same_model and result.difference is None
         row = {
-            "node": node.id,
+            "node": turn.id,
             "ok": ok,
             "checked": not result.unchecked,
             "unchecked": result.unchecked,
@@ -112,7 +112,7 @@ def _replayed(tree: StoryTree, nodes: list[Node], registry: Registry, models: _M
 
 
 def _line(row: dict[str, Any]) -> str:
-    """A node as a line; two where something differs."""
+    """A turn as a line; two where something differs."""
     sibling = f"/{row['number']}" if row["number"] else ""
     tokens = f"{row['tokens']} token{'' if row['tokens'] == 1 else 's'}"
     ties = f" · {_ties(row['ties'])}" if row["ties"] else ""
@@ -135,23 +135,23 @@ def _reasons(row: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _summary(rows: list[dict[str, Any]], n_nodes: int) -> str:
+def _summary(rows: list[dict[str, Any]], n_turns: int) -> str:
     tokens, ties = (sum(row[name] for row in rows) for name in ("tokens", "ties"))
     if not all(row["ok"] for row in rows):
-        rest = n_nodes - len(rows)
+        rest = n_turns - len(rows)
         return f"node {rows[-1]['node']} is not as recorded" + (f"; {rest} more were not looked at" if rest else "")
     unchecked = sum(not row["checked"] for row in rows)
     missed = f"; {unchecked} could not be checked" if unchecked else ""
-    return f"{len(rows) - unchecked} of {n_nodes} turns are as recorded: {tokens:,} tokens, {_ties(ties)}{missed}"
+    return f"{len(rows) - unchecked} of {n_turns} turns are as recorded: {tokens:,} tokens, {_ties(ties)}{missed}"
 
 
 def _ties(n: int) -> str:
     return f"{n} numerical tie{'' if n == 1 else 's'}"
 
 
-def _show_progress(n_done: int, n_nodes: int) -> None:
+def _show_progress(n_done: int, n_turns: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r\x1b[Kreplaying turn {n_done + 1} of {n_nodes}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[Kreplaying turn {n_done + 1} of {n_turns}", end="", file=sys.stderr, flush=True)
 
 
 def _clear_progress() -> None:

@@ -20,8 +20,7 @@ from tinystory.safe.showing import visible
 from tinystory.safe.writing import write_atomically
 from tinystory.screen.console import progress_bar, table_console
 from tinystory.session.loading import LoadedModel
-from tinystory.study.grid import BUILT_IN, decoders_of, read_grid
-from tinystory.study.prompts import FEWEST, read_prompts
+from tinystory.study.grid import BUILT_IN_GRID, FEWEST, decoders_of, read_grid, read_prompts
 
 if TYPE_CHECKING:
     from tinystory.study.collection import Plan
@@ -102,7 +101,7 @@ def _decoders(args: argparse.Namespace, registry: Registry) -> tuple[dict[str, D
     The second result is why a spec was left out.
     """
     decoders, skipped = decoders_of(args.decoders, registry) if args.decoders else ({}, {})
-    grid = read_grid(args.grid) if args.grid else () if args.decoders else BUILT_IN
+    grid = read_grid(args.grid) if args.grid else () if args.decoders else BUILT_IN_GRID
     if grid:
         more, skipped = decoders_of(grid, registry, skip_unknown=True)
         decoders |= more

@@ -18,15 +18,26 @@ from tinystory.model.cross_entropy import IGNORE
 from tinystory.noise import Noise
 
 __all__ = [
-    "Batch", "BatchPlan", "Batching", "Epoch", "Piece", "Pieces", "Rows", "Stories", "batches", "collate", "cut",
-    "pack", "share",
+    "Batch",
+    "BatchPlan",
+    "BatchRows",
+    "Batching",
+    "Epoch",
+    "Piece",
+    "Pieces",
+    "Stories",
+    "collate",
+    "cut",
+    "epoch_batches",
+    "pack",
+    "share",
 ]  # fmt: skip
 
 
 Piece = np.ndarray
 """(n,) integers: up to `row_len` + 1 consecutive tokens of one story; each but the first is predicted."""
 
-Rows = list[list[int]]
+BatchRows = list[list[int]]
 """The rows of a batch, each the numbers of the pieces in it."""
 
 Batching = Literal["packed", "padded"]
@@ -180,7 +191,7 @@ def pack(lengths: np.ndarray, row_len: int) -> np.ndarray:
     return row_of
 
 
-class Epoch(Sequence[Rows]):
+class Epoch(Sequence[BatchRows]):
     """One pass over all pieces: `len(epoch)` batches, `epoch[i]` the rows of one."""
 
     def __init__(self, order: np.ndarray, ends: np.ndarray, n_rows: int) -> None:
@@ -191,10 +202,10 @@ class Epoch(Sequence[Rows]):
         return -(-len(self._ends) // self._n_rows)
 
     @overload
-    def __getitem__(self, index: int) -> Rows: ...
+    def __getitem__(self, index: int) -> BatchRows: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Rows]: ...
-    def __getitem__(self, index: int | slice) -> Rows | list[Rows]:
+    def __getitem__(self, index: slice) -> list[BatchRows]: ...
+    def __getitem__(self, index: int | slice) -> BatchRows | list[BatchRows]:
         """The rows of a batch, or of several as a list; the last batch may have fewer rows than the others."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
@@ -205,7 +216,7 @@ class Epoch(Sequence[Rows]):
         return [self._order[a:b].tolist() for a, b in pairwise(bounds)]
 
 
-def batches(
+def epoch_batches(
     pieces: Sequence[Piece],
     row_len: int,
     n_rows: int,
@@ -236,7 +247,7 @@ def batches(
     return Epoch(order[np.argsort(place_of[row_of], kind="stable")], fills[shuffled_rows].cumsum(), n_rows)
 
 
-def share(rows: Rows, rank: int = 0, world_size: int = 1) -> Rows:
+def share(rows: BatchRows, rank: int = 0, world_size: int = 1) -> BatchRows:
     """The rows of a batch that one rank computes: every `world_size`-th; none where there are too few.
 
     All ranks' shares are the batch, whatever their number, so a step stays the same if the loss is summed over
@@ -245,12 +256,12 @@ def share(rows: Rows, rank: int = 0, world_size: int = 1) -> Rows:
     return rows[rank::world_size]
 
 
-def collate(pieces: Sequence[Piece], rows: Rows, row_len: int | None = None) -> Batch:
+def collate(pieces: Sequence[Piece], rows: BatchRows, row_len: int | None = None) -> Batch:
     """Lay the pieces of each row one after the other, padded on the right.
 
     Args:
         pieces: as from `cut`.
-        rows: as from `batches`; none at all give a batch of no rows.
+        rows: as from `epoch_batches`; none at all give a batch of no rows.
         row_len: positions of each row; None for as many as the longest row needs.
     """
     loaded = [[pieces[index] for index in row] for row in rows]
@@ -282,16 +293,18 @@ class BatchPlan:
     def __init__(
         self, stories: Stories, row_len: int, n_rows: int, *, batching: Batching = "packed", seed: int | None = None
     ) -> None:
-        """Cut the stories; the arguments are those of `batches`."""
+        """Cut the stories; the arguments are those of `epoch_batches`."""
         self.pieces = cut(stories, row_len)
         self.n_tokens = int(self.pieces.n_predicted.sum(dtype=np.int64))
         self._row_len, self._n_rows, self._batching, self._seed = row_len, n_rows, batching, seed
 
     def epoch(self, number: int = 0) -> Epoch:
         """The batches of an epoch."""
-        return batches(self.pieces, self._row_len, self._n_rows, self._seed, epoch=number, batching=self._batching)
+        return epoch_batches(
+            self.pieces, self._row_len, self._n_rows, self._seed, epoch=number, batching=self._batching
+        )
 
-    def ahead(self, epoch: int = 0, batch: int = 0) -> Iterator[tuple[int, int, Rows]]:
+    def ahead(self, epoch: int = 0, batch: int = 0) -> Iterator[tuple[int, int, BatchRows]]:
         """Yield rows from a position on, epoch after epoch without end; nothing if there are no stories.
 
         Each comes as (epoch, batch, rows) with the position behind it, which is where a later run goes on: batch 0
@@ -304,11 +317,11 @@ class BatchPlan:
                 yield *behind, order[number]
             epoch, batch = epoch + 1, 0
 
-    def collate(self, rows: Rows) -> Batch:
+    def collate(self, rows: BatchRows) -> Batch:
         """The tensors of rows: packed ones all as long as a row, padded ones as long as the longest of them."""
         return collate(self.pieces, rows, self._row_len if self._batching == "packed" else None)
 
-    def count(self, rows: Rows) -> int:
+    def count(self, rows: BatchRows) -> int:
         """Tokens predicted in rows, known without reading them: a rank can tell the batch's from its own."""
         return int(sum(self.pieces.n_predicted[row].sum() for row in rows))
 

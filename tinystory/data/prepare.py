@@ -17,8 +17,8 @@ import numpy as np
 from tinystory.data.selection import Selection
 from tinystory.data.shards import (
     BUILD_NAME,
-    DTYPES,
     FORMAT,
+    ID_DTYPES,
     MANIFEST,
     OFFSETS,
     TEXT_BYTES,
@@ -198,7 +198,7 @@ def _bos_eos_dtype(tokenizer: Tokenizer) -> tuple[int, int, np.dtype[Any]]:
     bos, eos = tokenizer.bos_id, min(tokenizer.eos_ids)
     # ids may have gaps, so the largest counts rather than the number of tokens
     largest = max(bos, eos, *tokenizer.fast.get_vocab(with_added_tokens=True).values())
-    return bos, eos, DTYPES["uint16" if largest < 2**16 else "uint32"]
+    return bos, eos, ID_DTYPES["uint16" if largest < 2**16 else "uint32"]
 
 
 def _chunks(stories: Iterable[str]) -> Iterator[list[str]]:

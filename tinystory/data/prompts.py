@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from tinystory.data.records import SEPARATOR, reading, split
+from tinystory.data.records import SEPARATOR, reading, split_stories
 from tinystory.errors import UsageError
 from tinystory.safe.showing import visible
 
@@ -99,7 +99,7 @@ class PromptFile:
             return
         with reading(self._path):
             self._file.seek(0)
-            yield from split(self._file, self._path) if self._separated else self._lines()
+            yield from split_stories(self._file, self._path) if self._separated else self._lines()
 
     def _lines(self) -> Iterator[bytes]:
         self._file.seek(len(_BYTE_ORDER_MARK) if self._file.read(3) == _BYTE_ORDER_MARK else 0)

@@ -15,7 +15,7 @@ from tinystory.errors import UsageError, one_line
 from tinystory.safe.showing import visible
 from tinystory.text.tokenizer import END_OF_TEXT
 
-__all__ = ["FILE_SUFFIXES", "SEPARATOR", "Record", "dataset_records", "file_records", "reading", "split"]
+__all__ = ["FILE_SUFFIXES", "SEPARATOR", "Record", "dataset_records", "file_records", "reading", "split_stories"]
 
 SEPARATOR = END_OF_TEXT.encode()
 _COLUMNS = ("text", "story")
@@ -120,10 +120,10 @@ def _text_records(path: Path) -> Iterator[Record]:
 
 def _split(path: Path) -> Iterator[bytes]:
     with reading(path), path.open("rb") as file:
-        yield from split(file, path)
+        yield from split_stories(file, path)
 
 
-def split(file: IO[bytes], path: Path) -> Iterator[bytes]:
+def split_stories(file: IO[bytes], path: Path) -> Iterator[bytes]:
     """What stands between the separators of a file, as it is; only an empty last one is left out.
 
     Raises:

@@ -30,7 +30,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 2**26
 BUILD_NAME = re.compile(r"build-[0-9a-f]{8}")
-DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+ID_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 OFFSETS, TEXT_BYTES = "offsets.bin", "text_bytes.bin"
 
 
@@ -76,7 +76,7 @@ class TokenShards:
         if not BUILD_NAME.fullmatch(self.build):  # a path of a stranger's choice
             raise ValueError(self.build)
         self._sha256: dict[str, str] = dict(manifest["sha256"])
-        dtype, n_stories = DTYPES[manifest["dtype"]], int(manifest["stories"])
+        dtype, n_stories = ID_DTYPES[manifest["dtype"]], int(manifest["stories"])
         shards = [(int(shard["stories"]), int(shard["tokens"])) for shard in manifest["shards"]]
         self._first_story = [0, *accumulate(n for n, _ in shards)]
         self._first_token = [0, *accumulate(n for _, n in shards)]

@@ -17,7 +17,7 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.cross_entropy import IGNORE
 from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["Evaluation", "Window", "evaluate", "windows"]
+__all__ = ["Evaluation", "ScoredWindow", "evaluate", "windows"]
 
 _STORIES_AT_ONCE = 1024
 """Stories held and sorted by length together; bounds the memory for a file of any size."""
@@ -50,7 +50,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Window:
+class ScoredWindow:
     """A stretch of a story that the model sees at once.
 
     Attributes:
@@ -62,7 +62,7 @@ class Window:
     n_scored: int
 
 
-def windows(token_ids: Sequence[int], max_seq_len: int) -> list[Window]:
+def windows(token_ids: Sequence[int], max_seq_len: int) -> list[ScoredWindow]:
     """Windows of a story in which every token but the first is scored exactly once.
 
     A story within the context is one window. After that a window keeps the first token (BOS), as generation does
@@ -72,12 +72,12 @@ def windows(token_ids: Sequence[int], max_seq_len: int) -> list[Window]:
         token_ids: the story, BOS included.
         max_seq_len: tokens the model sees.
     """
-    found = [Window(token_ids[: max_seq_len + 1], min(len(token_ids) - 1, max_seq_len))]
+    found = [ScoredWindow(token_ids[: max_seq_len + 1], min(len(token_ids) - 1, max_seq_len))]
     half = max_seq_len // 2
     step = max_seq_len - half
     for start in range(max_seq_len + 1, len(token_ids), step):
         seen = [token_ids[0], *token_ids[start - half : start + step]]
-        found.append(Window(seen, len(seen) - 1 - half))
+        found.append(ScoredWindow(seen, len(seen) - 1 - half))
     return found
 
 
@@ -118,7 +118,7 @@ def evaluate(
     texts = islice(filter(None, stories), limit)
     nats, n_right, n_tokens, n_bytes, n_stories = 0.0, 0, 0, 0, 0
     while chunk := list(islice(texts, _STORIES_AT_ONCE)):
-        found: list[Window] = []
+        found: list[ScoredWindow] = []
         for text, ids in zip(chunk, tokenizer.encode_batch(chunk), strict=True):
             story = windows([tokenizer.bos_id, *ids, *end], session.max_seq_len)
             whole = not cut or len(story) == 1
@@ -149,7 +149,7 @@ def evaluate(
     )
 
 
-def _batches(found: Sequence[Window], batch_tokens: int) -> Iterator[list[Window]]:
+def _batches(found: Sequence[ScoredWindow], batch_tokens: int) -> Iterator[list[ScoredWindow]]:
     """Group windows of similar length, the longest first: what is too large for the memory shows at once."""
     left = sorted(found, key=lambda window: len(window.token_ids), reverse=True)
     while left:
@@ -158,7 +158,7 @@ def _batches(found: Sequence[Window], batch_tokens: int) -> Iterator[list[Window
         left = left[n:]
 
 
-def _score(session: Session, batch: Sequence[Window]) -> tuple[float, int]:
+def _score(session: Session, batch: Sequence[ScoredWindow]) -> tuple[float, int]:
     """Nats over the scored tokens of a batch, and how many of them were the likeliest."""
     width = max(len(window.token_ids) for window in batch)
     token_ids = torch.zeros((len(batch), width), dtype=torch.long)

@@ -15,7 +15,7 @@ from tinystory.evaluation.copied import COPIED_NGRAM
 from tinystory.evaluation.ngrams import LONGEST_DISTINCT, distinct, ngram_count, repeated, words
 from tinystory.text.sentences import ends_sentence
 
-__all__ = ["StoryReport", "balanced_quotes", "describe"]
+__all__ = ["StoryReport", "balanced_quotes", "describe_stories"]
 
 
 _REPEATED_NGRAM = 4
@@ -63,7 +63,7 @@ class StoryReport:
     longest_copied: int | None
 
 
-def describe(
+def describe_stories(
     stories: Sequence[str],
     *,
     n_tokens: Sequence[int] | None = None,

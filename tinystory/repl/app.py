@@ -35,13 +35,14 @@ from tinystory.repl.settings import ChatSettings
 from tinystory.repl.stream import show_columns, show_picked, show_story, stream
 from tinystory.repl.versus import show_versus
 from tinystory.safe.showing import visible
-from tinystory.screen.blocks import Line, Story
+from tinystory.screen.blocks import DeskStory, Line
 from tinystory.screen.screen import Screen, background
 from tinystory.screen.terminal import Hushed, Writing
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.keeper import Keeper, session_names
 from tinystory.studio.presets import preset_names
-from tinystory.studio.studio import Studio, Turn
+from tinystory.studio.studio import Studio
+from tinystory.studio.turn_request import TurnRequest
 
 __all__ = ["App", "ChatSettings", "chat", "toolbar"]
 
@@ -97,7 +98,7 @@ def chat(settings: ChatSettings) -> int:
         app.screen.show(Line(_WELCOME if first_time else _WELCOME_BACK, "dim"))
         app.screen.show(*(Line(warning, "dim") for warning in registry.warnings))
     app.screen.show(*(Line(notice, "note") for notice in resumed))
-    if studio.tree.node is not None:
+    if studio.tree.turn is not None:
         show_story(studio, app.screen)
     try:
         return app.run()
@@ -210,13 +211,13 @@ class App:
                 reply = execute(self.studio, text, self.keeper)
             return self._answer(reply)
         text = text.removeprefix("/") if text.startswith("//") else text
-        self._write((self.studio.turn(text.rstrip(" \t")),))
+        self._write((self.studio.next_turn(text.rstrip(" \t")),))
         return False
 
     def _answer(self, reply: Reply) -> bool:
         """Do what a command has said is to be done."""
         for block in reply.blocks:
-            if isinstance(block, Story):
+            if isinstance(block, DeskStory):
                 show_story(self.studio, self.screen)
             else:
                 self.screen.show(block)
@@ -224,25 +225,25 @@ class App:
             self._copy(reply.clipboard)
         if reply.edit is not None:
             edited = edit_text(reply.edit)
-            turn = None if edited is None else self.studio.edit(edited)
-            if turn is None:
+            request = None if edited is None else self.studio.edit(edited)
+            if request is None:
                 self._notice("nothing was changed")
             else:
-                self._write((turn,))
-        if reply.turns:
-            self._write(reply.turns, reply.titles)
+                self._write((request,))
+        if reply.requests:
+            self._write(reply.requests, reply.titles)
         if reply.versus:
             with Writing() as writing:
-                request = self.studio.opening(lambda: writing.interrupted)
-                show_versus(self.screen, reply.titles, reply.versus, request, self._notice)
+                opening = self.studio.opening(lambda: writing.interrupted)
+                show_versus(self.screen, reply.titles, reply.versus, opening, self._notice)
         return reply.leave
 
-    def _write(self, turns: Sequence[Turn], titles: Sequence[str] = ()) -> None:
+    def _write(self, requests: Sequence[TurnRequest], titles: Sequence[str] = ()) -> None:
         """Stream turns, and say in one line what they were."""
         studio, screen = self.studio, self.screen
         if titles:
-            check_alone(turn.decoder for turn in turns)
-        asking = asks(turns[0].decoder)
+            check_alone(request.decoder for request in requests)
+        asking = asks(requests[0].decoder)
         screen.fresh_line()
         with Writing() as writing:
             if studio.backend.loading:
@@ -252,12 +253,12 @@ class App:
                 ready = studio.backend.wait(lambda: writing.interrupted)
             finally:
                 if not titles and not (asking and ready):
-                    screen.story(turns[0].ahead if ready else turns[0].typed, "bold")
+                    screen.story(requests[0].ahead if ready else requests[0].typed, "bold")
             if not ready:
-                studio.keep(turns[0])
+                studio.keep(requests[0])
                 self._notice("cancelled while the model was loading; Enter goes on")
                 return
-            with closing(studio.write(turns, lambda: writing.interrupted)) as events:
+            with closing(studio.write(requests, lambda: writing.interrupted)) as events:
                 if titles:
                     show_columns(studio, screen, titles, events, self._notice)
                 elif asking:

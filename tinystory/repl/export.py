@@ -20,7 +20,7 @@ from tinystory.safe.showing import visible
 from tinystory.safe.writing import write_atomically
 from tinystory.screen.blocks import HEAT, Style, Theme
 from tinystory.story.session_file import node_fields, session_fields
-from tinystory.story.tree import Node
+from tinystory.story.tree import Turn
 from tinystory.studio.keeper import saved_session
 from tinystory.studio.studio import Studio
 
@@ -84,7 +84,7 @@ def export(studio: Studio, path: Path, *, overwrite: bool = False) -> None:
         UsageError: there is no story, the ending is unknown, or the file is there already.
         TinystoryError: it cannot be written.
     """
-    if studio.tree.node is None:
+    if studio.tree.turn is None:
         raise UsageError("there is no story on the desk to export")
     kind = path.suffix.lower()
     if kind not in FORMATS:
@@ -112,18 +112,18 @@ def _markdown(studio: Studio) -> str:
     # In Markdown a single newline is a space.
     story = re.sub(r"(?<!\n)\n(?!\n)", "  \n", pieces)
     rows: list[tuple[str, ...]] = [("turn", "decoder", "seed", "model", "tokens"), ("---",) * 5]
-    rows += [_turn_row(node) for node in studio.tree.lineage(studio.tree.current)]
+    rows += [_turn_row(turn) for turn in studio.tree.lineage(studio.tree.current)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"{story.strip()}\n\n{table}\n"
 
 
-def _turn_row(node: Node) -> tuple[str, ...]:
-    written = node.written
+def _turn_row(turn: Turn) -> tuple[str, ...]:
+    written = turn.written
     if written is None:
-        return str(node.id), "(typed)", "", "", str(len(node.typed_ids))
+        return str(turn.id), "(typed)", "", "", str(len(turn.typed_ids))
     seed = f"{written.seed}/{written.number}" if written.number else str(written.seed)
     model = f"{_escaped(written.model)} {written.model_hash[:12]}"
-    return str(node.id), _escaped(written.spec), seed, model, str(len(written.tokens))
+    return str(turn.id), _escaped(written.spec), seed, model, str(len(written.tokens))
 
 
 def _marked(text: str, *, bold: bool) -> str:
@@ -144,12 +144,12 @@ def _json(studio: Studio) -> str:
     lineage = tree.lineage(tree.current)
     kept = replace(
         tree,
-        nodes={node.id: node for node in lineage},
-        latest={node.parent: node.id for node in lineage},
+        turns={turn.id: turn for turn in lineage},
+        latest={turn.parent: turn.id for turn in lineage},
     )
     session = saved_session(replace(studio, tree=kept))
-    nodes = [node_fields(node) | {"text": tree.text(node.id)} for node in lineage]
-    fields = session_fields(session) | {"text": studio.text, "nodes": nodes}
+    turns = [node_fields(turn) | {"text": tree.text(turn.id)} for turn in lineage]
+    fields = session_fields(session) | {"text": studio.text, "nodes": turns}
     return json.dumps(fields, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
@@ -170,7 +170,7 @@ def _drawn(studio: Studio, theme: Theme) -> Console:
     console = Console(record=True, width=_WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(_rich(spans(replace(studio, tint=tint)), theme), end="\n\n")
     console.print(_rich(legend(tint), theme))
-    written = studio.tree.node.written if studio.tree.node else None
+    written = studio.tree.turn.written if studio.tree.turn else None
     if written is not None:
         facts = f"{written.spec} · seed {written.seed} · {written.model} {written.model_hash[:12]}"
         console.print(_rich([(facts, "dim")], theme))

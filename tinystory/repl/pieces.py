@@ -23,9 +23,9 @@ def spans(studio: Studio, style_at: Callable[[int, PathToken], Style] | None = N
             studio's tint for the rest.
     """
     tree = studio.tree
-    if tree.node is None:
+    if tree.turn is None:
         return []
-    if tree.node.vocabulary != studio.backend.vocabulary:
+    if tree.turn.vocabulary != studio.backend.vocabulary:
         return [(studio.text, "")]
     pieces: list[tuple[str, Style]] = []
     said = 0

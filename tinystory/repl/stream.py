@@ -63,9 +63,9 @@ def show_picked(studio: Studio, screen: Screen, events: Iterable[TextEvent], not
 def show_columns(
     studio: Studio, screen: Screen, titles: Sequence[str], events: Iterable[TextEvent], notice: Callable[[str], None]
 ) -> None:
-    """Show stories side by side as they come, with their figures, and say which nodes they are."""
+    """Show stories side by side as they come, with their figures, and say which turns they are."""
     columns = Columns(titles, get_terminal_size().columns, color=screen.color)
-    before = set(studio.tree.nodes)
+    before = set(studio.tree.turns)
     screen.fresh_line()
     try:
         for event in events:
@@ -75,7 +75,7 @@ def show_columns(
                 screen.written(columns.end(event.story, figures(event)))
     finally:  # also what waits in lines that are not full
         screen.written(columns.finish())
-    new = [number for number in studio.tree.nodes if number not in before]
+    new = [number for number in studio.tree.turns if number not in before]
     if new:
         studio.goto(new[0])
         span = f"{new[0]} to {new[-1]}" if len(new) > 1 else f"{new[0]}"

@@ -9,7 +9,19 @@ from prompt_toolkit.utils import get_cwidth
 
 from tinystory.safe.showing import visible
 
-__all__ = ["HEAT", "Bars", "Block", "Line", "Outline", "Spans", "Story", "Style", "Table", "Theme", "draft_line"]
+__all__ = [
+    "HEAT",
+    "Bars",
+    "DeskStory",
+    "Line",
+    "Outline",
+    "Printable",
+    "Spans",
+    "Style",
+    "Table",
+    "Theme",
+    "draft_line",
+]
 
 
 Style = Literal["", "bold", "dim", "note", "good", "heat0", "heat1", "heat2", "heat3", "heat4", "mark"]
@@ -80,11 +92,11 @@ class Spans:
 
 
 @dataclass(frozen=True)
-class Story:
+class DeskStory:
     """The story on the desk, which the chat knows how to show."""
 
 
-Block = Line | Table | Outline | Bars | Spans
+Printable = Line | Table | Outline | Bars | Spans
 
 
 def wrapped(text: str, width: int) -> Iterable[str]:
@@ -103,9 +115,9 @@ def outline_lines(outline: Outline, width: int) -> Iterable[tuple[str, Style]]:
         facts = _fitting(facts, room - _NARROWEST_COLUMN - _GAP)
         with_facts = room - get_cwidth(facts) - _GAP if facts else 0
         if with_facts >= _NARROWEST_COLUMN:
-            text = cut(visible(text), with_facts)
+            text = shorten(visible(text), with_facts)
             text += " " * (with_facts - get_cwidth(text) + _GAP) + facts
-        yield f"{branch}{' ' * _GAP}{cut(visible(text), max(room, 1))}", style
+        yield f"{branch}{' ' * _GAP}{shorten(visible(text), max(room, 1))}", style
 
 
 def _fitting(facts: str, room: int) -> str:
@@ -115,7 +127,7 @@ def _fitting(facts: str, room: int) -> str:
     first, joint, rest = facts.partition(" · ")
     for_first = room - get_cwidth(joint + rest)
     if for_first >= _NARROWEST_FACT:
-        return cut(first, for_first) + joint + rest
+        return shorten(first, for_first) + joint + rest
     return _fitting(rest, room) if rest else ""
 
 
@@ -127,7 +139,7 @@ def bar_lines(bars: Bars, width: int) -> Iterable[tuple[str, Style]]:
     for (label, percent, text), (_, share, _, style) in zip(shown, bars.rows, strict=True):
         line = f"{_padded(label, widths[0])}  {percent:>{widths[1]}}  "
         n_text = min(widths[2], max(1, (width - get_cwidth(line)) * 2 // 3))
-        line += _padded(cut(text, n_text), n_text) + " " * _GAP
+        line += _padded(shorten(text, n_text), n_text) + " " * _GAP
         yield (line + _bar(share / largest, width - 1 - get_cwidth(line))).rstrip(), style
 
 
@@ -141,7 +153,7 @@ def _padded(text: str, width: int) -> str:
     return text + " " * (width - get_cwidth(text))
 
 
-def cut(text: str, width: int) -> str:
+def shorten(text: str, width: int) -> str:
     """The text, or as much as fits with a mark that more was there; width in cells."""
     if get_cwidth(text) <= width:
         return text
@@ -189,4 +201,4 @@ def draft_line(text: str, room: int) -> str:
     end = end[end.find(" ") + 1 :]
     while get_cwidth(end) > room // 3:
         end = end[1:]
-    return cut(text, room - 1 - get_cwidth(end)) + " " + end
+    return shorten(text, room - 1 - get_cwidth(end)) + " " + end

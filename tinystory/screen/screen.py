@@ -17,9 +17,9 @@ from tinystory.safe.showing import visible
 from tinystory.screen.blocks import (
     HEAT,
     Bars,
-    Block,
     Line,
     Outline,
+    Printable,
     Spans,
     Style,
     Theme,
@@ -106,7 +106,7 @@ class Screen:
         if self._written:
             self._write("\n")
 
-    def show(self, *blocks: Block) -> None:
+    def show(self, *blocks: Printable) -> None:
         """Print lines and tables on lines of their own."""
         self.fresh_line()
         width = get_terminal_size().columns

@@ -1,4 +1,4 @@
-"""A piece of the tree as the engine was asked for it: request, decoder and tokens, from what its node has recorded."""
+"""A piece of the tree as the engine was asked for it: request, decoder and tokens, from what its turn has recorded."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,26 +18,26 @@ __all__ = ["decoder_of", "request_of", "written_ids"]
 def request_of(
     tree: StoryTree, number: int, tokenizer: Tokenizer, opener: Callable[[str | None], Session] | None = None
 ) -> Request:
-    """What the model was asked for when it wrote a node; the prompt is the story up to its first token.
+    """What the model was asked for when it wrote a turn; the prompt is the story up to its first token.
 
     Args:
-        tree: that has the node.
-        number: of a node that the model has written.
+        tree: that has the turn.
+        number: of a turn that the model has written.
         tokenizer: the one it was written with.
         opener: for stages that look at a second model, as in `Request`.
 
     Raises:
-        ValueError: the node was not written by a model.
+        ValueError: the turn was not written by a model.
     """
-    node = tree.nodes[number]
-    if node.written is None:
+    turn = tree.turns[number]
+    if turn.written is None:
         raise ValueError(f"node {number} was typed")
     return Request(
-        (*tree.token_ids(node.parent)[: node.kept], *node.typed_ids),
-        node.written.max_new_tokens,
-        node.written.seed,
+        (*tree.token_ids(turn.parent)[: turn.kept], *turn.typed_ids),
+        turn.written.max_new_tokens,
+        turn.written.seed,
         tree.n_prompt(number),
-        node.written.number,
+        turn.written.number,
         window=partial(whole_sentences, tokenizer),
         vocabulary=tokenizer,
         opener=opener,
@@ -57,9 +57,9 @@ def decoder_of(written: Written, registry: Registry, tokenizer: Tokenizer) -> De
 
 
 def written_ids(tree: StoryTree, number: int, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The prompt of a node and every token picked after it, hidden ones too; an EOS id where the model ended it."""
-    node = tree.nodes[number]
-    written = node.written
+    """The prompt of a turn and every token picked after it, hidden ones too; an EOS id where the model ended it."""
+    turn = tree.turns[number]
+    written = turn.written
     picked = tuple(token.id for token in written.tokens) if written else ()
-    end = (min(tokenizer.eos_ids),) if node.ended and tokenizer.eos_ids else ()
-    return (*tree.token_ids(node.parent)[: node.kept], *node.typed_ids, *picked, *end)
+    end = (min(tokenizer.eos_ids),) if turn.ended and tokenizer.eos_ids else ()
+    return (*tree.token_ids(turn.parent)[: turn.kept], *turn.typed_ids, *picked, *end)

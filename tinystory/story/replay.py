@@ -15,10 +15,10 @@ from tinystory.errors import UsageError
 from tinystory.session.loading import LoadedModel
 from tinystory.story.lookback import decoder_of, request_of, written_ids
 from tinystory.story.tracing import Pick, retrace, story_logits
-from tinystory.story.tree import Node, StoryTree, Written
+from tinystory.story.tree import StoryTree, Turn, Written
 from tinystory.writing.generate import Ended, StoryRequest, write
 
-__all__ = ["Difference", "Replayed", "fenced", "is_local", "replay_node"]
+__all__ = ["Difference", "Replayed", "fenced", "is_local", "replay_turn"]
 
 _END = "(the end)"
 _NOTHING = "(no token)"
@@ -41,17 +41,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came of a node.
+    """What came of a turn.
 
     Attributes:
-        node: its number.
+        turn: its number.
         tokens: how many were checked, the end among them where it was one.
         ties: numerical ties that went another way.
         difference: the first that is none; None where all is as recorded.
         unchecked: why it could not be; empty where it could.
     """
 
-    node: int
+    turn: int
     tokens: int
     ties: int
     difference: Difference | None = None
@@ -87,12 +87,12 @@ def fenced(session: Session) -> Session:
     return inside  # type: ignore[no-any-return]
 
 
-def replay_node(tree: StoryTree, node: Node, model: LoadedModel, registry: Registry) -> Replayed:
-    """Check the model's part of a node.
+def replay_turn(tree: StoryTree, turn: Turn, model: LoadedModel, registry: Registry) -> Replayed:
+    """Check the model's part of a turn.
 
     Args:
         tree: the node's.
-        node: with a written part.
+        turn: with a written part.
         model: the one that wrote it, in the same dtype.
         registry: has the stages of its spec.
 
@@ -100,23 +100,23 @@ def replay_node(tree: StoryTree, node: Node, model: LoadedModel, registry: Regis
         UsageError: a stage is not here.
         TinystoryError: a stage failed, or the story is too long to look back at.
     """
-    written = node.written
+    written = turn.written
     assert written is not None
     decoder = decoder_of(written, registry, model.tokenizer)
     stranger = next((name for name in decoder.models if not is_local(name)), None)
     if stranger is not None:
-        return Replayed(node.id, 0, 0, unchecked=f"its decoder opens {stranger}, which does not ship with tinystory")
-    difference = _foreign(tree, node, written, model)
+        return Replayed(turn.id, 0, 0, unchecked=f"its decoder opens {stranger}, which does not ship with tinystory")
+    difference = _foreign(tree, turn, written, model)
     if difference is not None:
-        return Replayed(node.id, 0, 0, difference)
-    result = (_chain if decoder.search is None else _search)(tree, node, written, model, decoder)
-    return replace(result, difference=result.difference or _text(tree, node, model))
+        return Replayed(turn.id, 0, 0, difference)
+    result = (_chain if decoder.search is None else _search)(tree, turn, written, model, decoder)
+    return replace(result, difference=result.difference or _text(tree, turn, model))
 
 
-def _foreign(tree: StoryTree, node: Node, written: Written, model: LoadedModel) -> Difference | None:
+def _foreign(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel) -> Difference | None:
     """The first token that cannot be one of the model's, or that ends a story and has more after it."""
-    n_prompt = len(request_of(tree, node.id, model.tokenizer).prompt_ids)
-    for position, token_id in enumerate(written_ids(tree, node.id, model.tokenizer)):
+    n_prompt = len(request_of(tree, turn.id, model.tokenizer).prompt_ids)
+    for position, token_id in enumerate(written_ids(tree, turn.id, model.tokenizer)):
         if token_id >= model.tokenizer.vocab_size:
             return Difference(position, f"token id {token_id}", f"a vocabulary of {model.tokenizer.vocab_size}")
         if token_id in model.session.eos_ids and n_prompt <= position < n_prompt + len(written.tokens):
@@ -124,25 +124,25 @@ def _foreign(tree: StoryTree, node: Node, written: Written, model: LoadedModel) 
     return None
 
 
-def _chain(tree: StoryTree, node: Node, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
+def _chain(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
     """Pick each token again."""
-    request = request_of(tree, node.id, model.tokenizer, fenced(model.session).open)
-    token_ids = written_ids(tree, node.id, model.tokenizer)
+    request = request_of(tree, turn.id, model.tokenizer, fenced(model.session).open)
+    token_ids = written_ids(tree, turn.id, model.tokenizer)
     n_prompt, ties = len(request.prompt_ids), 0
     logits = story_logits(model.session, token_ids, request.window, n_prompt)
     for pick in retrace(decoder, request, token_ids, logits, eos_ids=model.session.eos_ids):
         if pick.tie:
             ties += 1
         elif pick.picked != pick.token_id:
-            return Replayed(node.id, pick.position - n_prompt, ties, _differing(pick, model))
-    return Replayed(node.id, len(token_ids) - n_prompt, ties, _length(written, len(token_ids)))
+            return Replayed(turn.id, pick.position - n_prompt, ties, _differing(pick, model))
+    return Replayed(turn.id, len(token_ids) - n_prompt, ties, _length(written, len(token_ids)))
 
 
-def _search(tree: StoryTree, node: Node, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
+def _search(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
     """Run the search again."""
     if written.finish_reason == "cancelled":
-        return Replayed(node.id, 0, 0, unchecked="a search that was cancelled")  # nobody knows at which moment
-    asked = request_of(tree, node.id, model.tokenizer)
+        return Replayed(turn.id, 0, 0, unchecked="a search that was cancelled")  # nobody knows at which moment
+    asked = request_of(tree, turn.id, model.tokenizer)
     request = StoryRequest(
         model.tokenizer.detokenize(asked.prompt_ids),
         decoder,
@@ -159,10 +159,10 @@ def _search(tree: StoryTree, node: Node, written: Written, model: LoadedModel, d
     position = len(asked.prompt_ids) + n_same
     if n_same < max(len(recorded), len(found)):
         texts = [_token_text(ids[n_same : n_same + 1], model) for ids in (recorded, found)]
-        return Replayed(node.id, n_same, 0, Difference(position, *texts))
+        return Replayed(turn.id, n_same, 0, Difference(position, *texts))
     if story.finish_reason != written.finish_reason:
-        return Replayed(node.id, n_same, 0, Difference(position, written.finish_reason, story.finish_reason))
-    return Replayed(node.id, n_same, 0)
+        return Replayed(turn.id, n_same, 0, Difference(position, written.finish_reason, story.finish_reason))
+    return Replayed(turn.id, n_same, 0)
 
 
 def _length(written: Written, position: int) -> Difference | None:
@@ -174,9 +174,9 @@ def _length(written: Written, position: int) -> Difference | None:
     return None
 
 
-def _text(tree: StoryTree, node: Node, model: LoadedModel) -> Difference | None:
+def _text(tree: StoryTree, turn: Turn, model: LoadedModel) -> Difference | None:
     """Whether the text shown is that of the tokens; a text before a stop may be cut within one."""
-    if node.tail_ids or model.tokenizer.detokenize(tree.token_ids(node.id)) == tree.text(node.id):
+    if turn.tail_ids or model.tokenizer.detokenize(tree.token_ids(turn.id)) == tree.text(turn.id):
         return None
     return Difference(None, "a text", "that its tokens do not spell")
 

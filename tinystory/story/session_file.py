@@ -19,11 +19,11 @@ from tinystory.safe.fields import MAX_ID, Fields, WrongField, is_id
 from tinystory.safe.reading import parse_json_object, regular_file_size, shown
 from tinystory.safe.writing import write_atomically
 from tinystory.settings import MAX_TOKENS
-from tinystory.story.tree import ROOT, Node, StoryTree, Written
+from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 
 __all__ = [
     "SCHEMA",
-    "SavedSession",
+    "SavedChat",
     "Summary",
     "encode",
     "load_session",
@@ -42,11 +42,11 @@ _BEGINS = 80
 
 
 @dataclass(frozen=True)
-class SavedSession:
+class SavedChat:
     """What a session file holds.
 
     Attributes:
-        tree: the stories, with the node on the desk and where redo goes.
+        tree: the stories, with the turn on the desk and where redo goes.
         spec: the decoder, as it stood.
         seed: None draws one for each story.
         max_tokens: at most so many new tokens a turn.
@@ -84,7 +84,7 @@ class Summary:
 
     Attributes:
         stories: how many have been begun.
-        turns: nodes of the tree.
+        turns: turns of the tree.
         begins: first words of the first story.
     """
 
@@ -101,8 +101,8 @@ def now() -> str:
 # --- writing ---
 
 
-def session_fields(session: SavedSession) -> dict[str, Any]:
-    """Everything but the nodes, as JSON."""
+def session_fields(session: SavedChat) -> dict[str, Any]:
+    """Everything but the turns, as JSON."""
     tree = session.tree
     summary = summary_of(tree)
     return {
@@ -128,20 +128,20 @@ def session_fields(session: SavedSession) -> dict[str, Any]:
     }
 
 
-def node_fields(node: Node) -> dict[str, Any]:
-    """A node as JSON."""
-    written = node.written
+def node_fields(turn: Turn) -> dict[str, Any]:
+    """A turn as JSON."""
+    written = turn.written
     return {
-        "id": node.id,
-        "parent": node.parent,
-        "kept": node.kept,
-        "typed": node.typed,
-        "typed_ids": list(node.typed_ids),
-        "vocabulary": node.vocabulary,
-        "shared": node.shared,
-        "own": node.own,
-        "hidden": node.hidden,
-        "tail_ids": list(node.tail_ids),
+        "id": turn.id,
+        "parent": turn.parent,
+        "kept": turn.kept,
+        "typed": turn.typed,
+        "typed_ids": list(turn.typed_ids),
+        "vocabulary": turn.vocabulary,
+        "shared": turn.shared,
+        "own": turn.own,
+        "hidden": turn.hidden,
+        "tail_ids": list(turn.tail_ids),
         "written": None
         if written is None
         else {
@@ -163,8 +163,8 @@ def node_fields(node: Node) -> dict[str, Any]:
     }
 
 
-def encode(session: SavedSession, cache: dict[int, str] | None = None) -> bytes:
-    """The content of a file: the settings on the first line, then a node a line.
+def encode(session: SavedChat, cache: dict[int, str] | None = None) -> bytes:
+    """The content of a file: the settings on the first line, then a turn a line.
 
     Args:
         session: what to write.
@@ -174,12 +174,12 @@ def encode(session: SavedSession, cache: dict[int, str] | None = None) -> bytes:
         SessionError: it would be larger than what can be read again.
     """
     cache = {} if cache is None else cache
-    for node in session.tree.nodes.values():
-        if node.id not in cache:
-            cache[node.id] = _compact(node_fields(node))
-    lines = ",\n".join(cache[number] for number in session.tree.nodes)
+    for turn in session.tree.turns.values():
+        if turn.id not in cache:
+            cache[turn.id] = _compact(node_fields(turn))
+    lines = ",\n".join(cache[number] for number in session.tree.turns)
     content = f'{_compact(session_fields(session))[:-1]},\n"nodes":[\n{lines}\n]}}\n'.encode(errors="replace")
-    if len(content) > MAX_BYTES or len(session.tree.nodes) > MAX_NODES:
+    if len(content) > MAX_BYTES or len(session.tree.turns) > MAX_NODES:
         raise SessionError(
             f"the session has outgrown a file ({MAX_BYTES // 2**20} MB, {MAX_NODES:,} turns): "
             "/export the stories you want to keep, and begin another chat"
@@ -187,7 +187,7 @@ def encode(session: SavedSession, cache: dict[int, str] | None = None) -> bytes:
     return content
 
 
-def save_session(path: Path, session: SavedSession, cache: dict[int, str] | None = None) -> None:
+def save_session(path: Path, session: SavedChat, cache: dict[int, str] | None = None) -> None:
     """Write a session file whole or not at all, for its owner alone.
 
     Raises:
@@ -204,8 +204,8 @@ def save_session(path: Path, session: SavedSession, cache: dict[int, str] | None
 def summary_of(tree: StoryTree) -> Summary:
     """What a list shows of these stories."""
     stories = tree.children(ROOT)
-    begins = next((" ".join(node.own[: 4 * _BEGINS].split())[:_BEGINS] for node in stories if node.own.strip()), "")
-    return Summary(len(stories), len(tree.nodes), begins)
+    begins = next((" ".join(turn.own[: 4 * _BEGINS].split())[:_BEGINS] for turn in stories if turn.own.strip()), "")
+    return Summary(len(stories), len(tree.turns), begins)
 
 
 def _compact(fields: Mapping[str, Any]) -> str:
@@ -222,7 +222,7 @@ def _rounded(value: float, digits: int) -> float | str | None:
 # --- reading ---
 
 
-def load_session(path: Path) -> SavedSession:
+def load_session(path: Path) -> SavedChat:
     """Read and check a session file.
 
     Raises:
@@ -261,7 +261,7 @@ def read_summary(path: Path) -> Summary:
         return summary_of(load_session(path).tree)
 
 
-def decode(fields: Mapping[str, Any], where: str) -> SavedSession:
+def decode(fields: Mapping[str, Any], where: str) -> SavedChat:
     """Check the content of a session file; `where` names it in errors.
 
     Raises:
@@ -270,7 +270,7 @@ def decode(fields: Mapping[str, Any], where: str) -> SavedSession:
     try:
         reader = Fields(fields, "")
         _check_schema(reader, where)
-        return SavedSession(
+        return SavedChat(
             tree=_tree(reader),
             spec=reader.text("spec"),
             seed=None if fields.get("seed") is None else reader.seed("seed"),
@@ -304,33 +304,33 @@ def _tree(reader: Fields) -> StoryTree:
     tree = StoryTree()
     lengths = {ROOT: (0, 0)}  # of each node's story, in tokens and in characters
     last = ROOT
-    for node in reader.items("nodes", _node, MAX_NODES):
-        where = f"node {node.id}"
-        if node.id <= last:
+    for turn in reader.items("nodes", _node, MAX_NODES):
+        where = f"node {turn.id}"
+        if turn.id <= last:
             raise WrongField(f"{where} stands twice or out of order")
-        last = node.id
-        if node.parent not in lengths:
-            raise WrongField(f"{where} goes on from node {node.parent}, which does not stand before it")
-        n_tokens, n_characters = lengths[node.parent]
-        if node.kept > n_tokens or node.shared > n_characters:
-            raise WrongField(f"{where} keeps more of node {node.parent} than there is")
-        n_added = len(node.typed_ids) + len(node.picked) + len(node.tail_ids)
-        lengths[node.id] = (node.kept + n_added, node.shared + len(node.own))
-        tree.nodes[node.id] = node
+        last = turn.id
+        if turn.parent not in lengths:
+            raise WrongField(f"{where} goes on from turn {turn.parent}, which does not stand before it")
+        n_tokens, n_characters = lengths[turn.parent]
+        if turn.kept > n_tokens or turn.shared > n_characters:
+            raise WrongField(f"{where} keeps more of turn {turn.parent} than there is")
+        n_added = len(turn.typed_ids) + len(turn.picked) + len(turn.tail_ids)
+        lengths[turn.id] = (turn.kept + n_added, turn.shared + len(turn.own))
+        tree.turns[turn.id] = turn
     tree.current = reader.whole("current")
     if tree.current not in lengths:
-        raise WrongField(f"current is node {tree.current}, which is not there")
+        raise WrongField(f"current is turn {tree.current}, which is not there")
     for parent, child in reader.items("latest", _pair, MAX_NODES):
-        if child not in tree.nodes or tree.nodes[child].parent != parent:
-            raise WrongField(f"latest says that node {child} goes on from node {parent}, and it does not")
+        if child not in tree.turns or tree.turns[child].parent != parent:
+            raise WrongField(f"latest says that turn {child} goes on from turn {parent}, and it does not")
         tree.latest[parent] = child
     return tree
 
 
-def _node(value: Any, where: str) -> Node:
+def _node(value: Any, where: str) -> Turn:
     reader = Fields(value, f"{where}.")
     written = None if reader.get("written") is None else _written(reader.get("written"), f"{where}.written.")
-    return Node(
+    return Turn(
         id=reader.whole("id", ROOT + 1),
         parent=reader.whole("parent"),
         kept=reader.whole("kept"),
@@ -385,5 +385,5 @@ def _number(value: Any) -> float | None:
 
 def _pair(value: Any, where: str) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2 or not all(is_id(one) for one in value):
-        raise WrongField(f"{where} must be a pair of node numbers, not {shown(value)}")
+        raise WrongField(f"{where} must be a pair of turn numbers, not {shown(value)}")
     return value[0], value[1]

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from tinystory.decoding import Chain, Decoder, Request
 from tinystory.decoding.spec import format_stage
 from tinystory.errors import UsageError
-from tinystory.story.walk import Place, story_logits, walk
+from tinystory.story.walk import WalkedToken, story_logits, walk
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "Parting", "Pick", "StageEffect", "Telling", "Verdict", "alternatives", "changed", "funnel", "parting", "retrace",
-    "story_logits", "whatif",
+    "Parting", "Pick", "StageEffect", "TurnLogits", "Verdict", "alternatives", "changed", "funnel", "parting",
+    "retrace", "story_logits", "whatif",
 ]  # fmt: skip
 
 TIE = 1e-3
@@ -116,7 +116,7 @@ class Parting:
     side: str
 
 
-Telling = tuple[Decoder, Request, Sequence[int], "Tensor"]
+TurnLogits = tuple[Decoder, Request, Sequence[int], "Tensor"]
 """A story and how it came about: decoder, request, token_ids, logits."""
 
 
@@ -152,7 +152,7 @@ def retrace(
         yield Pick(place.position, picked if same else place.token_id, picked, tuple(place.received), tie)
 
 
-def _is_tie(place: Place) -> bool:
+def _is_tie(place: WalkedToken) -> bool:
     """Whether the recorded token is picked once its raw logit is a little higher."""
     raised = place.received[0].clone()
     raised[list(place.wanted)] += TIE
@@ -249,7 +249,7 @@ def whatif(
     return Verdict(tuple(forbidden), -math.inf if forbidden else total, bits, n_tokens)
 
 
-def parting(a: Telling, b: Telling, *, eos_ids: frozenset[int] = frozenset()) -> Parting | None:
+def parting(a: TurnLogits, b: TurnLogits, *, eos_ids: frozenset[int] = frozenset()) -> Parting | None:
     """Where two stories of one prompt part, and which stage parted them.
 
     Args:
@@ -272,7 +272,7 @@ def parting(a: Telling, b: Telling, *, eos_ids: frozenset[int] = frozenset()) ->
     return None
 
 
-def _cause(one: Place, other: Place, a: Request, b: Request) -> tuple[str, str, str]:
+def _cause(one: WalkedToken, other: WalkedToken, a: Request, b: Request) -> tuple[str, str, str]:
     """Why two walks part here: cause, stage and side."""
     if a.seed != b.seed:
         return f"the seeds differ: {a.seed} and {b.seed}", "seed", ""
@@ -292,7 +292,7 @@ def _cause(one: Place, other: Place, a: Request, b: Request) -> tuple[str, str, 
     return f"the samplers pick differently: {specs}", "sampler", ""
 
 
-def _turn(one: Place, other: Place, pair: tuple[int, int]) -> tuple[str, str, str]:
+def _turn(one: WalkedToken, other: WalkedToken, pair: tuple[int, int]) -> tuple[str, str, str]:
     """The first stage after which the sampler, asked for one of a pair of tokens, answers two chains differently."""
     winners = [[other.sampled_of(logits, pair) for logits in place.received] for place in (one, other)]
     pairs = zip(one.chain.processors, other.chain.processors, strict=False)

@@ -1,7 +1,7 @@
-"""The story tree: every continuation is a node, nothing is ever lost. Knows no model, no file and no terminal.
+"""The story tree: every continuation is a turn, nothing is ever lost. Knows no model, no file and no terminal.
 
-A node goes on from a piece of its parent's tokens, adds what the writer typed and then what the model wrote. So a retry
-is a sibling, a cut is a node that keeps less, and an edit is a cut with something typed after it.
+A turn goes on from a piece of its parent's tokens, adds what the writer typed and then what the model wrote. So a retry
+is a sibling, a cut is a turn that keeps less, and an edit is a cut with something typed after it.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from tinystory.decoding import FinishReason, Token
 from tinystory.errors import UsageError
 
-__all__ = ["ROOT", "Node", "PathToken", "StoryTree", "Written"]
+__all__ = ["ROOT", "PathToken", "StoryTree", "Turn", "Written"]
 
 ROOT = 0
 """The blank page that every story begins on."""
@@ -18,7 +18,7 @@ ROOT = 0
 
 @dataclass(frozen=True)
 class Written:
-    """The model's part of a node, with everything that it takes to write it again.
+    """The model's part of a turn, with everything that it takes to write it again.
 
     Attributes:
         spec: the decoder, canonically.
@@ -48,7 +48,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Node:
+class Turn:
     """One turn of a story.
 
     Its tokens are the parent's first `kept`, then `typed_ids`, then those picked but for the last `hidden`, then
@@ -56,7 +56,7 @@ class Node:
 
     Attributes:
         id: its number in the tree, from 1, in the order of writing.
-        parent: the number of the node it goes on from; `ROOT` for a story's first.
+        parent: the number of the turn it goes on from; `ROOT` for a story's first.
         kept: how many of the parent's tokens it keeps.
         typed: what the writer added.
         typed_ids: the tokens of that, BOS included where it begins a story.
@@ -98,12 +98,12 @@ class PathToken:
 
     Attributes:
         id: the token id.
-        node: the number of the node that brought it.
+        turn: the number of the turn that brought it.
         token: how the model picked it; None where it was typed.
     """
 
     id: int
-    node: int
+    turn: int
     token: Token | None = None
 
 
@@ -112,57 +112,57 @@ class StoryTree:
     """All stories of a session.
 
     Attributes:
-        nodes: by number.
-        current: the number of the node on the desk; `ROOT` is a blank page.
-        latest: of a node the child that was last on the desk or above it: where `redo` goes.
+        turns: by number.
+        current: the number of the turn on the desk; `ROOT` is a blank page.
+        latest: of a turn the child that was last on the desk or above it: where `redo` goes.
     """
 
-    nodes: dict[int, Node] = field(default_factory=dict)
+    turns: dict[int, Turn] = field(default_factory=dict)
     current: int = ROOT
     latest: dict[int, int] = field(default_factory=dict)
 
     @property
-    def node(self) -> Node | None:
+    def turn(self) -> Turn | None:
         """The one on the desk; None on a blank page."""
-        return self.nodes.get(self.current)
+        return self.turns.get(self.current)
 
-    def add(self, node: Node) -> Node:
-        """Put a new node on the desk; its number is given here, whatever it came with.
+    def add(self, turn: Turn) -> Turn:
+        """Put a new turn on the desk; its number is given here, whatever it came with.
 
         Raises:
             UsageError: the parent is unknown, or is shorter than what is kept of it.
         """
-        if node.parent != ROOT and node.parent not in self.nodes:
-            raise UsageError(f"there is no node {node.parent}")
-        if not 0 <= node.kept <= len(self.token_ids(node.parent)):
-            raise UsageError(f"node {node.parent} has {len(self.token_ids(node.parent))} tokens, not {node.kept}")
-        if not 0 <= node.shared <= len(self.text(node.parent)):
-            raise UsageError(f"node {node.parent} has {len(self.text(node.parent))} characters, not {node.shared}")
-        node = replace(node, id=max(self.nodes, default=ROOT) + 1)
-        self.nodes[node.id] = node
-        self.goto(node.id)
-        return node
+        if turn.parent != ROOT and turn.parent not in self.turns:
+            raise UsageError(f"there is no turn {turn.parent}")
+        if not 0 <= turn.kept <= len(self.token_ids(turn.parent)):
+            raise UsageError(f"node {turn.parent} has {len(self.token_ids(turn.parent))} tokens, not {turn.kept}")
+        if not 0 <= turn.shared <= len(self.text(turn.parent)):
+            raise UsageError(f"node {turn.parent} has {len(self.text(turn.parent))} characters, not {turn.shared}")
+        turn = replace(turn, id=max(self.turns, default=ROOT) + 1)
+        self.turns[turn.id] = turn
+        self.goto(turn.id)
+        return turn
 
     def goto(self, number: int) -> None:
-        """Put a node on the desk.
+        """Put a turn on the desk.
 
         Raises:
             UsageError: there is none of that number.
         """
-        if number != ROOT and number not in self.nodes:
-            last = max(self.nodes, default=ROOT)
-            raise UsageError(f"there is no node {number}; they go from {ROOT}, the blank page, to {last}")
+        if number != ROOT and number not in self.turns:
+            last = max(self.turns, default=ROOT)
+            raise UsageError(f"there is no turn {number}; they go from {ROOT}, the blank page, to {last}")
         self.current = number
-        for node in self.lineage(number):
-            self.latest[node.parent] = node.id
+        for turn in self.lineage(number):
+            self.latest[turn.parent] = turn.id
 
     def undo(self, n: int = 1) -> int:
         """Go back n turns, or as many as there are; how many it was."""
         for done in range(n):
-            node = self.node
-            if node is None:
+            turn = self.turn
+            if turn is None:
                 return done
-            self.current = node.parent
+            self.current = turn.parent
         return n
 
     def redo(self, n: int = 1) -> int:
@@ -173,42 +173,42 @@ class StoryTree:
             self.current = self.latest[self.current]
         return n
 
-    def children(self, number: int) -> list[Node]:
-        """The nodes that go on from this one, in the order of writing."""
-        return [node for node in self.nodes.values() if node.parent == number]
+    def children(self, number: int) -> list[Turn]:
+        """The turns that go on from this one, in the order of writing."""
+        return [turn for turn in self.turns.values() if turn.parent == number]
 
-    def by_parent(self) -> dict[int, list[Node]]:
-        """The nodes that go on from each node, in the order of writing."""
-        found: dict[int, list[Node]] = {}
-        for node in self.nodes.values():
-            found.setdefault(node.parent, []).append(node)
+    def by_parent(self) -> dict[int, list[Turn]]:
+        """The turns that go on from each turn, in the order of writing."""
+        found: dict[int, list[Turn]] = {}
+        for turn in self.turns.values():
+            found.setdefault(turn.parent, []).append(turn)
         return found
 
-    def sibling(self, step: int) -> Node | None:
+    def sibling(self, step: int) -> Turn | None:
         """The child of the same parent `step` places further; None where there is none."""
-        node = self.node
-        if node is None:
+        turn = self.turn
+        if turn is None:
             return None
-        siblings = self.children(node.parent)
-        place = siblings.index(node) + step
+        siblings = self.children(turn.parent)
+        place = siblings.index(turn) + step
         return siblings[place] if 0 <= place < len(siblings) else None
 
-    def lineage(self, number: int) -> list[Node]:
-        """From a story's first node to this one."""
+    def lineage(self, number: int) -> list[Turn]:
+        """From a story's first turn to this one."""
         found = []
         while number != ROOT:
-            found.append(self.nodes[number])
-            number = self.nodes[number].parent
+            found.append(self.turns[number])
+            number = self.turns[number].parent
         return found[::-1]
 
     def path(self, number: int) -> list[PathToken]:
         """Every token of a story, with where it came from."""
         path: list[PathToken] = []
-        for node in self.lineage(number):
-            del path[node.kept :]
-            path += [PathToken(token_id, node.id) for token_id in node.typed_ids]
-            path += [PathToken(token.id, node.id, token) for token in node.picked]
-            path += [PathToken(token_id, node.id) for token_id in node.tail_ids]
+        for turn in self.lineage(number):
+            del path[turn.kept :]
+            path += [PathToken(token_id, turn.id) for token_id in turn.typed_ids]
+            path += [PathToken(token.id, turn.id, token) for token in turn.picked]
+            path += [PathToken(token_id, turn.id) for token_id in turn.tail_ids]
         return path
 
     def token_ids(self, number: int) -> tuple[int, ...]:
@@ -218,22 +218,22 @@ class StoryTree:
     def text(self, number: int) -> str:
         """A story, as shown."""
         text = ""
-        for node in self.lineage(number):
-            text = text[: node.shared] + node.own
+        for turn in self.lineage(number):
+            text = text[: turn.shared] + turn.own
         return text
 
     def n_prompt(self, number: int) -> int:
         """How many of a story's tokens are what its writer began it with."""
         n = 0
-        for node in self.lineage(number):
-            n = len(node.typed_ids) if node.kept == 0 else min(n, node.kept)
+        for turn in self.lineage(number):
+            n = len(turn.typed_ids) if turn.kept == 0 else min(n, turn.kept)
         return n
 
-    def walk(self) -> Iterator[tuple[Node, int]]:
-        """Every node below its parent, with its depth, from 0."""
+    def walk(self) -> Iterator[tuple[Turn, int]]:
+        """Every turn below its parent, with its depth, from 0."""
         children = self.by_parent()
-        waiting: list[tuple[Node, int]] = [(node, 0) for node in reversed(children.get(ROOT, []))]
+        waiting: list[tuple[Turn, int]] = [(turn, 0) for turn in reversed(children.get(ROOT, []))]
         while waiting:
-            node, depth = waiting.pop()
-            yield node, depth
-            waiting += [(child, depth + 1) for child in reversed(children.get(node.id, []))]
+            turn, depth = waiting.pop()
+            yield turn, depth
+            waiting += [(child, depth + 1) for child in reversed(children.get(turn.id, []))]

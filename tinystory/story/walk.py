@@ -17,7 +17,7 @@ from tinystory.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Place", "story_logits", "walk"]
+__all__ = ["WalkedToken", "story_logits", "walk"]
 
 _LARGEST_RESULT = 2**30
 _LARGEST_CHUNK = 2**26
@@ -79,7 +79,7 @@ def _passes(
         start += 1 + len(following)
 
 
-class Place(NamedTuple):
+class WalkedToken(NamedTuple):
     """One position of a walk; good until the walk goes on.
 
     Attributes:
@@ -144,7 +144,7 @@ class Place(NamedTuple):
 
 def walk(
     decoder: Decoder, request: Request, token_ids: Sequence[int], logits: "Tensor", eos_ids: frozenset[int]
-) -> Iterator[Place]:
+) -> Iterator[WalkedToken]:
     """Replay a chain along the recorded tokens after the prompt; arguments and errors as `tracing.retrace`."""
     chain, n_prompt = _chain(decoder), len(request.prompt_ids)
     start = len(token_ids) - len(logits)
@@ -158,7 +158,7 @@ def walk(
         step = Step(request, so_far, eos_ids)
         received = chain.receive(logits[step.position - start], step, state)
         wanted = eos_ids if token_id in eos_ids else frozenset({token_id})
-        yield Place(chain, token_id, wanted, step, state, received)
+        yield WalkedToken(chain, token_id, wanted, step, state, received)
         state = chain.observe(state, token_id, received)
         so_far.append(token_id)
 

@@ -18,7 +18,7 @@ from tinystory.decoding.spec import parse_spec
 from tinystory.errors import SessionError, TinystoryError, UsageError, nearest
 from tinystory.folders import sessions_folder
 from tinystory.safe.reading import shown
-from tinystory.story.session_file import SavedSession, load_session, now, save_session
+from tinystory.story.session_file import SavedChat, load_session, now, save_session
 from tinystory.studio.studio import Studio
 from tinystory.studio.views import TINTS, Tint
 
@@ -45,11 +45,11 @@ def session_names(folder: Path) -> list[str]:
     return [name for _, name in sorted(found, reverse=True)]
 
 
-def saved_session(studio: Studio, *, automatic: bool = True, created: str = "") -> SavedSession:
+def saved_session(studio: Studio, *, automatic: bool = True, created: str = "") -> SavedChat:
     """What a studio would keep of itself."""
     tree = studio.tree
-    hashes = [node.written.model_hash for node in tree.nodes.values() if node.written is not None]
-    return SavedSession(
+    hashes = [turn.written.model_hash for turn in tree.turns.values() if turn.written is not None]
+    return SavedChat(
         tree,
         studio.spec,
         studio.seed,
@@ -118,7 +118,7 @@ class Keeper:
             SessionError: it cannot be written.
         """
         studio = self.studio
-        if not studio.tree.nodes:
+        if not studio.tree.turns:
             return
         if not self.name:
             self._take(self._automatic_name())
@@ -223,7 +223,7 @@ class Keeper:
                 raise
             return [f"{error}\nit was set aside as {self._set_aside(name)}; this is a blank page"]
 
-    def _apply(self, session: SavedSession, given: Collection[str]) -> list[str]:
+    def _apply(self, session: SavedChat, given: Collection[str]) -> list[str]:
         """Put a session into the studio; what does not fit stays as it is there."""
         studio, notices = self.studio, []
         studio.tree, studio.words, studio.results = session.tree, session.words, {}
@@ -272,7 +272,7 @@ class Keeper:
 
     def _automatic_name(self) -> str:
         """The day and how the first story begins, as in 2026-11-23-once-upon-a-time."""
-        text = next((node.own for node in self.studio.tree.nodes.values() if node.own.strip()), "")[:1000]
+        text = next((turn.own for turn in self.studio.tree.turns.values() if turn.own.strip()), "")[:1000]
         plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
         words = re.findall(r"[a-z0-9]+", plain.replace("'", ""))[:_N_WORDS]
         today = datetime.now()

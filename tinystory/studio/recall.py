@@ -7,16 +7,26 @@ from tinystory.decoding import Request
 from tinystory.errors import UsageError
 from tinystory.safe.reading import shown
 from tinystory.story.lookback import decoder_of, request_of, written_ids
-from tinystory.story.tracing import Telling
-from tinystory.story.tree import Node
+from tinystory.story.tracing import TurnLogits
+from tinystory.story.tree import Turn
 from tinystory.studio.studio import Studio
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "NEXT", "check_own", "desk_ids", "eos_ids", "index_of", "logits_at", "named", "place", "quoted",
-    "story_request", "telling", "whole_story",
+    "NEXT",
+    "check_own",
+    "desk_ids",
+    "eos_ids",
+    "index_of",
+    "logits_at",
+    "place",
+    "quoted",
+    "story_request",
+    "telling",
+    "token_name",
+    "whole_story",
 ]  # fmt: skip
 
 NEXT = "next"
@@ -37,8 +47,8 @@ def eos_ids(studio: Studio) -> frozenset[int]:
 
 def whole_story(studio: Studio) -> tuple[int, ...]:
     """The tokens of the story on the desk, and the end where the model has come to it."""
-    node, ends = studio.tree.node, eos_ids(studio)
-    return (*desk_ids(studio), min(ends)) if node is not None and node.ended and ends else desk_ids(studio)
+    turn, ends = studio.tree.turn, eos_ids(studio)
+    return (*desk_ids(studio), min(ends)) if turn is not None and turn.ended and ends else desk_ids(studio)
 
 
 def index_of(studio: Studio, position: str, origin: str, *, beyond: bool = False) -> int:
@@ -89,25 +99,25 @@ def logits_at(studio: Studio, index: int) -> "Tensor":
     return studio.backend.logits((*ids, ids[0]), index)[0]  # the last id only says that there is one to come
 
 
-def telling(studio: Studio, node: Node) -> Telling:
-    """A written node as the engine saw it: decoder, request, tokens, logits.
+def telling(studio: Studio, turn: Turn) -> TurnLogits:
+    """A written turn as the engine saw it: decoder, request, tokens, logits.
 
     Raises:
         UsageError: it was typed, another model has written it, or a search has.
     """
-    written = node.written
+    written = turn.written
     if written is None:
-        raise UsageError(f"turn {node.id} was typed; no decoder has picked anything there")
-    check_own(studio, node)
+        raise UsageError(f"turn {turn.id} was typed; no decoder has picked anything there")
+    check_own(studio, turn)
     tokenizer = studio.backend.tokenizer
     decoder = decoder_of(written, studio.registry, tokenizer)
     if decoder.search is not None:
         raise UsageError(
-            f"turn {node.id} was written by a search, {decoder.search.name}: there is no funnel to look into,"
+            f"turn {turn.id} was written by a search, {decoder.search.name}: there is no funnel to look into,"
             " only stages that pick token by token have one"
         )
-    request = request_of(studio.tree, node.id, tokenizer, studio.backend.session)
-    ids = written_ids(studio.tree, node.id, tokenizer)
+    request = request_of(studio.tree, turn.id, tokenizer, studio.backend.session)
+    ids = written_ids(studio.tree, turn.id, tokenizer)
     return decoder, request, ids, studio.backend.logits(ids, len(request.prompt_ids))
 
 
@@ -117,29 +127,29 @@ def story_request(studio: Studio) -> tuple[Request, tuple[int, ...]]:
     Raises:
         UsageError: nothing follows, or the tokens are of another vocabulary.
     """
-    node = studio.tree.node
-    if node is None:
+    turn = studio.tree.turn
+    if turn is None:
         raise UsageError("the page is blank; write something first")
-    if node.vocabulary != studio.backend.vocabulary:
+    if turn.vocabulary != studio.backend.vocabulary:
         raise UsageError("the story is in the tokens of another model; /tree and /model bring that one back")
     ids = whole_story(studio)
-    n_prompt = studio.tree.n_prompt(node.id)
+    n_prompt = studio.tree.n_prompt(turn.id)
     if len(ids) == n_prompt:
         raise UsageError("the model has written nothing here yet; Enter lets it go on")
     backend = studio.backend
     return Request(ids[:n_prompt], len(ids) - n_prompt, 0, vocabulary=backend.tokenizer, opener=backend.session), ids
 
 
-def check_own(studio: Studio, node: Node) -> None:
-    """Raise UsageError where another model than the one in use has written a node; waits for the model."""
+def check_own(studio: Studio, turn: Turn) -> None:
+    """Raise UsageError where another model than the one in use has written a turn; waits for the model."""
     studio.backend.wait(lambda: False)
-    written = node.written
+    written = turn.written
     if written is not None and written.model_hash != studio.backend.model_hash():
         same = " of that name" if written.model == studio.backend.name else f"; /model {written.model} brings it back"
-        raise UsageError(f"turn {node.id} was written by another model{same}: what it thought is not known here")
+        raise UsageError(f"turn {turn.id} was written by another model{same}: what it thought is not known here")
 
 
-def named(studio: Studio, token_id: int) -> str:
+def token_name(studio: Studio, token_id: int) -> str:
     """A token for the eye: its text in quotes, or what it does."""
     return "(the end)" if token_id in eos_ids(studio) else quoted(studio.backend.token_text(token_id))
 

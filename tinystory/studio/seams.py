@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Vocabulary", "joint", "lengthened", "spelling", "split_at"]
+__all__ = ["Speller", "joint", "lengthened", "spelling", "split_at"]
 
 _CLOSING = re.compile(r"""[\s.,;:!?…)\]}”’»—]|'(s|t|d|m|re|ve|ll)\b|['"]\s*$""")
 _OPENING = "([{“‘«—-/"
@@ -13,7 +13,7 @@ _MOST_OF_A_WORD = 8
 """Tokens that are encoded again to find a better seam."""
 
 
-class Vocabulary(Protocol):
+class Speller(Protocol):
     """What turns text into tokens and back."""
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
@@ -40,7 +40,7 @@ def joint(text: str, addition: str) -> str:
     return " "
 
 
-def lengthened(vocabulary: Vocabulary, token_ids: Sequence[int], text: str) -> tuple[int, list[int]]:
+def lengthened(vocabulary: Speller, token_ids: Sequence[int], text: str) -> tuple[int, list[int]]:
     """The tokens of a text, as many as can be from a story that it begins like.
 
     Args:
@@ -65,7 +65,7 @@ def lengthened(vocabulary: Vocabulary, token_ids: Sequence[int], text: str) -> t
     return 0, vocabulary.encode(text, bos=True)
 
 
-def spelling(vocabulary: Vocabulary, token_ids: Sequence[int], rest: str, text: str) -> list[int] | None:
+def spelling(vocabulary: Speller, token_ids: Sequence[int], rest: str, text: str) -> list[int] | None:
     """The tokens of `rest` that, after these, make just `text`; None where there are none.
 
     Some vocabularies put a space before whatever they are given, so one that is there has to go.
@@ -77,7 +77,7 @@ def spelling(vocabulary: Vocabulary, token_ids: Sequence[int], rest: str, text: 
     return None
 
 
-def split_at(vocabulary: Vocabulary, token_ids: Sequence[int], text: str) -> int:
+def split_at(vocabulary: Speller, token_ids: Sequence[int], text: str) -> int:
     """How many leading tokens say nothing but the beginning of a text."""
 
     def beyond(n: int) -> bool:

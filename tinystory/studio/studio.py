@@ -10,10 +10,10 @@ from tinystory.decoding.plugins import Registry
 from tinystory.decoding.spec import format_spec
 from tinystory.errors import UsageError
 from tinystory.settings import Setting
-from tinystory.story.tree import ROOT, Node, StoryTree, Written
+from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 from tinystory.studio.backend import Backend
 from tinystory.studio.seams import joint, lengthened, spelling, split_at
-from tinystory.studio.turn import Turn
+from tinystory.studio.turn_request import TurnRequest
 from tinystory.studio.views import Tint
 from tinystory.text.sentences import ends_sentence
 from tinystory.writing.generate import Ended, Story, StoryRequest, Text, TextEvent
@@ -21,7 +21,7 @@ from tinystory.writing.generate import Ended, Story, StoryRequest, Text, TextEve
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Studio", "Turn", "random_seed"]
+__all__ = ["Studio", "TurnRequest", "random_seed"]
 
 
 def random_seed() -> int:
@@ -46,10 +46,10 @@ class Studio:
         plain: why nothing is coloured here, in words; empty where it is.
         settings: what the chat was started with, each with its origin.
         tree: every story of the session.
-        results: what the engine reported of nodes written here, by their number.
+        results: what the engine reported of turns written here, by their number.
         draw_seed: gives a seed where none is set.
         fresh_luck: an unfinished story is to go on with a new seed.
-        on_change: called whenever a node has been added or the desk has changed.
+        on_change: called whenever a turn has been added or the desk has changed.
         choose: asks the person for a token, as in `Request`.
     """
 
@@ -95,8 +95,8 @@ class Studio:
     @property
     def token_ids(self) -> tuple[int, ...]:
         """Its tokens, in the vocabulary of the model in use."""
-        node = self.tree.node
-        if node is None or node.vocabulary == self.backend.vocabulary:
+        turn = self.tree.turn
+        if turn is None or turn.vocabulary == self.backend.vocabulary:
             return self.tree.token_ids(self.tree.current)
         return tuple(self.backend.encode(self.text, bos=True))
 
@@ -109,107 +109,107 @@ class Studio:
         """Write with another model; the story goes on, in the other's tokens where they differ."""
         self.backend = backend
 
-    def begin(self, prompt: str) -> Turn:
+    def begin(self, prompt: str) -> TurnRequest:
         """A turn that opens a new story; without a prompt the model begins it."""
         typed_ids = tuple(self.backend.encode(prompt, bos=True))
-        return Turn(ROOT, 0, prompt, typed_ids, self.decoder, self._seed(), self.max_tokens)
+        return TurnRequest(ROOT, 0, prompt, typed_ids, self.decoder, self._seed(), self.max_tokens)
 
-    def turn(self, text: str) -> Turn:
+    def next_turn(self, text: str) -> TurnRequest:
         """What the writer's text asks for: to open a story, or to go on with the one on the desk.
 
         Without text an unfinished story goes on by itself, past a stop text.
         """
-        node = self.tree.node
-        if node is None or node.ended:
+        turn = self.tree.turn
+        if turn is None or turn.ended:
             return self.begin(text)
-        if not text and node.hidden and node.vocabulary == self.backend.vocabulary:
-            return self._past_stop(node)
+        if not text and turn.hidden and turn.vocabulary == self.backend.vocabulary:
+            return self._past_stop(turn)
         return self._lengthened(self.text + joint(self.text, text) + text, text)
 
-    def go(self, n_tokens: int) -> Turn:
+    def go(self, n_tokens: int) -> TurnRequest:
         """Let the model go on by at most so many tokens."""
-        return replace(self.turn(""), max_new_tokens=n_tokens)
+        return replace(self.next_turn(""), max_new_tokens=n_tokens)
 
-    def retry(self, decoder: Decoder | None = None) -> Turn:
+    def retry(self, decoder: Decoder | None = None) -> TurnRequest:
         """The latest turn once more, with fresh luck; raises UsageError where the model has written nothing."""
-        node = self.tree.node
-        if node is None or node.written is None:
+        turn = self.tree.turn
+        if turn is None or turn.written is None:
             raise UsageError("there is nothing to try again: the model has not written here yet")
-        if node.vocabulary != self.backend.vocabulary:
+        if turn.vocabulary != self.backend.vocabulary:
             raise UsageError(
-                f"this piece was written in other tokens, by {node.written.model}: /model {node.written.model} first"
+                f"this piece was written in other tokens, by {turn.written.model}: /model {turn.written.model} first"
             )
-        return Turn(
-            node.parent,
-            node.kept,
-            node.typed,
-            node.typed_ids,
+        return TurnRequest(
+            turn.parent,
+            turn.kept,
+            turn.typed,
+            turn.typed_ids,
             decoder or self.decoder,
             self.draw_seed(),
             self.max_tokens,
-            node.written.heal,
+            turn.written.heal,
         )
 
-    def more(self, n: int) -> list[Turn]:
+    def more(self, n: int) -> list[TurnRequest]:
         """The latest turn n times more, at once, siblings of one fresh seed; raises UsageError as `retry`."""
-        turn = self.retry()
-        return [replace(turn, number=number) for number in range(n)]
+        request = self.retry()
+        return [replace(request, number=number) for number in range(n)]
 
-    def compare(self, decoders: Sequence[Decoder]) -> list[Turn]:
+    def compare(self, decoders: Sequence[Decoder]) -> list[TurnRequest]:
         """The next turn by several decoders, with the same luck; of a story that is over, the latest once more."""
-        node = self.tree.node
-        over = node is not None and node.ended
-        turn = replace(self.retry(), seed=self._seed(going_on=True)) if over else self.turn("")
-        return [replace(turn, decoder=decoder) for decoder in decoders]
+        turn = self.tree.turn
+        over = turn is not None and turn.ended
+        request = replace(self.retry(), seed=self._seed(going_on=True)) if over else self.next_turn("")
+        return [replace(request, decoder=decoder) for decoder in decoders]
 
-    def edit(self, text: str) -> Turn | None:
+    def edit(self, text: str) -> TurnRequest | None:
         """Go on from another text; a word cut at its end is healed. None where nothing was changed or left."""
         if text == self.text or not text:
             return None
         added = text[common_prefix(self.text, text) :]
-        turn = self._lengthened(text, added)
-        return self._healed(turn, text) if self.backend.heals else turn
+        request = self._lengthened(text, added)
+        return self._healed(request, text) if self.backend.heals else request
 
-    def pick(self, position: int, token_id: int) -> Turn:
+    def pick(self, position: int, token_id: int) -> TurnRequest:
         """Take another token at an index of the story's tokens, and go on from there."""
         typed = self.backend.token_text(token_id)
         return self._turn(position, typed, (token_id,))
 
-    def trim(self) -> Node | None:
+    def trim(self) -> Turn | None:
         """Cut the story after its last whole sentence; None where it ends with one, or has none."""
         ids = self.token_ids
         text = self.backend.detokenize(ids).rstrip()
         end = next((n for n in range(len(text), 0, -1) if ends_sentence(text[:n]) and text[:n].rstrip() == text[:n]), 0)
         if end in (0, len(text)):
             return None
-        turn = self._lengthened(text[:end], "")
-        return self._add(turn, text[:end], None)
+        request = self._lengthened(text[:end], "")
+        return self._add(request, text[:end], None)
 
-    def keep(self, turn: Turn) -> Node:
+    def keep(self, request: TurnRequest) -> Turn:
         """Put a turn on the desk that the model has not added to."""
-        whole = replace(turn, typed_ids=self._unhealed(turn), heal="")
+        whole = replace(request, typed_ids=self._unhealed(request), heal="")
         return self._add(whole, self._typed_text(whole), None)
 
     def goto(self, number: int) -> None:
-        """Put a node on the desk; raises UsageError where there is none."""
+        """Put a turn on the desk; raises UsageError where there is none."""
         self.tree.goto(number)
         self.on_change()
 
-    def write(self, turns: Sequence[Turn], cancel: Callable[[], bool]) -> Generator[TextEvent, None, None]:
-        """Let the model write; each turn becomes a node with what came, however this ends, and the last is on the desk.
+    def write(self, requests: Sequence[TurnRequest], cancel: Callable[[], bool]) -> Generator[TextEvent, None, None]:
+        """Let the model write; each request becomes a turn with what came, however this ends; the last is on the desk.
 
         Args:
-            turns: from the methods above; the backend must be ready.
+            requests: from the methods above; the backend must be ready.
             cancel: polled after each token.
 
         Raises:
             TinystoryError: a decoder failed.
         """
-        works = [_Work(turn, self.request(turn, cancel)) for turn in turns]
+        works = [_Work(request, self.story_request(request, cancel)) for request in requests]
         finished: set[int] = set()
         failed = False
         try:
-            for event in self.backend.write([work.request for work in works]):
+            for event in self.backend.write([work.story_request for work in works]):
                 work = works[event.story]
                 if isinstance(event, Text):
                     work.pieces.append(event.text)
@@ -224,24 +224,26 @@ class Studio:
             raise
         finally:
             for index, work in enumerate(works):
-                if index not in finished and not (failed and not work.tokens and self._is_there(work.turn)):
+                if index not in finished and not (failed and not work.tokens and self._is_there(work.request)):
                     self._finish(work)
 
-    def request(self, turn: Turn, cancel: Callable[[], bool] = lambda: False) -> StoryRequest:
+    def story_request(self, request: TurnRequest, cancel: Callable[[], bool] = lambda: False) -> StoryRequest:
         """What the engine is asked for."""
-        prompt_ids = (*self._ids(turn.parent)[: turn.kept], *turn.typed_ids)
-        n_prompt = len(turn.typed_ids) if turn.kept == 0 else min(self.tree.n_prompt(turn.parent), turn.kept)
+        prompt_ids = (*self._ids(request.parent)[: request.kept], *request.typed_ids)
+        n_prompt = (
+            len(request.typed_ids) if request.kept == 0 else min(self.tree.n_prompt(request.parent), request.kept)
+        )
         return StoryRequest(
             self.backend.detokenize(prompt_ids),
-            turn.decoder,
-            turn.seed,
-            turn.max_new_tokens,
+            request.decoder,
+            request.seed,
+            request.max_new_tokens,
             self.stop,
-            turn.number,
+            request.number,
             cancel,
             prompt_ids,
             n_prompt,
-            turn.heal,
+            request.heal,
             self.choose,
         )
 
@@ -252,50 +254,50 @@ class Studio:
         return StoryRequest(prompt, self.decoder, self._seed(going_on=True), self.max_tokens, self.stop, cancel=cancel)
 
     def _finish(self, work: "_Work") -> None:
-        """Make a node of what was written; nothing of nothing."""
-        turn, base = work.turn, self._typed_text(work.turn)
-        ids = [*(work.request.prompt_ids or ()), *(token.id for token in work.tokens)]
+        """Make a turn of what was written; nothing of nothing."""
+        request, base = work.request, self._typed_text(work.request)
+        ids = [*(work.story_request.prompt_ids or ()), *(token.id for token in work.tokens)]
         text = self.backend.detokenize(ids)
-        if turn.heal and not text.startswith(base):  # stopped before the word was whole again
-            self.keep(turn)
+        if request.heal and not text.startswith(base):  # stopped before the word was whole again
+            self.keep(request)
             return
         if not text and not work.tokens:
             return
         hidden, tail_ids = 0, tuple[int, ...]()
         if work.reason == "stop":
-            text = work.request.prompt + "".join(work.pieces)
+            text = work.story_request.prompt + "".join(work.pieces)
             n_shown = max(split_at(self.backend, ids, text), len(ids) - len(work.tokens))
             hidden = len(ids) - n_shown
             rest = text[len(self.backend.detokenize(ids[:n_shown])) :]
             tail_ids = tuple(spelling(self.backend, ids[:n_shown], rest, text) or ()) if rest else ()
         written = Written(
-            format_spec(turn.decoder),
-            turn.seed,
-            turn.number,
+            format_spec(request.decoder),
+            request.seed,
+            request.number,
             self.backend.name,
             self.backend.model_hash(),
             self.backend.dtype,
-            turn.max_new_tokens,
+            request.max_new_tokens,
             self.stop,
-            turn.heal,
+            request.heal,
             tuple(work.tokens),
             work.reason,
         )
-        node = self._add(turn, text, written, hidden, tail_ids)
+        turn = self._add(request, text, written, hidden, tail_ids)
         if work.result is not None:
-            self.results[node.id] = work.result
+            self.results[turn.id] = work.result
 
     def _add(
-        self, turn: Turn, text: str, written: Written | None, hidden: int = 0, tail_ids: tuple[int, ...] = ()
-    ) -> Node:
-        parent_text = self.tree.text(turn.parent)
+        self, request: TurnRequest, text: str, written: Written | None, hidden: int = 0, tail_ids: tuple[int, ...] = ()
+    ) -> Turn:
+        parent_text = self.tree.text(request.parent)
         shared = common_prefix(parent_text, text)
-        node = Node(
+        turn = Turn(
             0,
-            turn.parent,
-            turn.kept,
-            turn.typed,
-            turn.typed_ids,
+            request.parent,
+            request.kept,
+            request.typed,
+            request.typed_ids,
             written,
             self.backend.vocabulary,
             shared,
@@ -303,67 +305,67 @@ class Studio:
             hidden,
             tail_ids,
         )
-        node = self.tree.add(node)
+        turn = self.tree.add(turn)
         self.on_change()
-        return node
+        return turn
 
-    def _healed(self, turn: Turn, text: str) -> Turn:
+    def _healed(self, request: TurnRequest, text: str) -> TurnRequest:
         """The turn with its last word taken back, for the model to spell again; never a token that was there before."""
-        typed_ids, heal = list(turn.typed_ids), ""
-        before = self.token_ids[: turn.kept]
+        typed_ids, heal = list(request.typed_ids), ""
+        before = self.token_ids[: request.kept]
         while len(before) + len(typed_ids) > 1 and typed_ids and not heal[:1].isspace():
             typed_ids.pop()
             heal = text[len(self.backend.detokenize((*before, *typed_ids))) :]
-        return replace(turn, typed_ids=tuple(typed_ids), heal=heal)
+        return replace(request, typed_ids=tuple(typed_ids), heal=heal)
 
-    def _turn(self, kept: int, typed: str, typed_ids: Sequence[int]) -> Turn:
+    def _turn(self, kept: int, typed: str, typed_ids: Sequence[int]) -> TurnRequest:
         """A turn that goes on from the desk's first `kept` tokens, in the vocabulary of the model in use."""
-        turn = Turn(
+        request = TurnRequest(
             self.tree.current, kept, typed, tuple(typed_ids), self.decoder, self._seed(going_on=True), self.max_tokens
         )
-        node = self.tree.node
-        if kept and node is not None and node.vocabulary != self.backend.vocabulary:
-            return replace(turn, kept=0, typed_ids=(*self.token_ids[:kept], *typed_ids))
-        return turn
+        turn = self.tree.turn
+        if kept and turn is not None and turn.vocabulary != self.backend.vocabulary:
+            return replace(request, kept=0, typed_ids=(*self.token_ids[:kept], *typed_ids))
+        return request
 
-    def _lengthened(self, text: str, typed: str) -> Turn:
+    def _lengthened(self, text: str, typed: str) -> TurnRequest:
         """A turn after which the story is just this text."""
         kept, typed_ids = lengthened(self.backend, self.token_ids, text)
         return self._turn(kept, typed, typed_ids)
 
-    def _past_stop(self, node: Node) -> Turn:
+    def _past_stop(self, turn: Turn) -> TurnRequest:
         """Go on with the very tokens that a stop text has hidden."""
-        assert node.written is not None
+        assert turn.written is not None
         ids = self.token_ids
-        kept = len(ids) - len(node.tail_ids)
-        hidden_ids = [token.id for token in node.written.tokens[len(node.picked) :]]
+        kept = len(ids) - len(turn.tail_ids)
+        hidden_ids = [token.id for token in turn.written.tokens[len(turn.picked) :]]
         typed = self.backend.detokenize((*ids[:kept], *hidden_ids))[len(self.text) :]
         return self._turn(kept, typed, hidden_ids)
 
     def _ids(self, number: int) -> tuple[int, ...]:
         return self.tree.token_ids(number)
 
-    def _is_there(self, turn: Turn) -> bool:
+    def _is_there(self, request: TurnRequest) -> bool:
         """Whether what was typed for a turn is in the tree already, or nothing was."""
-        if self._typed_text(turn) == self.tree.text(turn.parent):
+        if self._typed_text(request) == self.tree.text(request.parent):
             return True
-        siblings = self.tree.children(turn.parent)
-        return any((node.kept, node.typed) == (turn.kept, turn.typed) for node in siblings)
+        siblings = self.tree.children(request.parent)
+        return any((turn.kept, turn.typed) == (request.kept, request.typed) for turn in siblings)
 
-    def _typed_text(self, turn: Turn) -> str:
+    def _typed_text(self, request: TurnRequest) -> str:
         """The story with what was typed."""
-        return self.backend.detokenize((*self._ids(turn.parent)[: turn.kept], *turn.typed_ids)) + turn.heal
+        return self.backend.detokenize((*self._ids(request.parent)[: request.kept], *request.typed_ids)) + request.heal
 
-    def _unhealed(self, turn: Turn) -> tuple[int, ...]:
-        return (*turn.typed_ids, *self.backend.encode(turn.heal, bos=False))
+    def _unhealed(self, request: TurnRequest) -> tuple[int, ...]:
+        return (*request.typed_ids, *self.backend.encode(request.heal, bos=False))
 
     def _seed(self, *, going_on: bool = False) -> int:
         """The seed that is set; else that of the story on the desk, which goes on with its luck; else a fresh one."""
         if self.seed is not None:
             return self.seed
-        node = self.tree.node
-        if going_on and node is not None and not self.fresh_luck:
-            for earlier in reversed(self.tree.lineage(node.id)):
+        turn = self.tree.turn
+        if going_on and turn is not None and not self.fresh_luck:
+            for earlier in reversed(self.tree.lineage(turn.id)):
                 if earlier.written is not None:
                     return earlier.written.seed
         self.fresh_luck = False
@@ -374,8 +376,8 @@ class Studio:
 class _Work:
     """A turn being written."""
 
-    turn: Turn
-    request: StoryRequest
+    request: TurnRequest
+    story_request: StoryRequest
     pieces: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     reason: FinishReason = "cancelled"

@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 
 from tinystory.evaluation.ngrams import ngrams, rarefied
 
-__all__ = ["Estimate", "Floats", "Jackknife", "Measure", "Ratio", "distinct", "estimate", "gap", "plain", "resamples"]
+__all__ = [
+    "Estimate",
+    "Floats",
+    "Jackknife",
+    "Measure",
+    "Ratio",
+    "estimate",
+    "gap",
+    "jackknifed_distinct",
+    "plain",
+    "resamples",
+]
 
 Floats = NDArray[np.float64]
 
@@ -113,7 +124,7 @@ def gap(sums: Floats, counts: Floats, reference: Floats, shares: Floats) -> Jack
     return Jackknife(figures[:, 0], figures[:, 1:])
 
 
-def distinct(groups: Sequence[Sequence[Sequence[str]]], n: int, n_ngrams: int) -> Jackknife:
+def jackknifed_distinct(groups: Sequence[Sequence[Sequence[str]]], n: int, n_ngrams: int) -> Jackknife:
     """Distinct-n of each group over `n_ngrams` of its n-grams; see `report.distinct`.
 
     Args:

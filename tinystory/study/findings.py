@@ -12,8 +12,8 @@ from tinystory.study.criterion import CRITERION, distances, rank, real_side
 from tinystory.study.excerpts import Excerpt
 from tinystory.study.measures import (
     BUCKET_TOKENS,
-    Group,
     Profile,
+    StoryGroup,
     comparable_ngrams,
     measured,
     profile_of,
@@ -22,13 +22,13 @@ from tinystory.study.measures import (
 
 __all__ = ["findings"]
 
-Record = Mapping[str, Any]
+StudyRecord = Mapping[str, Any]
 
 
 def findings(
     plan: Plan,
     real: Sequence[Sequence[Excerpt]],
-    records: Sequence[Record],
+    records: Sequence[StudyRecord],
     *,
     vocabulary: Collection[str] | None = None,
     failed: Mapping[str, str] | None = None,
@@ -53,7 +53,9 @@ def findings(
     ones = np.ones((1, len(plan.prompts)))
     real_profile = profile_of(real_groups, plan.max_tokens)
 
-    def measures_of(groups: Sequence[Group], profile: Profile, reference: tuple[Floats, Floats]) -> dict[str, Measure]:
+    def measures_of(
+        groups: Sequence[StoryGroup], profile: Profile, reference: tuple[Floats, Floats]
+    ) -> dict[str, Measure]:
         return dict(measured(groups, profile, reference, distinct_ngrams=ngrams, vocabulary=vocabulary))
 
     real_measures = measures_of(real_groups, real_profile, reference_of(real_profile, leave_one_out=True))
@@ -99,7 +101,7 @@ def findings(
     }
 
 
-def _written(plan: Plan, spec: str, records: Sequence[Record]) -> list[Group]:
+def _written(plan: Plan, spec: str, records: Sequence[StudyRecord]) -> list[StoryGroup]:
     """The stories of a decoder, a group for each seed."""
     groups = []
     for seed in plan.seeds_of(spec):
@@ -111,7 +113,7 @@ def _written(plan: Plan, spec: str, records: Sequence[Record]) -> list[Group]:
         }
         stories = [by_number[number] for number in range(len(plan.prompts))]
         groups.append(
-            Group(
+            StoryGroup(
                 tuple(story["completion"] for story in stories),
                 tuple(story["bits"] for story in stories),
                 tuple(story["finish_reason"] == "eos" for story in stories),
@@ -120,10 +122,10 @@ def _written(plan: Plan, spec: str, records: Sequence[Record]) -> list[Group]:
     return groups
 
 
-def _real(real: Sequence[Sequence[Excerpt]], records: Sequence[Record]) -> list[Group]:
+def _real(real: Sequence[Sequence[Excerpt]], records: Sequence[StudyRecord]) -> list[StoryGroup]:
     bits = {record["group"]: record["bits"] for record in records if record["kind"] == "real"}
     return [
-        Group(
+        StoryGroup(
             tuple(excerpt.text for excerpt in group),
             tuple(bits[number]),
             tuple(excerpt.finished for excerpt in group),
@@ -132,7 +134,7 @@ def _real(real: Sequence[Sequence[Excerpt]], records: Sequence[Record]) -> list[
     ]
 
 
-def _impossible(spec: str, n_stories: int, records: Sequence[Record]) -> Ratio | None:
+def _impossible(spec: str, n_stories: int, records: Sequence[StudyRecord]) -> Ratio | None:
     """The share of real tokens that a decoder makes impossible; None where that is not known."""
     counts: dict[int, tuple[int, int] | None] = {}
     for record in records:
@@ -153,7 +155,7 @@ def _distance(value: float, resampled: Floats) -> dict[str, float | None]:
     return asdict(Estimate(value, float(low), float(high)))
 
 
-def _speed(plan: Plan, spec: str, records: Sequence[Record]) -> dict[str, float | int]:
+def _speed(plan: Plan, spec: str, records: Sequence[StudyRecord]) -> dict[str, float | int]:
     mine = [
         record
         for record in records

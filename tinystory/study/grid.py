@@ -1,8 +1,10 @@
 """The decoders of a study: specs from a file, or the built-in ones; what is not installed is left out, and said."""
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 
+from tinystory.data.prompts import PromptFile
 from tinystory.data.records import reading
 from tinystory.decoding import Decoder
 from tinystory.decoding.plugins import Registry
@@ -10,9 +12,9 @@ from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import UsageError
 from tinystory.safe.showing import visible
 
-__all__ = ["BUILT_IN", "decoders_of", "read_grid"]
+__all__ = ["BUILT_IN_GRID", "FEWEST", "decoders_of", "read_grid", "read_prompts"]
 
-BUILT_IN = (
+BUILT_IN_GRID = (
     "greedy",
     "sample",
     "sample 0.8",
@@ -100,3 +102,24 @@ def _names(spec: str) -> list[str]:
 
 def _listed(skipped: Mapping[str, str]) -> str:
     return "; ".join(dict.fromkeys(skipped.values())) or "give one with -d"
+
+
+FEWEST = 2
+"""Diversity is measured between the stories of different prompts."""
+
+
+def read_prompts(path: Path, limit: int | None = None) -> tuple[str, ...]:
+    """The prompts of a file.
+
+    Args:
+        path: as for `PromptFile`.
+        limit: take only so many, the first ones.
+
+    Raises:
+        UsageError: the file cannot be read, is of another form, or has fewer than `FEWEST` prompts.
+    """
+    with PromptFile(path) as file:
+        prompts = tuple(islice(file, limit))
+    if len(prompts) < FEWEST:
+        raise UsageError(f"{file.name} has {len(prompts)} prompts; a study needs at least {FEWEST}")
+    return prompts

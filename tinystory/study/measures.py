@@ -12,10 +12,10 @@ import numpy as np
 
 from tinystory.evaluation.bleu import self_bleu
 from tinystory.evaluation.ngrams import ngram_count, repeated, words
-from tinystory.study.bootstrap import Floats, Measure, Ratio, distinct, gap
+from tinystory.study.bootstrap import Floats, Measure, Ratio, gap, jackknifed_distinct
 from tinystory.text.sentences import ends_sentence
 
-__all__ = ["BUCKET_TOKENS", "Group", "Profile", "comparable_ngrams", "measured", "profile_of", "reference_of"]
+__all__ = ["BUCKET_TOKENS", "Profile", "StoryGroup", "comparable_ngrams", "measured", "profile_of", "reference_of"]
 
 BUCKET_TOKENS = 16
 """Positions in a story that are taken together in the profile of its surprise."""
@@ -25,7 +25,7 @@ _FEWEST_NGRAMS = 1 / 4
 
 
 @dataclass(frozen=True)
-class Group:
+class StoryGroup:
     """A story for each prompt.
 
     Attributes:
@@ -52,7 +52,7 @@ class Profile:
         return [float(total / n) if n else None for total, n in zip(sums, counts, strict=True)]
 
 
-def profile_of(groups: Sequence[Group], max_tokens: int) -> Profile:
+def profile_of(groups: Sequence[StoryGroup], max_tokens: int) -> Profile:
     """The profile of some groups over positions 0..max_tokens."""
     n_buckets = -(-max_tokens // BUCKET_TOKENS)
     stories = [[np.asarray(bits, np.float64) for bits in group.bits] for group in groups]
@@ -84,7 +84,7 @@ def reference_of(real: Profile, *, leave_one_out: bool = False) -> tuple[Floats,
         return sums / counts, counts / counts.sum(axis=1, keepdims=True)
 
 
-def comparable_ngrams(sides: Sequence[Sequence[Group]], real: Sequence[Group]) -> int:
+def comparable_ngrams(sides: Sequence[Sequence[StoryGroup]], real: Sequence[StoryGroup]) -> int:
     """Over how many n-grams distinct-n is taken, so that it means the same everywhere.
 
     The smallest group decides, without the longest of its stories, since each story is left out in turn. A decoder
@@ -95,13 +95,13 @@ def comparable_ngrams(sides: Sequence[Sequence[Group]], real: Sequence[Group]) -
     return min((count for count in counts if count >= enough), default=0)
 
 
-def _ngrams_without_longest(group: Group) -> int:
+def _ngrams_without_longest(group: StoryGroup) -> int:
     counts = [ngram_count([text]) for text in group.texts]
     return sum(counts) - max(counts)
 
 
 def measured(
-    groups: Sequence[Group],
+    groups: Sequence[StoryGroup],
     profile: Profile,
     reference: tuple[Floats, Floats],
     *,
@@ -125,7 +125,7 @@ def measured(
     }
     fits = all(_ngrams_without_longest(group) >= distinct_ngrams for group in groups)
     for n in (1, 2, 3):
-        found[f"distinct_{n}"] = distinct(split, n, distinct_ngrams if fits else 0)
+        found[f"distinct_{n}"] = jackknifed_distinct(split, n, distinct_ngrams if fits else 0)
     scores = [self_bleu(stories) for stories in split]
     found["self_bleu"] = Ratio(
         np.array([[score or 0.0 for score in group] for group in scores]),

@@ -19,7 +19,7 @@ from tinystory.errors import UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.training.step import TrainConfig
 
-__all__ = ["PRESETS", "DataConfig", "RunConfig", "ShapeConfig", "fields_of", "resolve"]
+__all__ = ["PRESETS", "DataConfig", "RunConfig", "ShapeConfig", "fields_of", "resolve_run"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def fields_of() -> dict[str, tuple[str, "dataclasses.Field[Any]", Any]]:
     return found
 
 
-def resolve(preset: str | None, file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
+def resolve_run(preset: str | None, file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     """Put a run's configuration together.
 
     Args:

@@ -7,7 +7,7 @@ from itertools import islice
 from tinystory.model.config import ModelConfig
 from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["Place", "batches", "rows_that_fit"]
+__all__ = ["PromptStory", "prompt_batches", "rows_that_fit"]
 
 _MOST_ROWS = 32
 """Stories of one batch: the fastest number measured on a CPU."""
@@ -17,14 +17,14 @@ _SORTED_BATCHES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PromptStory:
     """One story among those of a file of prompts.
 
     Attributes:
         index: of the prompt, from 0.
         number: among the siblings of the prompt, from 0.
         prompt: the text.
-        prompt_ids: its tokens, BOS included; filled in by `batches`.
+        prompt_ids: its tokens, BOS included; filled in by `prompt_batches`.
     """
 
     index: int
@@ -33,7 +33,7 @@ class Place:
     prompt_ids: tuple[int, ...] = ()
 
 
-def batches(places: Iterable[Place], tokenizer: Tokenizer, rows: int) -> Iterator[list[Place]]:
+def prompt_batches(places: Iterable[PromptStory], tokenizer: Tokenizer, rows: int) -> Iterator[list[PromptStory]]:
     """Tokenise prompts and put those of like length together, the longest of each stretch first.
 
     Args:
@@ -49,7 +49,7 @@ def batches(places: Iterable[Place], tokenizer: Tokenizer, rows: int) -> Iterato
         texts = list(dict.fromkeys(place.prompt for place in stretch))
         ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
         bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
-        known = [Place(one.index, one.number, one.prompt, (*bos, *ids[one.prompt])) for one in stretch]
+        known = [PromptStory(one.index, one.number, one.prompt, (*bos, *ids[one.prompt])) for one in stretch]
         known.sort(key=lambda place: len(place.prompt_ids), reverse=True)
         yield from (known[start : start + rows] for start in range(0, len(known), rows))
 

@@ -31,7 +31,7 @@ _MAX_TOKENIZER_BYTES = 64 * 2**20
 _BOS_ID, _EOS_ID, _FIRST_BYTE_ID, _FIRST_PIECE_ID = 1, 2, 3, 259
 _SPECIAL = ("<unk>", "<s>", "</s>")
 
-Piece = tuple[float, bytes]
+TokenText = tuple[float, bytes]
 
 
 def import_llama2c(weights: Path, tokenizer: Path, out: Path) -> None:
@@ -219,7 +219,7 @@ def tokenizer_json(path: Path, vocab_size: int) -> str:
     return json.dumps(document, ensure_ascii=False)
 
 
-def _read_pieces(path: Path, vocab_size: int) -> list[Piece]:
+def _read_pieces(path: Path, vocab_size: int) -> list[TokenText]:
     """Score and bytes of each token."""
     size = regular_file_size(path)
     if not 4 <= size <= _MAX_TOKENIZER_BYTES:
@@ -227,7 +227,7 @@ def _read_pieces(path: Path, vocab_size: int) -> list[Piece]:
     with _opened(path) as file:
         raw = file.read(_MAX_TOKENIZER_BYTES)
     longest, position = struct.unpack_from("<i", raw)[0], 4
-    pieces: list[Piece] = []
+    pieces: list[TokenText] = []
     while position + 8 <= len(raw):
         score, length = struct.unpack_from("<fi", raw, position)
         position += 8

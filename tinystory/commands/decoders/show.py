@@ -17,7 +17,7 @@ from tinystory.errors import UsageError
 from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
 
-__all__ = ["describe", "run"]
+__all__ = ["describe_decoder", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         for line in registry.warnings:
             sys.stderr.write(f"tinystory: {visible(line)}\n")
     if args.json:
-        described = [describe(cls, source) for cls, source in found]
+        described = [describe_decoder(cls, source) for cls, source in found]
         sys.stdout.write(json.dumps(described[0] if args.name else described) + "\n")
         return 0
     from rich.table import Table
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(cls: type[Stage], source: str) -> dict[str, Any]:
+def describe_decoder(cls: type[Stage], source: str) -> dict[str, Any]:
     """One decoder as plain data."""
     return {
         "name": cls.name,

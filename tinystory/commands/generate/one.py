@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-MAX_STORIES = 10_000
+MAX_BRANCHES = 10_000
 
 
 def run(args: argparse.Namespace) -> int:
     """Write to standard output; notices go to standard error."""
-    if not 1 <= args.num <= MAX_STORIES:
-        raise UsageError(f"--num is {args.num}; it must be from 1 to {MAX_STORIES:,}")
+    if not 1 <= args.num <= MAX_BRANCHES:
+        raise UsageError(f"--num is {args.num}; it must be from 1 to {MAX_BRANCHES:,}")
     check_stop(args)
     if args.prompts is not None:
         from tinystory.commands.generate import many as generate_prompts

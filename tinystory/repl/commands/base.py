@@ -12,13 +12,14 @@ from typing import Literal
 
 from tinystory.errors import SessionError, UsageError, nearest
 from tinystory.safe.reading import shown
-from tinystory.screen.blocks import Block, Story
+from tinystory.screen.blocks import DeskStory, Printable
 from tinystory.studio.backend import Backend
 from tinystory.studio.keeper import Keeper
-from tinystory.studio.studio import Studio, Turn
+from tinystory.studio.studio import Studio
+from tinystory.studio.turn_request import TurnRequest
 
 __all__ = [
-    "COMMANDS", "Argument", "Command", "Reply", "command", "execute", "find", "keeping_command", "split", "texts",
+    "COMMANDS", "Argument", "Command", "Reply", "command", "execute", "find", "keeping_command", "split_line", "texts",
     "whole_number",
 ]  # fmt: skip
 
@@ -34,7 +35,7 @@ class Reply:
 
     Attributes:
         blocks: to print.
-        turns: to write after that; several are written at once, side by side.
+        requests: what to write after that; several are written at once, side by side.
         titles: over several turns.
         versus: models that write the desk's story once more, side by side, for the eye alone.
         edit: a text to open in the user's editor; what comes back is what the story goes on from.
@@ -42,8 +43,8 @@ class Reply:
         leave: whether the chat is over.
     """
 
-    blocks: tuple[Block | Story, ...] = ()
-    turns: tuple[Turn, ...] = ()
+    blocks: tuple[Printable | DeskStory, ...] = ()
+    requests: tuple[TurnRequest, ...] = ()
     titles: tuple[str, ...] = ()
     versus: tuple[Backend, ...] = ()
     edit: str | None = None
@@ -80,16 +81,16 @@ class Command:
 COMMANDS: dict[str, Command] = {}
 """By name, in the order of /help; aliases are not in it."""
 
-Run = Callable[[Studio, str], Reply]
-KeepingRun = Callable[[Keeper, str], Reply]
+StudioCommand = Callable[[Studio, str], Reply]
+KeeperCommand = Callable[[Keeper, str], Reply]
 
 
 def command(
     name: str, usage: str, help: str, argument: Argument = "", aliases: tuple[str, ...] = ()
-) -> Callable[[Run], Run]:
+) -> Callable[[StudioCommand], StudioCommand]:
     """Enter a function of studio and argument as the command `/name`."""
 
-    def enter(run: Run) -> Run:
+    def enter(run: StudioCommand) -> StudioCommand:
         @wraps(run)
         def with_studio(studio: Studio, text: str, _keeper: Keeper | None) -> Reply:
             return run(studio, text)
@@ -100,10 +101,12 @@ def command(
     return enter
 
 
-def keeping_command(name: str, usage: str, help: str, argument: Argument = "") -> Callable[[KeepingRun], KeepingRun]:
+def keeping_command(
+    name: str, usage: str, help: str, argument: Argument = ""
+) -> Callable[[KeeperCommand], KeeperCommand]:
     """Enter a function of keeper and argument as the command `/name`; a chat that keeps nothing refuses it."""
 
-    def enter(run: KeepingRun) -> KeepingRun:
+    def enter(run: KeeperCommand) -> KeeperCommand:
         @wraps(run)
         def with_keeper(_studio: Studio, text: str, keeper: Keeper | None) -> Reply:
             if keeper is None:
@@ -141,14 +144,14 @@ def execute(studio: Studio, line: str, keeper: Keeper | None = None) -> Reply:
     Raises:
         TinystoryError: wrong input, or the command failed.
     """
-    name, argument = split(line)
+    name, argument = split_line(line)
     found = find(name)
     if argument and not found.usage:
         raise UsageError(f"/{found.name} takes nothing after it")
     return found.run(studio, argument, keeper)
 
 
-def split(line: str) -> tuple[str, str]:
+def split_line(line: str) -> tuple[str, str]:
     """Name and argument of a line that begins with a slash."""
     name, _, argument = re.sub(r"\s", " ", line[1:], count=1).partition(" ")
     return name, argument.strip()

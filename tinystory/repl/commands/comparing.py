@@ -12,11 +12,11 @@ from tinystory.errors import UsageError
 from tinystory.evaluation.comparison import FEWEST, MOST
 from tinystory.repl.commands.base import Reply, command, texts, whole_number
 from tinystory.repl.pieces import spans
-from tinystory.screen.blocks import Block, Line, Spans, Table
+from tinystory.screen.blocks import Line, Printable, Spans, Table
 from tinystory.story.lookback import decoder_of, request_of
-from tinystory.story.tracing import Telling, Verdict, parting, whatif
-from tinystory.story.tree import Node, PathToken
-from tinystory.studio.recall import check_own, eos_ids, named, story_request
+from tinystory.story.tracing import TurnLogits, Verdict, parting, whatif
+from tinystory.story.tree import PathToken, Turn
+from tinystory.studio.recall import check_own, eos_ids, story_request, token_name
 from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
@@ -42,7 +42,7 @@ def _compare(studio: Studio, argument: str) -> Reply:
             " /compare greedy ; sample 0.8 ; top-k 5"
         )
     decoders = [parse_spec(spec, studio.registry) for spec in specs]
-    return Reply(turns=tuple(studio.compare(decoders)), titles=tuple(map(format_spec, decoders)))
+    return Reply(requests=tuple(studio.compare(decoders)), titles=tuple(map(format_spec, decoders)))
 
 
 @command("diff", "A B", "where the stories of two turns part, and which stage parted them")
@@ -54,17 +54,17 @@ def _diff(studio: Studio, argument: str) -> Reply:
     a, b = (_turn(studio, number) for number in numbers)
     if a.vocabulary != b.vocabulary or a.vocabulary != studio.backend.vocabulary:
         raise UsageError("these stories are not both in the tokens of the model in use; /model takes another one")
-    one, other = (_ids(studio, node) for node in (a, b))
+    one, other = (_ids(studio, turn) for turn in (a, b))
     n = common_prefix(one, other)
     if n == min(len(one), len(other)):
         same = f"{a.id} and {b.id} are the same story" if len(one) == len(other) else ""
         shorter, longer = (a.id, b.id) if len(one) < len(other) else (b.id, a.id)
         return Reply((Line(same or f"they do not part: {shorter} is the beginning of {longer}"),))
-    heads = [_brought(studio, node, n) for node in (a, b)]
+    heads = [_brought(studio, turn, n) for turn in (a, b)]
     before = " ".join(studio.backend.detokenize(one[:n])[-2 * _CONTEXT :].split())[-_CONTEXT:].lstrip()
     rows = [
-        (str(node.id), named(studio, ids[n]), head.written.spec if head.written else "typed")
-        for node, ids, head in zip((a, b), (one, other), heads, strict=True)
+        (str(turn.id), token_name(studio, ids[n]), head.written.spec if head.written else "typed")
+        for turn, ids, head in zip((a, b), (one, other), heads, strict=True)
     ]
     n_tokens = n - len(studio.backend.encode("", bos=True))
     where = Line(f"they part after {n_tokens:,} tokens: “…{before}”" if before else "they part at the beginning")
@@ -107,31 +107,31 @@ def _versus(studio: Studio, argument: str) -> Reply:
     return Reply(titles=_short(names), versus=backends)
 
 
-def _turn(studio: Studio, number: str) -> Node:
-    """The node of a number as typed."""
-    last = max(studio.tree.nodes, default=0)
+def _turn(studio: Studio, number: str) -> Turn:
+    """The turn of a number as typed."""
+    last = max(studio.tree.turns, default=0)
     if not last:
         raise UsageError("nothing has been written yet")
-    return studio.tree.nodes[whole_number(number, "/diff", 1, last)]
+    return studio.tree.turns[whole_number(number, "/diff", 1, last)]
 
 
-def _ids(studio: Studio, node: Node) -> tuple[int, ...]:
+def _ids(studio: Studio, turn: Turn) -> tuple[int, ...]:
     """A story's tokens, and its end where it has come to one."""
     ends = eos_ids(studio)
-    return (*studio.tree.token_ids(node.id), *([min(ends)] if node.ended and ends else []))
+    return (*studio.tree.token_ids(turn.id), *([min(ends)] if turn.ended and ends else []))
 
 
-def _brought(studio: Studio, node: Node, index: int) -> Node:
-    """The node that brought the token at an index of a story; the end is its last node's."""
-    path = studio.tree.path(node.id)
-    return studio.tree.nodes[path[index].node] if index < len(path) else node
+def _brought(studio: Studio, turn: Turn, index: int) -> Turn:
+    """The turn that brought the token at an index of a story; the end is its last node's."""
+    path = studio.tree.path(turn.id)
+    return studio.tree.turns[path[index].turn] if index < len(path) else turn
 
 
-def _why(studio: Studio, nodes: tuple[Node, Node], heads: list[Node], index: int) -> str:
+def _why(studio: Studio, turns: tuple[Turn, Turn], heads: list[Turn], index: int) -> str:
     """Why two stories part at an index, in a line."""
-    for node, head in zip(nodes, heads, strict=True):
+    for turn, head in zip(turns, heads, strict=True):
         if head.written is None or index < len(request_of(studio.tree, head.id, studio.backend.tokenizer).prompt_ids):
-            return f"why: in {node.id}, that is where you typed or took something else"
+            return f"why: in {turn.id}, that is where you typed or took something else"
         check_own(studio, head)
     tellings = _tellings(studio, heads, index)
     try:
@@ -140,11 +140,11 @@ def _why(studio: Studio, nodes: tuple[Node, Node], heads: list[Node], index: int
         return f"why is not known: {error}"
     if found is None:
         return "why is not known: computed once more, they do not part"
-    side = {"a": f" (in {nodes[0].id})", "b": f" (in {nodes[1].id})"}.get(found.side, "")
+    side = {"a": f" (in {turns[0].id})", "b": f" (in {turns[1].id})"}.get(found.side, "")
     return f"why: {found.cause}{side}"
 
 
-def _tellings(studio: Studio, heads: list[Node], index: int) -> tuple[Telling, Telling]:
+def _tellings(studio: Studio, heads: list[Turn], index: int) -> tuple[TurnLogits, TurnLogits]:
     """Both pieces, up to the token where they part, as written from one prompt: the longer of the two.
 
     What a stage remembers of tokens before that, which only some do, is taken to be nothing.
@@ -164,18 +164,18 @@ def _tellings(studio: Studio, heads: list[Node], index: int) -> tuple[Telling, T
     return found[0], found[1]
 
 
-def _end(studio: Studio, node: Node) -> tuple[int, ...]:
-    return (min(eos_ids(studio)),) if node.ended and eos_ids(studio) else ()
+def _end(studio: Studio, turn: Turn) -> tuple[int, ...]:
+    return (min(eos_ids(studio)),) if turn.ended and eos_ids(studio) else ()
 
 
-def _verdict(decoder: Decoder, verdict: Verdict) -> list[Block]:
+def _verdict(decoder: Decoder, verdict: Verdict) -> list[Printable]:
     """The figures under a story that has been judged."""
     n_forbidden, n_tokens = len(verdict.forbidden), verdict.n_tokens
     spec = format_spec(decoder)
     if n_forbidden:
         text = f"{spec} could not have picked {n_forbidden:,} of {n_tokens:,} tokens:"
         removed = Counter(stage for _, stage in verdict.forbidden).most_common()
-        blocks: list[Block] = [Line(text), Table(tuple((stage, f"removed {n:,}") for stage, n in removed), 2)]
+        blocks: list[Printable] = [Line(text), Table(tuple((stage, f"removed {n:,}") for stage, n in removed), 2)]
     else:
         blocks = [Line(f"{spec} could have written all of the {n_tokens:,} tokens")]
     if verdict.bits_per_token is None or verdict.log_prob is None:

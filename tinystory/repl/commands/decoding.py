@@ -11,7 +11,7 @@ from tinystory.decoding.spec import change_stage, format_spec, format_stage, for
 from tinystory.errors import UsageError, nearest
 from tinystory.repl.commands.base import Reply, command
 from tinystory.safe.reading import shown
-from tinystory.screen.blocks import Block, Line, Table
+from tinystory.screen.blocks import Line, Printable, Table
 from tinystory.story.tracing import changed
 from tinystory.studio.presets import SUGGESTED, check_name, read_presets, unknown_preset, write_presets
 from tinystory.studio.recall import eos_ids, telling
@@ -171,20 +171,20 @@ def _with_stage(decoder: Decoder, place: int, stage: Stage) -> Decoder:
     )
 
 
-def _effects(studio: Studio) -> Iterator[Block]:
+def _effects(studio: Studio) -> Iterator[Printable]:
     """How often each stage made the difference in the piece on the desk, or why that is not told."""
-    node = studio.tree.node
-    if node is None or node.written is None:
+    turn = studio.tree.turn
+    if turn is None or turn.written is None:
         return
     if studio.backend.loading:
         yield Line("how many tokens each stage changed is told once the model is loaded", "dim")
         return
-    if node.written.spec != studio.spec:
-        yield Line(f"the piece on the desk was written by {node.written.spec}; what this decoder changes, /whatif "
+    if turn.written.spec != studio.spec:
+        yield Line(f"the piece on the desk was written by {turn.written.spec}; what this decoder changes, /whatif "
                    "and /compare tell", "dim")  # fmt: skip
         return
     try:
-        decoder, request, ids, logits = telling(studio, node)
+        decoder, request, ids, logits = telling(studio, turn)
     except UsageError as error:
         yield Line(str(error), "dim")
         return

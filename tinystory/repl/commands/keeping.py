@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tinystory.errors import SessionError, UsageError
 from tinystory.repl.commands.base import Reply, command, keeping_command
-from tinystory.screen.blocks import Line, Story, Table
+from tinystory.screen.blocks import DeskStory, Line, Table
 from tinystory.story.session_file import read_summary
 from tinystory.studio.keeper import Keeper, session_names
 from tinystory.studio.studio import Studio
@@ -24,7 +24,7 @@ def _save(keeper: Keeper, argument: str) -> Reply:
 
     A name has letters, digits, dashes, underscores and dots.
     """
-    if not keeper.studio.tree.nodes:
+    if not keeper.studio.tree.turns:
         raise UsageError("nothing has been written yet that could be saved")
     if argument:
         keeper.rename(argument)
@@ -38,7 +38,7 @@ def _load(keeper: Keeper, argument: str) -> Reply:
     if not argument:
         raise UsageError("/load takes the name of a session; /sessions lists them")
     notices = keeper.load(argument)
-    return Reply((*(Line(notice, "note") for notice in notices), Story()))
+    return Reply((*(Line(notice, "note") for notice in notices), DeskStory()))
 
 
 @keeping_command("sessions", "", "list the sessions that have been kept, the latest first")

@@ -13,19 +13,19 @@ from tinystory.errors import UsageError, nearest
 from tinystory.repl.commands.base import Reply, command, texts, whole_number
 from tinystory.repl.pieces import legend
 from tinystory.safe.reading import regular_file_size, shown
-from tinystory.screen.blocks import Bars, Line, Spans, Story, Style, Table
-from tinystory.story.tracing import Pick, Telling, alternatives, funnel, retrace
-from tinystory.story.tree import Node
+from tinystory.screen.blocks import Bars, DeskStory, Line, Spans, Style, Table
+from tinystory.story.tracing import Pick, TurnLogits, alternatives, funnel, retrace
+from tinystory.story.tree import Turn
 from tinystory.studio.recall import (
     NEXT,
     check_own,
     eos_ids,
     index_of,
     logits_at,
-    named,
     place,
     quoted,
     telling,
+    token_name,
     whole_story,
 )
 from tinystory.studio.studio import Studio
@@ -59,7 +59,7 @@ def _color(studio: Studio, argument: str) -> Reply:
     key = Spans(legend(studio.tint))
     if not argument:
         return Reply((key, Line(f"/color takes {', '.join(TINTS)}", "dim")))
-    return Reply((key, Story()) if studio.tree.node else (key,))
+    return Reply((key, DeskStory()) if studio.tree.turn else (key,))
 
 
 @command("top", "[POS] [K]", "the tokens that the model held likeliest at POS, as bars")
@@ -95,7 +95,7 @@ def _pick(studio: Studio, argument: str) -> Reply:
     token_id = _ranked(studio, index, token) if re.fullmatch(r"#\d+", token) else _token_id(studio, token)
     if token_id in eos_ids(studio):
         raise UsageError("that token ends the story, and nothing can come after it; take another one")
-    return Reply(turns=(studio.pick(index, token_id),))
+    return Reply(requests=(studio.pick(index, token_id),))
 
 
 @command("trace", "[POS]", "what each stage left of the vocabulary at POS, and what was picked")
@@ -106,8 +106,8 @@ def _trace(studio: Studio, argument: str) -> Reply:
     removed, the likeliest first.
     """
     index = index_of(studio, argument or "-1", "/trace")
-    node = _written_at(studio, index)
-    story = telling(studio, node)
+    turn = _written_at(studio, index)
+    story = telling(studio, turn)
     picks = list(islice(retrace(*story, eos_ids=eos_ids(studio)), index - len(story[1].prompt_ids) + 1))
     effects = funnel(story[0], picks[-1])
     # A stage that only weighs anew leaves as many as it was given.
@@ -121,8 +121,8 @@ def _trace(studio: Studio, argument: str) -> Reply:
         )
         for effect in effects[:-1]
     ]
-    took = (effects[-1].stage, "took", named(studio, picks[-1].token_id), _chances(story, picks))
-    blocks = [Line(place(studio, index), "dim"), Line(f"{counts} → {named(studio, picks[-1].token_id)}", "bold")]
+    took = (effects[-1].stage, "took", token_name(studio, picks[-1].token_id), _chances(story, picks))
+    blocks = [Line(place(studio, index), "dim"), Line(f"{counts} → {token_name(studio, picks[-1].token_id)}", "bold")]
     return Reply((*blocks, Table((*rows, took)), *_differs(studio, picks[-1])))
 
 
@@ -157,7 +157,7 @@ def _two(argument: str, origin: str) -> tuple[str, str]:
 
 def _bar(studio: Studio, rank: int, token_id: int, log_prob: float, taken: int | None) -> tuple[str, float, str, Style]:
     here = token_id == taken
-    return f"{'→' if here else ' '} {rank:,}", math.exp(log_prob), named(studio, token_id), "bold" if here else ""
+    return f"{'→' if here else ' '} {rank:,}", math.exp(log_prob), token_name(studio, token_id), "bold" if here else ""
 
 
 def _ranked(studio: Studio, index: int, token: str) -> int:
@@ -193,31 +193,31 @@ def _token_id(studio: Studio, argument: str) -> int:
     )
 
 
-def _written_at(studio: Studio, index: int) -> Node:
-    """The node whose model picked the token at an index; raises UsageError where it was typed."""
+def _written_at(studio: Studio, index: int) -> Turn:
+    """The turn whose model picked the token at an index; raises UsageError where it was typed."""
     tree = studio.tree
-    desk = tree.nodes[tree.current]
+    desk = tree.turns[tree.current]
     if desk.vocabulary != studio.backend.vocabulary:
         check_own(studio, desk)
         raise UsageError("the story is in the tokens of another model; /tree and /model bring that one back")
     found = tree.path(tree.current)[index]
-    node = tree.nodes[found.node]
+    turn = tree.turns[found.turn]
     if found.token is None:
-        in_tail = index >= len(tree.token_ids(node.id)) - len(node.tail_ids)
+        in_tail = index >= len(tree.token_ids(turn.id)) - len(turn.tail_ids)
         how = "came with a stop text" if in_tail else "was typed or taken by you"
-        raise UsageError(f"{place(studio, index)}: {named(studio, found.id)} {how}, no decoder has picked it")
-    return node
+        raise UsageError(f"{place(studio, index)}: {token_name(studio, found.id)} {how}, no decoder has picked it")
+    return turn
 
 
 def _removed(studio: Studio, likeliest: tuple[int, ...], n_removed: int) -> str:
     """Some of what a stage made impossible."""
     if not n_removed:
         return ""
-    some = " ".join(named(studio, token_id) for token_id in likeliest[:_N_REMOVED])
+    some = " ".join(token_name(studio, token_id) for token_id in likeliest[:_N_REMOVED])
     return f"without {some}{' …' if n_removed > _N_REMOVED else ''}"
 
 
-def _chances(story: Telling, picks: list[Pick]) -> str:
+def _chances(story: TurnLogits, picks: list[Pick]) -> str:
     """How probable the last of the picks was, for the model and for the decoder."""
     own = float(picks[-1].received[0].log_softmax(dim=-1)[picks[-1].token_id])
     decoders = _sampler_log_prob(story, picks)
@@ -225,7 +225,7 @@ def _chances(story: Telling, picks: list[Pick]) -> str:
     return f"{math.exp(own):.1%} by the model{theirs}"
 
 
-def _sampler_log_prob(story: Telling, picks: list[Pick]) -> float | None:
+def _sampler_log_prob(story: TurnLogits, picks: list[Pick]) -> float | None:
     """Of the last of the picks; in nats, None where the sampler does not know."""
     decoder, request, ids, _ = story
     sampler = cast(Sampler, decoder.sampler)
@@ -240,9 +240,9 @@ def _sampler_log_prob(story: Telling, picks: list[Pick]) -> float | None:
 def _differs(studio: Studio, pick: Pick) -> Iterator[Line]:
     """What to say where the decoder picks another token here and now than the one in the story."""
     if pick.tie:
-        yield Line(f"as close as can be: {named(studio, pick.picked)} scores the same within rounding", "dim")
+        yield Line(f"as close as can be: {token_name(studio, pick.picked)} scores the same within rounding", "dim")
     elif pick.picked != pick.token_id:
-        now = named(studio, pick.picked) if pick.picked >= 0 else "nothing"
+        now = token_name(studio, pick.picked) if pick.picked >= 0 else "nothing"
         yield Line(f"computed once more, this decoder picks {now} here: the story was written in another way", "note")
 
 

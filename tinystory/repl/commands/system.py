@@ -8,7 +8,7 @@ from tinystory.decoding.spec import format_spec
 from tinystory.folders import config_file
 from tinystory.repl.commands.base import COMMANDS, Reply, command, find
 from tinystory.repl.stream import REASONS
-from tinystory.screen.blocks import Block, Line, Table
+from tinystory.screen.blocks import Line, Printable, Table
 from tinystory.studio.presets import SUGGESTED
 from tinystory.studio.studio import Studio
 
@@ -61,7 +61,7 @@ def _config(studio: Studio, argument: str) -> Reply:
 def _help(studio: Studio, argument: str) -> Reply:
     if argument:
         found = find(argument.removeprefix("/"))
-        blocks: list[Block] = [Line(found.synopsis, "bold"), Line(found.help)]
+        blocks: list[Printable] = [Line(found.synopsis, "bold"), Line(found.help)]
         if found.run.__doc__:
             blocks.append(Line(_JOINT.sub(" ", inspect.getdoc(found.run) or "")))
         if found.aliases:

@@ -3,7 +3,7 @@
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import UsageError
 from tinystory.repl.commands.base import Reply, command, texts, whole_number
-from tinystory.screen.blocks import Line, Story
+from tinystory.screen.blocks import DeskStory, Line
 from tinystory.settings import parse
 from tinystory.studio.studio import Studio
 from tinystory.text.words import checklist
@@ -16,7 +16,7 @@ MAX_SIBLINGS = 64
 @command("new", "[PROMPT]", "put the story away; begin another one with PROMPT, or with what you type next")
 def _new(studio: Studio, argument: str) -> Reply:
     if argument:
-        return Reply(turns=(studio.begin(argument),))
+        return Reply(requests=(studio.begin(argument),))
     studio.goto(0)
     return Reply((Line("a blank page: type a beginning, or press Enter and the model finds one", "dim"),))
 
@@ -24,20 +24,20 @@ def _new(studio: Studio, argument: str) -> Reply:
 @command("go", "[N]", "let the model go on, by at most N tokens")
 def _go(studio: Studio, argument: str) -> Reply:
     n_tokens = parse("max_tokens", argument, "/go") if argument else studio.max_tokens
-    return Reply(turns=(studio.go(n_tokens),))
+    return Reply(requests=(studio.go(n_tokens),))
 
 
 @command("retry", "[SPEC]", "write the latest piece again with fresh luck, as a branch of its own", argument="spec")
 def _retry(studio: Studio, argument: str) -> Reply:
     """With SPEC by another decoder, for this once. What was there stays: Alt-Left and Alt-Right go between the two."""
-    return Reply(turns=(studio.retry(parse_spec(argument, studio.registry) if argument else None),))
+    return Reply(requests=(studio.retry(parse_spec(argument, studio.registry) if argument else None),))
 
 
 @command("more", "N", "write the latest piece N more times at once, side by side, each a branch")
 def _more(studio: Studio, argument: str) -> Reply:
     """/goto takes one of them; Alt-Left and Alt-Right go from one to the next."""
     turns = studio.more(whole_number(argument, "/more", 1, MAX_SIBLINGS))
-    return Reply(turns=tuple(turns), titles=tuple(f"{n + 1} of {len(turns)}" for n in range(len(turns))))
+    return Reply(requests=tuple(turns), titles=tuple(f"{n + 1} of {len(turns)}" for n in range(len(turns))))
 
 
 @command("undo", "[N]", "go back by a turn, or N; nothing is lost")
@@ -46,7 +46,7 @@ def _undo(studio: Studio, argument: str) -> Reply:
     if not studio.tree.undo(n):
         raise UsageError("this is the blank page; there is nothing before it")
     studio.on_change()
-    return Reply((Story(),))
+    return Reply((DeskStory(),))
 
 
 @command("redo", "[N]", "go forward again by a turn, or N, where you were before /undo")
@@ -55,7 +55,7 @@ def _redo(studio: Studio, argument: str) -> Reply:
     if not studio.tree.redo(n):
         raise UsageError("nothing comes after this; /tree shows the other branches")
     studio.on_change()
-    return Reply((Story(),))
+    return Reply((DeskStory(),))
 
 
 @command("edit", "", "open the story in $EDITOR; the model goes on from what you leave there")
@@ -71,7 +71,7 @@ def _edit(studio: Studio, argument: str) -> Reply:
 def _trim(studio: Studio, argument: str) -> Reply:
     if studio.trim() is None:
         raise UsageError("there is nothing to cut: the story ends with a sentence, or has none yet")
-    return Reply((Story(),))
+    return Reply((DeskStory(),))
 
 
 @command("stop", "[TEXT… | off]", "end a piece before one of these texts")

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from tinystory.decoding import Decoder
 
-__all__ = ["Turn"]
+__all__ = ["TurnRequest"]
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurnRequest:
     """A piece of writing that has been asked for and not begun.
 
     Attributes:
-        parent: the node it goes on from.
+        parent: the turn it goes on from.
         kept: how many of that one's tokens it keeps.
         typed: what the writer adds.
         typed_ids: the tokens of that, without what is to be healed.
