@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import UsageError
 from tinystory.folders import config_file
 
@@ -31,7 +32,7 @@ BUILT_IN: Mapping[str, Any] = {
 """What holds where nothing else is said; a seed of None is drawn and printed."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "dtype": ("float32", "bfloat16", "float16", "int8"),
+    "dtype": COMPUTED_DTYPES,
     "color": ("auto", "always", "never"),
     "theme": ("auto", "dark", "light"),
     "keys": ("emacs", "vi"),

@@ -709,6 +709,18 @@ def test_broken_hash_cache_is_ignored(tmp_path, save, cache, content):
     assert os.listdir(cache.parent) == ["model_hash.json"]
 
 
+def test_a_hash_cache_that_is_a_link_stays_one(tmp_path, save, cache):
+    """It was once replaced by a file, so a cache that lies on another disk was written once and never again."""
+    save(tmp_path / "a")
+    cache.parent.mkdir()
+    (tmp_path / "elsewhere.json").write_text("{}")
+    cache.symlink_to(tmp_path / "elsewhere.json")
+    first = model_hash(tmp_path / "a")
+    assert cache.is_symlink()
+    ((_, remembered),) = json.loads((tmp_path / "elsewhere.json").read_text()).values()
+    assert remembered == first
+
+
 def test_a_model_whose_files_are_replaced_has_no_other_models_hash(tmp_path, checkpoint, cache, monkeypatch):
     """The hash once was that of whatever lay there when it was asked for."""
     folder = tmp_path / "model"

@@ -134,7 +134,7 @@ config_case("rope factor missing", "factor is missing", rope_scaling={"type": "l
 config_case("bos negative", "bos_token_id is -1", bos_token_id=-1)
 config_case("eos a string", "eos_token_id is '</s>'", eos_token_id="</s>")
 config_case("gpt2 without its width", "n_embd is missing", model_type="gpt2", hidden_size="absent", vocab_size=16)
-config_case("shapes of another config", "has the shape (4, 8); config.json makes it (8, 8)", num_key_value_heads=2)
+config_case("shapes of another config", "has the shape (4, 8); config.json asks for (8, 8)", num_key_value_heads=2)
 
 file_case("config not JSON", "not valid JSON", "config.json", b"{'model_type': 'llama'}")
 file_case("config empty", "not valid JSON", "config.json", b"")
@@ -178,7 +178,7 @@ file_case(
 file_case("tokenizer unigram", "[token, score]", "tokenizer.json", b'{"model":{"vocab":[["a",0],7]}}')
 
 header_case("tensor missing", "lack the tensor model.norm.weight", lambda h: h.update(x=h.pop("model.norm.weight")))
-header_case("wrong shape", "has the shape (2, 4); config.json makes it (8,)", lambda h: entry(h).update(shape=[2, 4]))
+header_case("wrong shape", "has the shape (2, 4); config.json asks for (8,)", lambda h: entry(h).update(shape=[2, 4]))
 header_case("unknown dtype", "dtype 'F31'", lambda h: entry(h).update(dtype="F31"))
 header_case("dtype a list", "dtype ['F32']", lambda h: entry(h).update(dtype=["F32"]))
 header_case("dtype too wide", "does not fill", lambda h: entry(h).update(dtype="F64"))

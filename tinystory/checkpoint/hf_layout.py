@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "HfTensor", "from_hf_config", "is_known_buffer", "name_prefix", "pack", "tensor_layout", "to_hf_config",
-    "token_ids", "unpack",
+    "HEAD", "HfTensor", "from_hf_config", "is_known_buffer", "name_in_file", "name_prefix", "pack", "tensor_layout",
+    "to_hf_config", "token_ids", "unpack",
 ]  # fmt: skip
+
+HEAD = "lm_head.weight"
+"""The name of the output head; it is the same with and without a prefix."""
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -262,7 +265,7 @@ def tensor_layout(config: ModelConfig) -> list[HfTensor]:
     """Every tensor of a checkpoint under transformers' full names; a tied head is not among them."""
     layout = list(_gpt2_layout(config) if config.family == "gpt2" else _llama_layout(config))
     if not config.tied_head:
-        layout.append(HfTensor("lm_head.weight", (config.vocab_size, config.d_model), ("head.weight",)))
+        layout.append(HfTensor(HEAD, (config.vocab_size, config.d_model), ("head.weight",)))
     return layout
 
 
@@ -316,6 +319,11 @@ def name_prefix(config: ModelConfig, names: Collection[str]) -> str:
     """What stands before the tensor names of a file: "transformer.", "model." or, in a bare model, nothing."""
     prefix = "transformer." if config.family == "gpt2" else "model."
     return prefix if any(name.startswith(prefix) for name in names) else ""
+
+
+def name_in_file(full_name: str, prefix: str) -> str:
+    """Return the name of a tensor in a file, given transformers' full name and the prefix of that file."""
+    return full_name if prefix or full_name == HEAD else full_name.split(".", 1)[1]
 
 
 def is_known_buffer(config: ModelConfig, name: str) -> bool:

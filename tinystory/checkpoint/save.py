@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tinystory.checkpoint import hf_layout
 from tinystory.checkpoint.directory import previous_of
 from tinystory.checkpoint.vocabulary import vocabulary
+from tinystory.dtypes import STORED_DTYPES
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.safe.reading import parse_json_object
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["save_checkpoint"]
 
-_DTYPES = ("float32", "bfloat16", "float16")
 _OUR_FILES = re.compile(  # what a directory may hold that a save replaces
     r"(config|generation_config|tinystory|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|merges\.txt|README\.md|chat_template\.jinja"
@@ -122,8 +122,8 @@ def _text_files(
     provenance: Mapping[str, Any],
 ) -> dict[str, str]:
     """The JSON files of a checkpoint, name -> content."""
-    if dtype not in _DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}; a checkpoint has one of {', '.join(_DTYPES)}")
+    if dtype not in STORED_DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; a checkpoint has one of {', '.join(STORED_DTYPES)}")
     ids = {*eos_ids, *(() if bos_id is None else (bos_id,))}
     tokens = vocabulary(parse_json_object(tokenizer_json, "the tokenizer"), "the tokenizer")
     largest = max(tokens.values(), default=0)

@@ -9,7 +9,9 @@ from tinystory.checkpoint.hash import file_stamp
 from tinystory.checkpoint.shipped import find_model
 from tinystory.checkpoint.tokenizers import load_tokenizer
 from tinystory.decoding import Session
+from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
+from tinystory.model.device import usable_device
 from tinystory.session.threads import choose_threads
 
 if TYPE_CHECKING:
@@ -17,10 +19,7 @@ if TYPE_CHECKING:
     from tinystory.session.steps.compiling import CompiledCode
     from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["DTYPES", "LoadedModel", "load"]
-
-
-DTYPES = ("float32", "bfloat16", "float16", "int8")
+__all__ = ["LoadedModel", "load"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def load(
 
     Args:
         name: of the model; None is the shipped one.
-        dtype: one of `DTYPES`.
+        dtype: one of `COMPUTED_DTYPES`.
         device: where it runs, as torch names it.
         compiled: compute in code built for this processor (`compiling.py`).
 
@@ -93,10 +92,10 @@ def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = 
 
 def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *, compiled: bool = False) -> LoadedModel:
     """Load what `find_model` found; same errors as `load`, and CheckpointError where the files are others by now."""
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if dtype not in COMPUTED_DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(COMPUTED_DTYPES)}")
     code = _code_for(name, header, dtype, device) if compiled else None
-    _check_device(device)
+    usable_device(device)
     tokenizer = load_tokenizer(header)
     second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device, compiled=compiled))
 
@@ -189,12 +188,3 @@ def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compi
     if other.tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
         raise UsageError(f"the model {name} has another vocabulary: only models that share their tokens work together")
     return other.session
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # torch raises several kinds for a device it does not know or have
-        raise UsageError(f"device {device!r} is not available here; cpu always is") from error

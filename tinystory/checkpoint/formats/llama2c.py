@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from tinystory.checkpoint.header import save_checkpoint
 from tinystory.checkpoint.load import meta_model
+from tinystory.checkpoint.save import save_checkpoint
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
 from tinystory.safe.reading import regular_file_size, shown

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinystory.dtypes import DTYPES
 from tinystory.model.config import ModelConfig
 from tinystory.session.steps.weights import Affine, Array, ModelWeights, Rotations
 
@@ -22,8 +23,8 @@ __all__ = ["CompiledStep", "PackedModel"]
 _FLOAT32, _BFLOAT16, _INT8 = range(3)
 _ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 
-_BYTES = {_FLOAT32: 4, _BFLOAT16: 2, _INT8: 1}
-"""Of a weight, by kind of matrix."""
+_BYTES = [DTYPES[name].n_bytes for name in ("float32", "bfloat16", "int8")]
+"""Bytes per weight, by kind of matrix."""
 
 _MOST_TOKENS = 64
 """Tokens of one call: what they need in between stays in the processor's cache."""
