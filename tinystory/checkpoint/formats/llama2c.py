@@ -113,10 +113,7 @@ def _arrays(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "blocks.*.ff.down.weight", (n, c, d_ff)
     yield "blocks.*.ff.up.weight", (n, d_ff, c)
     yield "norm.weight", (c,)
-    yield (
-        "",
-        (config.max_seq_len, config.d_head),
-    )  # cosines and sines of the rotary positions; llama2.c no longer reads them
+    yield "", (config.max_seq_len, config.d_head)  # tables for rotary positions, which llama2.c no longer reads
     if not config.tied_head:
         yield "head.weight", (config.vocab_size, c)
 
