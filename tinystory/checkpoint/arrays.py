@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinystory.checkpoint import hf_layout
-from tinystory.checkpoint.header import CheckpointHeader, check_doubled_head
+from tinystory.checkpoint.header import CheckpointHeader, check_doubled_head, name_in_file
 from tinystory.errors import CheckpointError
 
 __all__ = ["read_arrays"]
@@ -26,7 +26,7 @@ def read_arrays(header: CheckpointHeader) -> dict[str, NDArray[np.float32]]:
     assert config.family == "llama"
     prefix = hf_layout.name_prefix(config, header.tensors)
     arrays = {
-        layout.parameters[0]: _read(header, layout.name, hf_layout.name_in_file(layout.name, prefix))
+        layout.parameters[0]: _read(header, layout.name, name_in_file(layout.name, prefix, config))
         for layout in hf_layout.tensor_layout(config)
     }
     if config.tied_head:

@@ -87,7 +87,7 @@ def _stamp(directory: Path, names: list[str]) -> str:
 
 
 def _file_stamp(path: Path) -> str:
-    regular_file_size(path)  # raises if it is not a regular file
+    regular_file_size(path)  # raises for what is not a file
     status = path.stat()
     # ctime as well: it changes even when a copy keeps the mtime of the old file.
     return f"{path.name}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"

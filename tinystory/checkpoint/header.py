@@ -19,7 +19,7 @@ from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
 from tinystory.safe.reading import read_json_object, shown
 
-__all__ = ["CheckpointHeader", "check_doubled_head", "read_header"]
+__all__ = ["CheckpointHeader", "check_doubled_head", "name_in_file", "read_header"]
 
 _BLOCK_BYTES = 2**20
 
@@ -84,7 +84,7 @@ def read_header(directory: Path) -> CheckpointHeader:
 def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, TensorEntry]) -> None:
     """Check that the file has exactly the tensors of the config, each with its shape and a stored dtype."""
     prefix = hf_layout.name_prefix(config, tensors)
-    expected = {hf_layout.name_in_file(layout.name, prefix): layout.shape for layout in hf_layout.tensor_layout(config)}
+    expected = {name_in_file(layout.name, prefix, config): layout.shape for layout in hf_layout.tensor_layout(config)}
     if config.tied_head and hf_layout.HEAD in tensors:
         expected[hf_layout.HEAD] = (config.vocab_size, config.d_model)
     for name, shape in expected.items():
@@ -102,6 +102,17 @@ def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, T
                 f"{directory}: the weights have an unknown tensor {shown(name)}; "
                 f"the {config.family} model of config.json has none of that name"
             )
+
+
+def name_in_file(full_name: str, prefix: str, config: ModelConfig) -> str:
+    """Return the name of a tensor in a file.
+
+    Args:
+        full_name: transformers' full name of the tensor.
+        prefix: of the names in this file, as from `hf_layout.name_prefix`.
+        config: of the model; no family has names that need it now.
+    """
+    return full_name if prefix or full_name == hf_layout.HEAD else full_name.split(".", 1)[1]
 
 
 def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
@@ -131,7 +142,7 @@ def check_doubled_head(header: CheckpointHeader, prefix: str) -> None:
     if hf_layout.HEAD not in header.tensors or header.config is None:
         return
     embed_name = hf_layout.tensor_layout(header.config)[0].name
-    head, embed = header.tensors[hf_layout.HEAD], header.tensors[hf_layout.name_in_file(embed_name, prefix)]
+    head, embed = header.tensors[hf_layout.HEAD], header.tensors[name_in_file(embed_name, prefix, header.config)]
     with (
         (header.directory / head.file).open("rb") as head_file,
         (header.directory / embed.file).open("rb") as embed_file,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "HEAD", "HfTensor", "from_hf_config", "is_known_buffer", "name_in_file", "name_prefix", "pack", "tensor_layout",
-    "to_hf_config", "token_ids", "unpack",
+    "HEAD", "HfTensor", "from_hf_config", "is_known_buffer", "name_prefix", "pack", "tensor_layout", "to_hf_config",
+    "token_ids", "unpack",
 ]  # fmt: skip
 
 HEAD = "lm_head.weight"
@@ -326,11 +326,6 @@ def name_prefix(config: ModelConfig, names: Collection[str]) -> str:
     """Return the prefix of a file's tensor names: "transformer.", "model.", or "" in a model saved without head."""
     prefix = "transformer." if config.family == "gpt2" else "model."
     return prefix if any(name.startswith(prefix) for name in names) else ""
-
-
-def name_in_file(full_name: str, prefix: str) -> str:
-    """Return the name of a tensor in a file, given transformers' full name and the prefix of that file."""
-    return full_name if prefix or full_name == HEAD else full_name.split(".", 1)[1]
 
 
 def is_known_buffer(config: ModelConfig, name: str) -> bool:

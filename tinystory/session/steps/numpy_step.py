@@ -163,15 +163,15 @@ class _Place:
         self.positions = starts[:, None] + np.arange(n_new)
         self.end = int(starts.max()) + n_new
         # (B, 1, T, S): true for later tokens, and where only longer rows have tokens.
-        self.hidden: NDArray[np.bool_] | None = None
+        self.masked: NDArray[np.bool_] | None = None
         even = bool((starts == starts[0]).all())
         if n_new > 1 or not even:
-            self.hidden = (np.arange(self.end) > self.positions[..., None])[:, None]
+            self.masked = (np.arange(self.end) > self.positions[..., None])[:, None]
         self._columns = slice(int(starts[0]), self.end) if even else None
         self._rows = np.arange(len(starts))[:, None]
 
     def write(self, cache: Array, new: Array) -> None:
-        """Put (B, T, K, D) into the (B, K, S, D) cache."""
+        """Write new keys or values (B, T, K, D) into the cache (B, K, S, D)."""
         if self._columns:
             cache[:, :, self._columns] = new.transpose(0, 2, 1, 3)
         else:
@@ -191,9 +191,9 @@ def _attention(layer: _Block, x: Array, place: _Place, cos: Array, sin: Array) -
     q = qk[:-n_kv_head].reshape(n_kv_head, -1, d_head, n_rows, n_new).transpose(3, 0, 1, 4, 2)
     q = q.reshape(n_rows, n_kv_head, -1, d_head)  # (B, K, H / K · T, D)
     scores = q @ layer.keys[:, :, : place.end].transpose(0, 1, 3, 2)  # (B, K, H / K · T, S)
-    if place.hidden is not None:
+    if place.masked is not None:
         by_token = scores.reshape(n_rows, -1, n_new, place.end)
-        by_token[np.broadcast_to(place.hidden, by_token.shape)] = -np.inf
+        by_token[np.broadcast_to(place.masked, by_token.shape)] = -np.inf
     scores -= scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores * d_head**-0.5)
     weights /= weights.sum(axis=-1, keepdims=True)
