@@ -27,7 +27,7 @@ _WEIGHT_BYTES = [DTYPES[name].n_bytes for name in ("float32", "bfloat16", "int8"
 """Bytes per weight, by kind of matrix."""
 
 _MOST_TOKENS = 64
-"""The most tokens of one call; the intermediate results of so many stay in the processor's cache."""
+"""The most tokens of one call. Their intermediate results still fit into the processor's cache."""
 
 _LINE = 64
 """Bytes of one line of the processor's cache."""

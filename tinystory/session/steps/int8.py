@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["Int8Matrix"]
 
 _MOST_COLUMNS = 32
-"""Up to so many vectors the kernel is faster than converting the weights to floats and multiplying those."""
+"""The most vectors for which the kernel is faster than converting the weights to floats and multiplying those."""
 
 
 class Int8Matrix:

@@ -23,13 +23,14 @@ from tinystory.session.steps.weights import Array, Matrix, ModelWeights, Rotatio
 __all__ = ["MOST_TOKENS", "NumpyStep", "is_plain", "pays"]
 
 MOST_TOKENS = 32
-"""Up to so many tokens at once, NumPy is faster than torch."""
+"""The most tokens at once for which NumPy is faster than torch."""
 
 _LARGEST = 20_000_000
-"""Up to so many weights, NumPy is faster than torch. Above, reading them takes most of the time; torch has threads."""
+"""The most weights for which NumPy is faster than torch. Larger models spend their time on reading weights, and torch
+has threads for that."""
 
 _LARGEST_PRODUCT = 2**18
-"""Up to so many multiplications, OpenBLAS neither starts threads nor copies the matrix. Its threads would ignore the
+"""The most multiplications for which OpenBLAS neither starts threads nor copies the matrix. Its threads would ignore the
 number set in torch, and a copy costs more than the product with a few columns."""
 
 

@@ -15,7 +15,7 @@ Array = NDArray[np.floating[Any]]
 
 
 class Rounded(Protocol):
-    """A matrix (out, in) in int8 that has its own way to multiply."""
+    """A matrix (out, in) in int8 that has methods to multiply vectors."""
 
     def vector(self, x: Array) -> Array:
         """Multiply one vector: (in,) -> (out,)."""
