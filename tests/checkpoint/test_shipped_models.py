@@ -1,4 +1,4 @@
-"""The models inside the package: found by name, small enough, of one vocabulary, and what their cards say."""
+"""Check the models inside the package: their names, sizes, common vocabulary and model cards."""
 
 import json
 

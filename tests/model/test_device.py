@@ -1,4 +1,4 @@
-"""A device is tried before anything is loaded onto it, and is refused in the same words everywhere."""
+"""Check that a device is tried before use, and that it is refused with the same message everywhere."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_a_device_that_works_is_returned():
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cpu:x", "meta"])
 def test_every_door_refuses_a_device_in_the_same_words(name):
-    """Three modules once checked it in three ways; one of them took `meta`, on which nothing can be computed."""
+    """Three modules once checked a device in three ways. One accepted `meta`, on which nothing can be computed."""
 
     def train():
         with joined(name):

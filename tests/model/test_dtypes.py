@@ -1,4 +1,4 @@
-"""The one table of dtypes, and what follows from it."""
+"""Check the table of dtypes and the lists that follow from it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Code is built once for each compiler, processor and source, by nobody else, and every failure is one line."""
+"""Check that code is built once for each compiler, processor and source, and that failures take one line."""
 
 import dataclasses
 import os
@@ -89,7 +89,7 @@ def test_a_damaged_library_is_built_once_more(cache):
     compiled_code()
     (library,) = cache.iterdir()
     code = "from tinystory.session.steps.compiling import compiled_code; print(compiled_code().seconds > 0)"
-    for content in (b"", b"no library"):  # in another process: this one has the library in use
+    for content in (b"", b"no library"):  # in another process, since this one uses the library
         library.unlink()
         library.write_bytes(content)
         library.chmod(0o700)
@@ -106,7 +106,7 @@ def test_a_library_that_cannot_be_loaded_is_one_line(monkeypatch):
 
 @needs_compiler
 def test_an_interrupt_does_not_reach_the_compiler():
-    """It runs in a session of its own, so that Ctrl-C at a terminal is not told as its failure."""
+    """It runs in a process session of its own, so that Ctrl-C at a terminal is not reported as its failure."""
     done = compiling._run([sys.executable, "-c", "import os; print(os.getsid(0))"])
     assert int(done.stdout) != os.getsid(0)
 
@@ -190,7 +190,7 @@ def test_stages_that_need_torch_are_compiled_too(capsys):
 
 @needs_compiler
 def test_a_chat_is_started_as_the_flag_says(monkeypatch):
-    """From the command line to the models that the studio opens."""
+    """The flag of the command line reaches the models that the studio opens."""
     seen = []
     monkeypatch.setattr(chat.sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr(chat.sys, "stdout", SimpleNamespace(isatty=lambda: True, flush=lambda: None))

@@ -30,8 +30,8 @@ _LARGEST = 20_000_000
 has threads for that."""
 
 _LARGEST_PRODUCT = 2**18
-"""The most multiplications for which OpenBLAS neither starts threads nor copies the matrix. Its threads would ignore the
-number set in torch, and a copy costs more than the product with a few columns."""
+"""The most multiplications for which OpenBLAS neither starts threads nor copies the matrix. Its threads would ignore
+the number set in torch, and a copy costs more than the product with a few columns."""
 
 
 def is_plain(config: ModelConfig) -> bool:
