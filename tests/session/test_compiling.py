@@ -112,7 +112,7 @@ def test_an_interrupt_does_not_reach_the_compiler():
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "part_of_message"),
     [
         ("no-such-compiler", "the C compiler no-such-compiler (CC) is not there; install one"),
         ("false", "false is no C compiler like gcc or clang"),
@@ -120,17 +120,32 @@ def test_an_interrupt_does_not_reach_the_compiler():
         (f"{sys.executable} -c 'import sys; sys.exit(\"fatal error: nothing\")'", "error: nothing"),
     ],
 )
-def test_a_compiler_that_does_not_work_is_one_line(command, told, monkeypatch):
+def test_a_compiler_that_does_not_work_is_one_line(command, part_of_message, monkeypatch):
     monkeypatch.setenv("CC", command)
     with pytest.raises(UsageError) as caught:
         compiled_code()
-    assert told in str(caught.value)
+    assert part_of_message in str(caught.value)
 
 
 def test_no_compiler_is_one_line(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UsageError, match=r"a C compiler \(cc, gcc or clang\) is not there; install one"):
+    message = r"a C compiler \(cc, gcc or clang\) is not there; install one, or use --no-compile$"
+    with pytest.raises(UsageError, match=message):
         compiled_code()
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("step.c:1: warning: odd\n step.c:2: error: wrong \nstep.c:3: error: later", "step.c:2: error: wrong"),
+        ("collect2: error: ld returned 1\nld: cannot open output file", "ld: cannot open output file"),
+        ("collect2: error: ld returned 1", "collect2: error: ld returned 1"),
+        ("one line\nanother line\n\n", "another line"),
+        (" \n", "it does not say why"),
+    ],
+)
+def test_the_reason_is_the_first_error_or_the_last_line(output, reason):
+    assert compiling._reason(output.encode()) == reason
 
 
 @needs_compiler
@@ -149,7 +164,7 @@ def test_a_compiler_that_hangs_is_given_up(monkeypatch):
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
     monkeypatch.setattr(subprocess, "run", hang)
-    with pytest.raises(UsageError, match="has not ended"):
+    with pytest.raises(UsageError, match=r"has not ended after 120 seconds; use --no-compile$"):
         compiled_code()
 
 
