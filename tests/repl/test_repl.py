@@ -23,14 +23,16 @@ from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import format_value, parse_spec
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.repl import app as app_module
-from tinystory.repl.app import App, ChatSettings, chat, toolbar
+from tinystory.repl.app import App, ChatSettings, chat
 from tinystory.repl.browser import Alternative, Browser
 from tinystory.repl.commands import COMMANDS, execute
 from tinystory.repl.completion import complete
 from tinystory.repl.history import open_history
+from tinystory.repl.input_line import toolbar
 from tinystory.screen import terminal as terminal_module
-from tinystory.screen.blocks import HEAT, Line, Outline, Table
-from tinystory.screen.screen import Screen, background
+from tinystory.screen.blocks import Line, Outline, Table
+from tinystory.screen.colours import HEAT, background
+from tinystory.screen.screen import Screen
 from tinystory.screen.terminal import Writing
 from tinystory.settings import Setting
 from tinystory.studio.backend import ModelBackend
@@ -210,7 +212,7 @@ def test_a_text_and_then_enter_alone(make, talk):
 def test_quiet_prints_stories_answers_and_errors_only(make, talk):
     _, output = talk(make((["."], "eos")), "Hi\r/len 5\r/len x\r" + CTRL_D, quiet=True)
     assert output == (
-        "Hi.\n\n> /len 5\nat most 5 tokens at a time\n\n"
+        "Hi.\n\n> /len 5\nat most 5 tokens in one turn\n\n"
         "> /len x\n/len: max_tokens must be a whole number from 1 to 10,000,000, not 'x'\n\n"
     )
 
@@ -522,11 +524,11 @@ def test_seed(make):
     write(studio, "A")
     assert run(studio, "/seed 7") == "seed: 7\n"
     write(studio, "")
-    assert run(studio, "/seed random") == "seed: random, a fresh one for each story\n"
+    assert run(studio, "/seed random") == "seed: random, a fresh seed for each story\n"
     write(studio, "")
     write(studio, "")
     assert [r.seed for r in studio.backend.requests] == [100, 7, 101, 101]
-    assert run(studio, "/seed") == "seed: random, a fresh one for each story\n"
+    assert run(studio, "/seed") == "seed: random, a fresh seed for each story\n"
 
 
 def test_another_model_goes_on_in_its_own_tokens(make):
@@ -612,7 +614,7 @@ def test_help_is_made_from_the_commands(make):
 def test_len_new_stats_and_model(make):
     studio = make(([" b"], "length"), (["z"], "eos"))
     assert "has written nothing" in run(studio, "/stats")
-    assert run(studio, "/len 17") == run(studio, "/len") == "at most 17 tokens at a time\n"
+    assert run(studio, "/len 17") == run(studio, "/len") == "at most 17 tokens in one turn\n"
     write(studio, "a")
     assert studio.backend.requests[0].max_new_tokens == 17
     stats = run(studio, "/stats")

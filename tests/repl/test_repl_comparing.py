@@ -11,7 +11,7 @@ from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.repl.commands import execute
-from tinystory.repl.versus import show_versus
+from tinystory.repl.stream import show_versus
 from tinystory.screen.screen import Screen
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.studio import Studio
@@ -57,7 +57,7 @@ def run(studio, line):
     return " ".join(stream.getvalue().split())
 
 
-def test_compare_goes_on_by_each_decoder_with_the_same_luck(studio):
+def test_compare_goes_on_by_each_decoder_with_the_same_noise(studio):
     write(studio, studio.next_turn("Once upon a time"))
     reply = execute(studio, '/compare greedy; top-k 5|sampling 0.8 ;temperature "2" ;')
     assert reply.titles == ("greedy", "top-k 5 | sample 0.8", "temperature 2 | sample")
@@ -72,7 +72,7 @@ def test_compare_alone_is_the_decoder_in_use_and_greedy(studio, registry):
     assert execute(studio, "/compare").titles == ("greedy", "sample 0.8")
 
 
-def test_compare_writes_the_latest_piece_of_a_finished_story_once_more(studio):
+def test_compare_writes_the_latest_turn_of_a_finished_story_once_more(studio):
     write(studio, studio.next_turn("Once upon a time"))
     turn = studio.tree.turn
     studio.tree.turns[1] = replace(turn, written=replace(turn.written, finish_reason="eos"))
@@ -120,7 +120,7 @@ def test_diff_of_two_seeds_says_so(studio):
     assert "why: the seeds differ: 7 and 8" in run(studio, "/diff 1 2")
 
 
-def test_diff_of_a_piece_and_one_that_began_within_it(studio, registry):
+def test_diff_of_a_turn_and_one_that_began_within_it(studio, registry):
     """The prompts differ, the tokens before the parting do not."""
     write(studio, studio.next_turn("Once upon a time"))
     long = studio.tree.current
@@ -168,7 +168,7 @@ def test_versus_shows_models_side_by_side_and_leaves_the_tree(studio, monkeypatc
     assert left.startswith(f"default {' '.join(written.split())}")
     assert all(row[0].strip() == row[1].strip() for row in rows if "tokens/s" not in row[0])
     assert studio.tree.turns == before
-    assert notices == ["loading default …"] * 2 + ["sample 0.8 · seed 7 · to look at only: the tree is as it was"]
+    assert notices == ["loading default …"] * 2 + ["sample 0.8 · seed 7 · only shown: the tree has not changed"]
 
 
 def test_versus_can_be_interrupted(studio):

@@ -12,8 +12,8 @@ import pytest
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.repl.commands import execute
-from tinystory.screen.blocks import Bars, DeskStory, Spans
+from tinystory.repl.commands import DeskStory, execute
+from tinystory.screen.blocks import Bars, Spans
 from tinystory.screen.screen import Screen
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.recall import desk_ids
@@ -263,7 +263,7 @@ def test_whatif_of_plain_sampling_is_the_models_own_surprise(told):
     recorded = -sum(token.logprob for token in told.tree.turn.written.tokens) / math.log(2)
     shown = run(told, "/whatif sample")
     assert "could have written all of the 40 tokens" in shown
-    assert f"{recorded / 40:.3f} bits per token under it, together 2^-{recorded:.1f}" in shown
+    assert f"{recorded / 40:.3f} bits per token with it, together 2^-{recorded:.1f}" in shown
 
 
 def test_whatif_answers_at_once(studio, stories):

@@ -223,7 +223,7 @@ def test_ctrl_c_ends_what_looks_and_compares(terminal, tmp_path):
     chat.expect("│ w1[0-9] ")
     chat.child.sendintr()
     chat.expect("cancelled +│ cancelled")
-    chat.expect("the tree is as it was")
+    chat.expect("the tree has not changed")
     chat.expect(READY)
     chat.send(f"/ppl {tmp_path / 'stories.txt'}\r")
     chat.expect(re.escape("stories.txt\r\n"))

@@ -211,24 +211,24 @@ def writing(chat):
     chat.says("Once upon a time", r"^Once upon a time, ", r"20 tokens · \d+ tokens/s · .* seed 7$")
     chat.keys("Enter", sees=WRITTEN)
     assert re.search(r" \d+ of 512 tokens$", chat.screen().rstrip())
-    chat.says("/help", r"/whatif SPEC +which tokens of the", r"Alt-Up +walk through")
+    chat.says("/help", r"/whatif SPEC +show which tokens", r"Alt-Up +opens the token browser")
     chat.says("/help compare", r"/compare \[SPEC ; SPEC ; …\]", "becomes a branch of the tree")
-    chat.says("/len 12", "at most 12 tokens at a time")
+    chat.says("/len 12", "at most 12 tokens in one turn")
     chat.says("/go 5", r"^5 tokens · ")
     chat.says("/stats", r"surprise +\d+\.\d+ bits/token")
     chat.says("/undo", r"^Once upon a time, ")
     chat.says("/redo", r"^Once upon a time, ")
     chat.says("/trim", r"^Once upon a time, [^>]*[.!?”\"]$")
-    chat.says("/seed random", "seed: random, a fresh one")
+    chat.says("/seed random", "seed: random, a fresh seed")
     chat.says("/seed 7", "^seed: 7$")
-    chat.says("/stop the", 'a piece ends before "the"')
+    chat.says("/stop the", 'a turn ends before "the"')
     chat.says("/stop off", "no stop text is set")
     chat.says("/words Once,zebra", "✓ Once  · zebra")
     chat.says("/words off", "no words are wanted")
     chat.says("/edit", rf"^ {re.escape(ADDED_LINE)}(?! home)", WRITTEN)
     chat.says("/new", "a blank page")
     chat.says("/new The dog ran", r"^The dog ran.* ", WRITTEN)
-    chat.says("/len 20", "at most 20 tokens at a time")
+    chat.says("/len 20", "at most 20 tokens in one turn")
     chat.says("/nwe", "/nwe is no command: did you mean /new")
 
 
@@ -276,15 +276,15 @@ def interrupted(chat):
     chat.after(lambda: chat.type("A long way"), "> A long way", prompt=False)
     chat.after(lambda: chat.press("Enter"), r"^A long way \w+", prompt=False)
     chat.keys("C-c", sees=rf"{WRITTEN}.* bits/token · cancelled · endless")
-    assert re.search(r" \d\d+ (of 512 tokens|tokens, 512 in sight)$", chat.screen().rstrip())
+    assert re.search(r" \d\d+ (of 512 tokens|tokens, context 512)$", chat.screen().rstrip())
     chat.says("/undo", "(a blank page)")
 
     chat.says("/new", "a blank page")
     chat.after(lambda: chat.type("/versus default mini"), "> /versus default mini", prompt=False)
     chat.after(lambda: chat.press("Enter"), r"^default +│ mini", r"^\w.*│ \w", prompt=False)
-    chat.keys("C-c", sees=(r"^cancelled +│ cancelled", "to look at only"))
+    chat.keys("C-c", sees=(r"^cancelled +│ cancelled", "only shown"))
     chat.says("/reset", "decoder: sample 0.8")
-    chat.says("/len 20", "at most 20 tokens at a time")
+    chat.says("/len 20", "at most 20 tokens in one turn")
 
     (chat.folder / "long.txt").write_text(
         "Once upon a time there was a dog.\n<|endoftext|>\n" * 35_000, encoding="utf-8"
@@ -314,14 +314,14 @@ def decoding(chat):
     chat.says("/set top-k 20", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
     chat.says("/decoder top-q 3", "top-q.*did you mean")
     chat.says("/new The cat", r"^The cat.* ", WRITTEN)
-    chat.says("/decoder", r"in the \d+ tokens of the piece", r"top-k +k = 20 +", r"top-k 20 +changed")
+    chat.says("/decoder", r"in the \d+ tokens of the turn", r"top-k +k = 20 +", r"top-k 20 +changed")
     chat.says("/decoders", r"min-p +processor")
     chat.says("/decoders min-p", r"kind +processor", r"from +tinystory")
     chat.says("/preset save mine", r"mine: temperature 0.9 \| top-k 20")
     chat.says("/preset list", r"^mine +temperature 0.9")
     chat.says("/reset", r"decoder: sample 0.8")
     chat.says("/preset load mine", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
-    chat.says("/preset rm mine", "mine is gone")
+    chat.says("/preset rm mine", "mine is removed")
     chat.says("/config", r"seed +7 +flag --seed", r"theme +auto +built-in", "not there yet")
 
 
@@ -385,7 +385,7 @@ def comparing(chat):
         f"/diff {low} {int(low) + 1}", "they part after|they are the same|is the beginning of", "why: |same story"
     )
     chat.says("/compare greedy", "takes from 2 to 8 decoders")
-    chat.says(f'/versus default "{MINI}"', "to look at only")
+    chat.says(f'/versus default "{MINI}"', "only shown")
     chat.says("/model", r"[\d,]+ parameters$")
     assert int(high) - int(low) == 2
 
