@@ -18,7 +18,7 @@ _ELLIPSIS = "…"
 
 def continues(cluster: str, character: str) -> bool:
     """Return whether a character belongs to the cluster before it."""
-    if not cluster:
+    if not cluster or character.isspace():
         return False
     if _regional(character):
         return len(cluster) == 1 and _regional(cluster)
