@@ -46,7 +46,7 @@ def test_lines_break_between_words_and_lose_only_space(text, width):
     words = visible(text).split()
     assert " ".join(wrap(text, width)).split() == words
     assert "".join("".join(wrap(text, width, break_words=True)).split()) == "".join(words)
-    for line, following in itertools.pairwise(wrap("".join(text.splitlines()), width)):
+    for line, following in itertools.pairwise(wrap(" ".join(text.split()), width)):
         assert get_cwidth(f"{line} {following.split()[0]}") > width  # a line takes all the words that fit
 
 
