@@ -1,5 +1,6 @@
 """What a screen prints: tables, outlines, tints and their backgrounds; Ctrl-C while a story is written."""
 
+import re
 import signal
 from types import SimpleNamespace
 
@@ -103,6 +104,15 @@ def test_notices_and_tables_of_wide_letters_stay_within_the_screen(monkeypatch, 
         assert len(shown.splitlines()) > n // 30
         assert all(get_cwidth(line) <= width for line in shown.splitlines())
         assert "".join(shown.split()).count(word) == n
+
+
+@pytest.mark.parametrize("n", range(10, 45))
+def test_a_first_cell_of_any_length_is_told_apart_from_the_second(monkeypatch, n):
+    """A cell two cells too long for its column once touched the next one, as /compare did in /help."""
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = printed([Table((("/" + "x" * n, "first words"), ("/" + "y" * 23, "on")))])
+    assert re.search(r"x(  +|\n +)first words\n", shown)
+    assert all(get_cwidth(line) < 60 for line in shown.splitlines())
 
 
 def test_a_path_longer_than_the_screen_is_left_whole(monkeypatch):

@@ -48,14 +48,14 @@ def table_lines(table: Table, width: int) -> Iterator[str]:
         max((cells for row in rows if len(row) > i + 1 and (cells := get_cwidth(row[i])) <= widest), default=0)
         for i in range(n_fixed)
     ]
-    planned = table.indent + sum(column + _GAP for column in widths)
     for row in rows:
         start = " " * table.indent
         for cell, column in zip(row[:-1], widths, strict=False):
-            start += cell + " " * (column - get_cwidth(cell) + _GAP)
-        if n_fixed == 1 and planned < get_cwidth(start) < width - _NARROWEST_COLUMN:
+            start += padded(cell, column) + " " * _GAP
+        too_long = n_fixed == 1 < len(row) and get_cwidth(row[0]) > widths[0]
+        if too_long and get_cwidth(start) < width - _NARROWEST_COLUMN:
             yield start.rstrip()
-            start = " " * planned
+            start = " " * (table.indent + widths[0] + _GAP)
         room = width - 1 - get_cwidth(start)
         if room < _NARROWEST_COLUMN:
             yield from wrapped("  ".join(filter(None, row)), width)
