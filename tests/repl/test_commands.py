@@ -142,6 +142,14 @@ def test_every_module_of_commands_has_entered_its_commands_in_the_order_of_help(
     assert list(COMMANDS) == written
 
 
+def test_help_and_the_page_of_the_studio_have_one_order():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
+    first_of_module = {entry.run.__module__: name for name, entry in reversed(COMMANDS.items())}
+    firsts = [name for name in COMMANDS if name in first_of_module.values()]
+    assert len(firsts) == len(MODULES)
+    assert sorted(firsts, key=lambda name: page.index(f"| `/{name}")) == firsts
+
+
 def test_the_page_of_the_studio_and_help_name_every_command(make):
     page = (Path(__file__).resolve().parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
     shown = run(make(), "/help")
