@@ -1,4 +1,4 @@
-"""What the tests of the chat share: a studio with a scripted model, and whole conversations."""
+"""Fixtures of the chat's tests: a studio with a scripted model, and whole conversations."""
 
 import io
 from functools import partial
@@ -21,13 +21,13 @@ def registry():
 
 @pytest.fixture
 def make(registry):
-    """A function that makes a studio with a scripted model."""
+    """Return a function that makes a studio with a scripted model."""
     return partial(scripted_studio, registry)
 
 
 @pytest.fixture
 def talk(monkeypatch):
-    """A function that feeds keys to a whole chat; it returns the exit code and the printed text."""
+    """Return a function that feeds keys to a whole chat and returns its exit code and its printed text."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
 

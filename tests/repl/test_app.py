@@ -164,13 +164,13 @@ def test_escapes_of_a_writer_a_name_and_an_error_are_shown(make, talk):
 
 
 def test_escape_leaves_the_token_browser_however_soon_it_comes(make, monkeypatch):
-    """The prompt's timer for the Alt-Up just pressed once took the Escape that was pending in the browser."""
+    """The input line's timer for Alt-Up once took an Escape that was meant for the browser."""
     monkeypatch.setenv("TERM", "xterm")
     left_by = []
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
 
         def alternatives(place):
-            if place == 1 and not left_by:  # the first time that it is on the screen
+            if place == 1 and not left_by:  # the browser is on the screen for the first time
                 left_by.append("nothing")
                 keyboard.send_text("\x1b[D\x1b")
             return [Alternative("x", 0.5, taken=True)]
@@ -244,7 +244,7 @@ def test_interrupted_command_changes_nothing(make, talk, monkeypatch):
     assert studio.backend.name == "toy"
 
 
-def test_outgrown_context_is_told_once_after_the_piece(make, talk):
+def test_outgrown_context_is_told_once_after_the_turn(make, talk):
     _, output = talk(make((["a", Trimmed(0, 9), "b"], "length")), "x\r" + CTRL_D)
     assert "xab\n— the story has outgrown the model's context" in output
 

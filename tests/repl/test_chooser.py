@@ -15,7 +15,7 @@ from tinystory.screen.screen import Screen
     "story", ["むかしむかし、あるところに、ふくろうがいました。" * 3, "Once upon a time. " * 9, "🦉" * 40]
 )
 def test_the_end_of_the_story_takes_one_line_of_the_screen(make, monkeypatch, story):
-    """Characters were counted once, and wide ones took two lines."""
+    """It was cut by characters before, and wide ones took two lines."""
     monkeypatch.setenv("COLUMNS", "30")
     stream = io.StringIO()
     chooser = Chooser(make(), Screen(stream, color=False))

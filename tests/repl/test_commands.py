@@ -129,7 +129,7 @@ def test_values_show_as_specs_write_them(value, shown):
 
 
 def test_every_module_of_commands_has_entered_its_commands_in_the_order_of_help():
-    """They were imported by names that nothing used, and a tool that sorts imports took them out."""
+    """A tool may remove an import that nothing uses. It cannot remove a name from MODULES."""
     folder = Path(commands.__file__).parent
     assert {path.stem for path in folder.glob("*.py")} == {"__init__", "base", *MODULES}
     written = []

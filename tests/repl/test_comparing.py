@@ -1,4 +1,4 @@
-"""The commands that hold decoders, stories and models side by side, with the model that is shipped."""
+"""The commands that compare decoders, stories and models, with the shipped model."""
 
 import copy
 import io
@@ -45,7 +45,7 @@ def write(studio, *turns):
 
 
 def compare(studio, line):
-    """Write the columns; the numbers of their turns."""
+    """Write the columns; return the numbers of their turns."""
     before = set(studio.tree.turns)
     write(studio, *execute(studio, line).requests)
     return sorted(set(studio.tree.turns) - before)
@@ -121,7 +121,7 @@ def test_diff_of_two_seeds_says_so(studio):
 
 
 def test_diff_of_a_turn_and_one_that_began_within_it(studio, registry):
-    """The prompts differ, the tokens before the parting do not."""
+    """The prompts differ, but the tokens before the place where they part are the same."""
     write(studio, studio.next_turn("Once upon a time"))
     long = studio.tree.current
     first = studio.tree.turn

@@ -60,6 +60,6 @@ def test_completion_of_folders(registry, tmp_path, monkeypatch):
     [("/dec\t \t\r", "/decoder"), ("/see\trandom\r", "/seed random"), ("/decoder gr\t\r", "/decoder greedy")],
 )
 def test_tab(make, talk, keys, expected):
-    """Keys that come in a burst are not lost on a completion that still runs."""
+    """Keys that come in a burst are not lost while a completion runs."""
     _, output = talk(make(), keys + CTRL_D)
     assert output.startswith(f"> {expected}")

@@ -40,7 +40,7 @@ def studio(registry, backend):
 
 @pytest.fixture(autouse=True)
 def config(monkeypatch, tmp_path):
-    """No file of the user's own is touched."""
+    """Keep the user's own files out of the tests."""
     monkeypatch.setattr(platformdirs, "user_config_path", lambda name: tmp_path / "config" / name)
 
 
@@ -145,7 +145,7 @@ def test_presets_are_saved_listed_loaded_and_removed(studio):
 
 
 def test_one_preset_is_suggested_until_the_user_has_one_of_that_name(studio):
-    """It is what docs/study.md found; nothing is switched on by itself."""
+    """The preset is the winner of docs/study.md. It is not used unless the user asks for it."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
     assert f"Nearest to real stories: `{presets.SUGGESTED}`" in page
     before = studio.spec

@@ -1,4 +1,4 @@
-"""The commands that look into a story, with the model that is shipped."""
+"""The commands that show what the model saw, with the shipped model."""
 
 import copy
 import io
@@ -41,7 +41,7 @@ def studio(registry, backend):
 
 @pytest.fixture
 def told(studio):
-    """A studio with a story on the desk: 9 typed tokens and 40 written ones."""
+    """Return a studio with a story on the desk: 9 typed tokens and 40 that the model wrote."""
     write(studio, studio.next_turn("Once upon a time, there was a little"))
     return studio
 
@@ -79,7 +79,7 @@ def test_where_there_are_no_colours_color_says_why(told):
 
 
 def test_top_shows_what_the_model_saw_and_marks_what_was_taken(told, backend):
-    index = 1 + 9  # the BOS, and the typed tokens: the first written one
+    index = 1 + 9  # the BOS and the typed tokens come before the first token of the model
     bars = execute(told, "/top 10 5").blocks[-1]
     assert isinstance(bars, Bars)
     expected = backend.logits(told.token_ids, index)[0].softmax(-1).topk(5).values.tolist()
@@ -276,7 +276,7 @@ def test_whatif_answers_at_once(studio, stories):
 
 
 def _seconds(action):
-    """Of processor time, which does not depend on who else is at work here."""
+    """Return the processor seconds of an action. They do not depend on other programs on this machine."""
     start = time.process_time()
     action()
     return time.process_time() - start

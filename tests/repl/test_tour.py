@@ -41,7 +41,7 @@ def tour(tmp_path):
 
 def test_every_command_and_key_does_what_it_says(tour):
     chat = tour()
-    assert "Ctrl-D leaves." in chat.shown()  # three lines of help, at the first start only
+    assert "Ctrl-D leaves." in chat.shown()  # three lines of help come at the first start only
     writing(chat)
     keys(chat)
     the_tree(chat)
@@ -82,7 +82,7 @@ def writing(chat):
 def keys(chat):
     chat.says("/deco", enter=False)
     chat.keys("Tab", sees=r"> /decoder", prompt=False)
-    chat.keys("C-c")  # clears what is typed, and says nothing
+    chat.keys("C-c")  # clears the typed text without a notice
     assert "Ctrl-C once more" not in chat.shown()
     chat.says("/decoder ", enter=False)
     chat.keys("Tab", sees=r"processor: ", prompt=False)  # the menu
@@ -105,7 +105,7 @@ def keys(chat):
     chat.keys("C-c")
     chat.keys("C-r", prompt=False)
     chat.after(lambda: chat.type("dog ran"), "> /new The dog ran", prompt=False)
-    chat.keys("C-g")  # leaves the search with what was typed before: nothing
+    chat.keys("C-g")  # leaves the search; the line is empty as before
 
     chat.says("My owl", enter=False)
     chat.keys("C-x", "C-e", sees=rf"(> )?My owl {re.escape(ADDED_LINE)}", prompt=False)
@@ -117,7 +117,7 @@ def keys(chat):
 
 
 def interrupted(chat):
-    """Ctrl-C while a story is written keeps what there is; it ends columns and looking up, too."""
+    """Ctrl-C keeps the story so far. It also ends columns, and commands that read a file."""
     chat.says("/len 100000", "at most 100000 tokens")
     chat.says("/decoder endless | sample 0.8", "decoder: endless")
     chat.after(lambda: chat.type("A long way"), "> A long way", prompt=False)
@@ -209,7 +209,7 @@ def seeing(chat):
 
 
 def listed_in(screen):
-    """The alternatives of the browser."""
+    """Return the alternatives of the browser."""
     return re.findall(r"(?m)^[→ ] [• ] (“.*)", screen)
 
 
@@ -218,7 +218,7 @@ def listed(chat):
 
 
 def chosen(chat):
-    """The index of the alternative with the arrow."""
+    """Return the index of the alternative with the arrow."""
     marks = re.findall(r"(?m)^([→ ]) [• ] “", chat.screen())
     return marks.index("→") if "→" in marks else -1
 
@@ -259,7 +259,7 @@ def test_the_studio_without_colours_on_a_wide_screen(tour):
     chat.says("/decoders", r"top-p +processor")
     chat.keys("M-Up", sees="Esc leaves", prompt=False)
     chat.keys("q")
-    # Neither the story nor what the chat says has a colour or a weight; the place in the browser is marked, no more.
+    # Neither stories nor notices have a colour or a weight. Only the place in the browser is marked.
     assert not re.search(r"\x1b\[[0-9;]*(3[0-8]|4[0-8])[;m]", chat.shown(styled=True))
     assert not re.search(r"\x1b\[(1|2)m", chat.shown(styled=True))
     chat.type("/quit")

@@ -1,4 +1,4 @@
-"""What a screen prints: tables, outlines, tints and their backgrounds; Ctrl-C while a story is written."""
+"""The screen: tables, outlines, tints and their backgrounds; and Ctrl-C while a story is written."""
 
 import re
 import signal
@@ -21,7 +21,7 @@ def test_ctrl_c_is_noted_once_and_raised_when_nothing_looks(monkeypatch):
         assert not writing.interrupted
         signal.raise_signal(signal.SIGINT)
         assert writing.interrupted
-        signal.raise_signal(signal.SIGINT)  # impatience, well within a slow token
+        signal.raise_signal(signal.SIGINT)  # a second press within a second is not raised
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
@@ -39,7 +39,7 @@ def test_tables_and_lines_lose_nothing_on_any_width(monkeypatch, width):
 
 
 def luminance(number):
-    """Relative luminance, as WCAG defines it, of a colour of the 256 from 16 on."""
+    """Return the relative luminance (WCAG) of one of the 256 colours, from number 16 on."""
     if number < 232:
         place = number - 16
         steps = (place // 36, place // 6 % 6, place % 6)
@@ -79,7 +79,7 @@ def test_the_background_is_as_told_or_as_the_terminal_says():
     ],
 )
 def test_a_row_of_the_tree_keeps_the_figures_and_cuts_the_spec(monkeypatch, width, line):
-    """In 80 columns, two stages were enough for a row to lose all it had to say."""
+    """In 80 columns, two stages once left no room for the figures of a row."""
     monkeypatch.setenv("COLUMNS", str(width))
     facts = "top-k 40 | sample 0.8 · seed 7 · 176 tok · 1.34 bits"
     shown = printed([Outline((("● 2", "The owl had a vase. It was big and bright and old.", facts, ""),))])
@@ -95,7 +95,7 @@ def test_a_long_first_cell_does_not_take_the_width_of_the_second(monkeypatch):
 @pytest.mark.parametrize("width", [24, 33, 60, 80])
 @pytest.mark.parametrize("word", ["むかしむかし", "🦉🦉", "👩\u200d👩\u200d👧", "🇯🇵🇫🇷", "Zoe\u0308"])
 def test_notices_and_tables_of_wide_letters_stay_within_the_screen(monkeypatch, width, word):
-    """Characters were counted once, and a line of wide ones was up to twice as wide as the screen."""
+    """Lines were measured in characters before, and wide ones made a line twice as wide as the screen."""
     monkeypatch.setenv("COLUMNS", str(width))
     text = " ".join([word] * 30)
     blocks = Line(text, "note"), Table((("/go", text), (word, text)), indent=2), Table((("a", word * 30),))
@@ -108,7 +108,7 @@ def test_notices_and_tables_of_wide_letters_stay_within_the_screen(monkeypatch, 
 
 @pytest.mark.parametrize("n", range(10, 45))
 def test_a_first_cell_of_any_length_is_told_apart_from_the_second(monkeypatch, n):
-    """A cell two cells too long for its column once touched the next one, as /compare did in /help."""
+    """A text two cells too long for its column touched the next column before, as /compare did in /help."""
     monkeypatch.setenv("COLUMNS", "60")
     shown = printed([Table((("/" + "x" * n, "first words"), ("/" + "y" * 23, "on")))])
     assert re.search(r"x(  +|\n +)first words\n", shown)

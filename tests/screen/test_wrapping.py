@@ -105,7 +105,7 @@ def test_a_story_in_pieces_is_the_story_in_one(pieces, width):
 
 @given(texts, st.integers(1, 60))
 def test_little_is_held_back(pieces, width):
-    """Text without spaces goes on streaming."""
+    """Even text without spaces streams on."""
     wrapping = Wrapping(lambda: width)
     come = shown = ""
     for piece in pieces:

@@ -17,13 +17,13 @@ def registry():
 
 @pytest.fixture
 def make(registry):
-    """A function that makes a studio with a scripted model."""
+    """Return a function that makes a studio with a scripted model."""
     return partial(scripted_studio, registry)
 
 
 @pytest.fixture(scope="module")
 def tiny_checkpoint(tmp_path_factory):
-    """A random model over bytes: it writes control characters and broken UTF-8 all the time, and never an end."""
+    """Return the folder of a random model over bytes. It writes control characters and broken UTF-8, and never ends."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -45,8 +45,8 @@ def tiny_checkpoint(tmp_path_factory):
     return path
 
 
-def test_a_story_in_pieces_is_the_story_in_one(make, tiny_checkpoint):
-    """Also where a piece ends in the middle of a character."""
+def test_a_story_in_several_turns_is_the_story_in_one(make, tiny_checkpoint):
+    """This holds even if a turn ends in the middle of a character."""
     backend = ModelBackend.open(str(tiny_checkpoint), "float32", "cpu")
     assert backend.wait(lambda: False)
     whole = make(backend=backend, max_tokens=91)

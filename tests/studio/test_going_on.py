@@ -1,4 +1,4 @@
-"""How a story goes on: seams, tokens, seeds, and what the writer typed."""
+"""Going on with a story: seams, tokens, seeds, and the text that the writer types."""
 
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ def registry():
 
 @pytest.fixture
 def make(registry):
-    """A function that makes a studio with a scripted model."""
+    """Return a function that makes a studio with a scripted model."""
     return partial(scripted_studio, registry)
 
 
@@ -148,7 +148,7 @@ def test_another_model_goes_on_in_its_own_tokens(make):
     assert run(studio, "/model other") == "model  other\n"
     write(studio, "")
     assert other.requests[0].prompt_ids == (1, ord("a") + 1, ord("b") + 1)
-    assert other.requests[0].n_prompt == 3  # in other tokens, all that stands is what the writer gives
+    assert other.requests[0].n_prompt == 3  # in other tokens, the whole story so far is the prompt
 
 
 def test_what_is_healed_is_shown_once(make):

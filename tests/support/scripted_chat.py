@@ -1,4 +1,4 @@
-"""A studio over a model that writes what a test tells it to, and small helpers of the tests of the chat."""
+"""A studio with a scripted model, and small helpers for the tests of the chat."""
 
 import io
 

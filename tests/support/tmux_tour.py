@@ -1,4 +1,4 @@
-"""A chat in tmux: what is typed into it, and what is then on its screen."""
+"""A chat in tmux, driven by keys and read from its screen."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import time
 import uuid
 
 SECONDS = 30.0
-"""As long as anything may take, on a busy machine."""
+"""The longest wait for anything on a busy machine."""
 
 WRONG = ("unexpected error", "Traceback", "please report it", "\x1b", "^[[")
 ADDED_LINE = "and they all went home."
@@ -28,7 +28,7 @@ class Endless(LogitsProcessor):
 
 
 def found(pattern, text):
-    """How often a pattern is in a text."""
+    """Return how often a pattern is in a text."""
     return sum(1 for _ in re.finditer(pattern, text, re.MULTILINE))
 
 
@@ -49,7 +49,7 @@ class Tour:
         endless = folder / "endless.py"
         endless.write_text(ENDLESS, encoding="utf-8")
         settings = folder / "tmux.conf"
-        # What is copied lands in tmux, and a chat that has left stays to be looked at.
+        # tmux keeps the copied text, and the screen of a chat that has ended.
         settings.write_text("set -g set-clipboard on\nset -g remain-on-exit on\nset -g history-limit 50000\n")
         self._environment = {
             name: value
@@ -81,16 +81,16 @@ class Tour:
         return done.stdout
 
     def shown(self, *, styled=False):
-        """Everything that has been on the screen, a wrapped line in one."""
+        """Return everything that has been on the screen; a wrapped line is one line."""
         text = self._tmux("capture-pane", "-p", "-J", "-S", "-", *(["-e"] if styled else []))
         return "\n".join(line.rstrip() for line in text.splitlines())
 
     def screen(self):
-        """What is on the screen now."""
+        """Return the present screen."""
         return "\n".join(line.rstrip() for line in self._tmux("capture-pane", "-p").splitlines())
 
     def until(self, met, what):
-        """Poll until a condition is met."""
+        """Poll until a condition holds."""
         end = time.monotonic() + SECONDS
         while not met():
             assert time.monotonic() < end, f"waited for {what}; shown so far:\n{self.shown()}"
@@ -111,7 +111,7 @@ class Tour:
         self._tmux("paste-buffer", "-p", "-b", "pasted")
 
     def after(self, act, *patterns, prompt=True):
-        """Do something; every pattern has to come, once more often than it was there. What has been shown since."""
+        """Do something, and wait until each pattern has come once more than before. Return the text shown since."""
         before = self.shown()
         counts = [found(pattern, before) for pattern in patterns]
         act()
@@ -137,11 +137,11 @@ class Tour:
         return self.after(act, *patterns, prompt=enter)
 
     def copied(self):
-        """What the terminal has been given as its clipboard."""
+        """Return the text on the terminal's clipboard."""
         return self._tmux("show-buffer", check=False)
 
     def leave(self):
-        """Press Ctrl-D; the exit code."""
+        """Press Ctrl-D; return the exit code."""
         self.press("C-d")
         return self.exit_code()
 
@@ -151,7 +151,7 @@ class Tour:
         return int(status.read_text())
 
     def check(self):
-        """Nothing on the screen is a programmer's."""
+        """Check that the screen shows no traceback and no escape sequence."""
         shown = self.shown()
         assert not [wrong for wrong in WRONG if wrong in shown], shown
 

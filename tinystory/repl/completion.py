@@ -100,7 +100,7 @@ def _of_kind(kind: Argument, argument: str, registry: Registry, names: Names) ->
 
 
 def _commands(*, with_space: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield each command with its help; with a space after it if it takes an argument and one is wanted."""
+    """Yield each command with its help. With `with_space`, a command that takes an argument ends in a space."""
     for name, command in COMMANDS.items():
         yield name + " " * (with_space and bool(command.usage)), command.help
 

@@ -109,9 +109,9 @@ class Screen:
     def _put(self, pieces: Iterable[tuple[str, Style]]) -> None:
         """Write pieces of a story."""
         text = ""
-        for style, alike in groupby(pieces, key=lambda piece: piece[1]):
+        for style, group in groupby(pieces, key=lambda piece: piece[1]):
             # A style ends before each newline, so that only letters are ever styled.
-            lines = "".join(piece for piece, _ in alike).split("\n")
+            lines = "".join(piece for piece, _ in group).split("\n")
             text += "\n".join(self._styled(line, style) for line in lines)
         if text:
             self._write(text)

@@ -13,6 +13,7 @@ from tinystory.evaluation.comparison import FEWEST, MOST
 from tinystory.repl.commands.base import Reply, command, texts, whole_number
 from tinystory.repl.pieces import spans
 from tinystory.screen.blocks import Line, Printable, Spans, Table
+from tinystory.screen.colours import Style
 from tinystory.story.lookback import decoder_of, request_of
 from tinystory.story.tracing import TurnLogits, Verdict, parting, whatif
 from tinystory.story.tree import PathToken, Turn
@@ -87,10 +88,10 @@ def _whatif(studio: Studio, argument: str) -> Reply:
     verdict = whatif(decoder, request, ids, logits, eos_ids=eos_ids(studio))
     forbidden = dict(verdict.forbidden)
 
-    def style(index: int, token: PathToken) -> str:
+    def style(index: int, _token: PathToken) -> Style:
         return "mark" if index in forbidden else "bold" if index < len(request.prompt_ids) else ""
 
-    story = Spans(tuple(spans(studio, style)))  # type: ignore[arg-type]
+    story = Spans(tuple(spans(studio, style)))
     return Reply((story, Line(""), *_verdict(decoder, verdict)))
 
 
