@@ -28,7 +28,7 @@ def arrivals(draw, texts):
 
 
 def cells_of(line, width):
-    """Return the texts of a row of columns. The row is cut by cells, since a text may contain the gutter's character."""
+    """Return the texts of a row of columns, cut by cells, since a text may contain the gutter's character."""
     found = [""]
     for character in line:
         if character == "│" and get_cwidth(found[-1]) == width + (1 if len(found) == 1 else 2):

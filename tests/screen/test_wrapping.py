@@ -5,7 +5,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_toolkit.utils import get_cwidth
 
@@ -59,7 +59,8 @@ def test_a_character_of_several_code_points_stays_on_one_line_that_is_wide_enoug
     ]
 
 
-@given(st.lists(many, max_size=6), st.integers(1, 20), st.booleans())
+@given(st.lists(many, max_size=4), st.integers(1, 20), st.booleans())
+@settings(max_examples=50)
 def test_lines_do_not_depend_on_how_the_text_arrives(parts, width, break_words):
     breaker = LineBreaker(width, break_words=break_words)
     lines = [line for part in parts for line in breaker.add(part)]
