@@ -39,8 +39,8 @@ def studio(registry, backend):
     return Studio(registry, parse_spec("sample 0.8", registry), backend, open_model, seed=7, max_tokens=40)
 
 
-def write(studio, *turns):
-    for _ in studio.write(turns, lambda: False):
+def write(studio, *requests):
+    for _ in studio.write(requests, lambda: False):
         pass
 
 
@@ -61,7 +61,7 @@ def test_compare_goes_on_by_each_decoder_with_the_same_noise(studio):
     write(studio, studio.next_turn("Once upon a time"))
     reply = execute(studio, '/compare greedy; top-k 5|sampling 0.8 ;temperature "2" ;')
     assert reply.titles == ("greedy", "top-k 5 | sample 0.8", "temperature 2 | sample")
-    assert {(turn.parent, turn.seed, turn.number) for turn in reply.requests} == {(1, 7, 0)}
+    assert {(request.parent, request.seed, request.number) for request in reply.requests} == {(1, 7, 0)}
     write(studio, *reply.requests)
     assert [turn.written.spec for turn in studio.tree.children(1)] == list(reply.titles)
 

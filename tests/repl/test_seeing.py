@@ -46,8 +46,8 @@ def told(studio):
     return studio
 
 
-def write(studio, *turns):
-    for _ in studio.write(turns, lambda: False):
+def write(studio, *requests):
+    for _ in studio.write(requests, lambda: False):
         pass
 
 
@@ -132,19 +132,19 @@ def test_bars_stay_within_the_terminal(told, monkeypatch, width):
 @pytest.mark.parametrize(("token", "text"), [('" dog"', " dog"), ("dog", " dog"), ("#1", None), ('"."', ".")])
 def test_pick_takes_a_token_and_goes_on_as_a_branch(told, backend, token, text):
     before = told.tree.current
-    (turn,) = execute(told, f"/pick 5 {token}").requests
-    assert turn.kept == 5
-    assert turn.parent == before
+    (request,) = execute(told, f"/pick 5 {token}").requests
+    assert request.kept == 5
+    assert request.parent == before
     likeliest = backend.token_text(int(backend.logits(told.token_ids, 5)[0].argmax()))
-    assert turn.typed == (likeliest if text is None else text)
-    write(told, turn)
+    assert request.typed == (likeliest if text is None else text)
+    write(told, request)
     assert told.tree.turn.parent == before
-    assert told.text.startswith(f"Once upon a time{turn.typed}")
+    assert told.text.startswith(f"Once upon a time{request.typed}")
 
 
 def test_pick_of_an_exact_text_goes_before_one_after_a_space(told, backend):
-    (turn,) = execute(told, "/pick 5 s").requests
-    assert backend.token_text(turn.typed_ids[0]) == "s"
+    (request,) = execute(told, "/pick 5 s").requests
+    assert backend.token_text(request.typed_ids[0]) == "s"
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,6 @@ def test_another_model_goes_on_in_its_own_tokens(make):
 
 
 def test_what_is_healed_is_shown_once(make):
-    turn = replace(make().begin("a little ti"), heal=" ti")
-    assert turn.ahead == "a little"
-    assert replace(turn, typed="i").ahead == ""
+    request = replace(make().begin("a little ti"), heal=" ti")
+    assert request.ahead == "a little"
+    assert replace(request, typed="i").ahead == ""

@@ -101,8 +101,8 @@ def scripted_studio(registry, *turns, models=(), backend=None, **fields):
 
 def write(studio, text):
     """Type a text; return what the writer and the model added."""
-    turn = studio.next_turn(text)
-    return turn.typed, "".join(e.text for e in studio.write([turn], lambda: False) if isinstance(e, Text))
+    request = studio.next_turn(text)
+    return request.typed, "".join(e.text for e in studio.write([request], lambda: False) if isinstance(e, Text))
 
 
 def printed(blocks):
