@@ -130,7 +130,12 @@ def make(registry):
         backend = backend or ScriptedBackend(*turns)
         fields = {"seed": SEED, **fields}
         return Studio(
-            registry, parse_spec("sample 0.8", registry), backend, open_model, draw_seed=lambda: next(draws), **fields
+            registry,
+            parse_spec("sample 0.8", registry),
+            backend=backend,
+            open_model=open_model,
+            draw_seed=lambda: next(draws),
+            **fields,
         )
 
     return build

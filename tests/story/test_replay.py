@@ -88,7 +88,9 @@ def backend():
 
 
 def new_studio(registry, backend, folder, **fields):
-    studio = Studio(registry, parse_spec("sample 0.8", registry), backend, None, max_tokens=12, **fields)
+    studio = Studio(
+        registry, parse_spec("sample 0.8", registry), backend=backend, open_model=None, max_tokens=12, **fields
+    )
     Keeper(studio, folder)
     return studio
 

@@ -20,7 +20,17 @@ from tinystory.studio.studio import Studio
 
 
 def turn(parent, kept, ids, own, shared=0):
-    return Turn(0, parent, kept, own, tuple(ids), None, "v", shared, own)
+    return Turn(
+        id=0,
+        parent=parent,
+        kept=kept,
+        typed=own,
+        typed_ids=tuple(ids),
+        written=None,
+        vocabulary="v",
+        shared=shared,
+        own=own,
+    )
 
 
 @pytest.fixture
@@ -87,7 +97,7 @@ def studio(backend):
     def stay(name):
         raise UsageError(name)
 
-    return Studio(registry, parse_spec("sample 0.8", registry), backend, stay, seed=5, max_tokens=6)
+    return Studio(registry, parse_spec("sample 0.8", registry), backend=backend, open_model=stay, seed=5, max_tokens=6)
 
 
 def write(studio, *turns):
@@ -140,7 +150,14 @@ def take(studio, name, value):
 @given(st.lists(steps, max_size=8))
 def test_whatever_the_writer_does_every_text_is_that_of_its_tokens_and_the_cache_is_right(backend, script):
     registry = discover(user_folder=None)
-    studio = Studio(registry, parse_spec("sample 0.8", registry), backend, lambda name: backend, seed=5, max_tokens=6)
+    studio = Studio(
+        registry,
+        parse_spec("sample 0.8", registry),
+        backend=backend,
+        open_model=lambda name: backend,
+        seed=5,
+        max_tokens=6,
+    )
     seen = {}
     for name, value in script:
         try:

@@ -68,7 +68,14 @@ def make(registry, tmp_path):
     keepers = []
 
     def build(backend=None, **fields):
-        studio = Studio(registry, parse_spec("sample 0.8", registry), backend or LetterBackend(), None, 7, **fields)
+        studio = Studio(
+            registry,
+            parse_spec("sample 0.8", registry),
+            backend=backend or LetterBackend(),
+            open_model=None,
+            seed=7,
+            **fields,
+        )
         keepers.append(Keeper(studio, tmp_path / "sessions"))
         return studio
 

@@ -40,7 +40,9 @@ def test_peeking_is_adding_without_adding(tokenizer, ids, n):
 def test_every_search_streams_through_the_text_layer(model, spec, stop):
     """Two stories each; drafts never reach past a stop text, and the text is that of the tokens."""
     decoder = parse_spec(spec, REGISTRY)
-    requests = [StoryRequest("Tim", decoder, 5, 20, number=number, stop=stop) for number in range(2)]
+    requests = [
+        StoryRequest("Tim", decoder, seed=5, max_new_tokens=20, number=number, stop=stop) for number in range(2)
+    ]
     text = ["", ""]
     for event in write(model.session, model.tokenizer, requests):
         if isinstance(event, Text):

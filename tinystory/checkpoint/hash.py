@@ -45,7 +45,7 @@ def model_hash(directory: Path, stamp: str = "") -> str:
     try:
         for name in names:
             path = directory / name
-            digest.update(f"{name}\0{regular_file_size(path)}\0".encode())
+            digest.update(f"{name}\0{regular_file_size(path, raises=CheckpointError)}\0".encode())
             with path.open("rb") as file:
                 while block := file.read(_BLOCK_BYTES):
                     digest.update(block)
@@ -83,7 +83,7 @@ def _stamp(directory: Path, names: list[str]) -> str:
 
 
 def _file_stamp(path: Path) -> str:
-    regular_file_size(path)  # raises for what is not a file
+    regular_file_size(path, raises=CheckpointError)  # raises for what is not a file
     status = path.stat()
     # ctime too: it also changes where a copy kept the old file's mtime
     return f"{path.name}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"

@@ -71,7 +71,7 @@ def read_header(directory: Path) -> CheckpointHeader:
         CheckpointError: anything is missing, damaged, out of range or does not fit together.
     """
     directory = follow_latest(directory)
-    hf_config = read_json_object(directory / "config.json")
+    hf_config = read_json_object(directory / "config.json", raises=CheckpointError)
     config = hf_layout.from_hf_config(hf_config)
     tensors = read_tensors(directory)
     stamp = file_stamp(directory)
@@ -129,7 +129,7 @@ def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if os.path.lexists(path) else {}
+    return read_json_object(path, raises=CheckpointError) if os.path.lexists(path) else {}
 
 
 # --- values ---

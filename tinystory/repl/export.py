@@ -19,7 +19,7 @@ from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
 from tinystory.safe.writing import write_atomically
 from tinystory.screen.blocks import HEAT, Style, Theme
-from tinystory.story.session_file import node_fields, session_fields
+from tinystory.story.session_json import session_fields, turn_fields
 from tinystory.story.tree import Turn
 from tinystory.studio.keeper import saved_session
 from tinystory.studio.studio import Studio
@@ -148,7 +148,7 @@ def _json(studio: Studio) -> str:
         latest={turn.parent: turn.id for turn in lineage},
     )
     session = saved_session(replace(studio, tree=kept))
-    turns = [node_fields(turn) | {"text": tree.text(turn.id)} for turn in lineage]
+    turns = [turn_fields(turn) | {"text": tree.text(turn.id)} for turn in lineage]
     fields = session_fields(session) | {"text": studio.text, "nodes": turns}
     return json.dumps(fields, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 

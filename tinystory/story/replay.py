@@ -146,10 +146,10 @@ def _search(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel, d
     request = StoryRequest(
         model.tokenizer.detokenize(asked.prompt_ids),
         decoder,
-        written.seed,
-        written.max_new_tokens,
-        written.stop,
-        written.number,
+        seed=written.seed,
+        max_new_tokens=written.max_new_tokens,
+        stop=written.stop,
+        number=written.number,
         prompt_ids=asked.prompt_ids,
         n_prompt=asked.n_prompt,
     )

@@ -16,7 +16,7 @@ ROOT = 0
 """The blank page that every story begins on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Written:
     """The model's part of a turn, with everything that it takes to write it again.
 
@@ -47,7 +47,7 @@ class Written:
     finish_reason: FinishReason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Turn:
     """One turn of a story.
 

@@ -18,7 +18,8 @@ from tinystory.decoding.spec import parse_spec
 from tinystory.errors import SessionError, TinystoryError, UsageError, nearest
 from tinystory.folders import sessions_folder
 from tinystory.safe.reading import shown
-from tinystory.story.session_file import SavedChat, load_session, now, save_session
+from tinystory.story.saved_chat import SavedChat, now
+from tinystory.story.session_file import load_session, save_session
 from tinystory.studio.studio import Studio
 from tinystory.studio.views import TINTS, Tint
 
@@ -50,19 +51,19 @@ def saved_session(studio: Studio, *, automatic: bool = True, created: str = "") 
     tree = studio.tree
     hashes = [turn.written.model_hash for turn in tree.turns.values() if turn.written is not None]
     return SavedChat(
-        tree,
-        studio.spec,
-        studio.seed,
-        studio.max_tokens,
-        studio.stop,
-        studio.words,
-        studio.tint,
-        studio.backend.name,
-        hashes[-1] if hashes else "",
-        studio.backend.dtype,
-        automatic,
-        created,
-        now(),
+        tree=tree,
+        spec=studio.spec,
+        seed=studio.seed,
+        max_tokens=studio.max_tokens,
+        stop=studio.stop,
+        words=studio.words,
+        tint=studio.tint,
+        model=studio.backend.name,
+        model_hash=hashes[-1] if hashes else "",
+        dtype=studio.backend.dtype,
+        automatic=automatic,
+        created=created,
+        changed=now(),
     )
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tinystory.decoding import Decoder, FinishReason, Step, Token, common_prefix
@@ -55,6 +55,7 @@ class Studio:
 
     registry: Registry
     decoder: Decoder
+    _: KW_ONLY
     backend: Backend
     open_model: Callable[[str], Backend]
     seed: int | None = None
@@ -112,7 +113,15 @@ class Studio:
     def begin(self, prompt: str) -> TurnRequest:
         """A turn that opens a new story; without a prompt the model begins it."""
         typed_ids = tuple(self.backend.encode(prompt, bos=True))
-        return TurnRequest(ROOT, 0, prompt, typed_ids, self.decoder, self._seed(), self.max_tokens)
+        return TurnRequest(
+            parent=ROOT,
+            kept=0,
+            typed=prompt,
+            typed_ids=typed_ids,
+            decoder=self.decoder,
+            seed=self._seed(),
+            max_new_tokens=self.max_tokens,
+        )
 
     def next_turn(self, text: str) -> TurnRequest:
         """What the writer's text asks for: to open a story, or to go on with the one on the desk.
@@ -140,14 +149,14 @@ class Studio:
                 f"this piece was written in other tokens, by {turn.written.model}: /model {turn.written.model} first"
             )
         return TurnRequest(
-            turn.parent,
-            turn.kept,
-            turn.typed,
-            turn.typed_ids,
-            decoder or self.decoder,
-            self.draw_seed(),
-            self.max_tokens,
-            turn.written.heal,
+            parent=turn.parent,
+            kept=turn.kept,
+            typed=turn.typed,
+            typed_ids=turn.typed_ids,
+            decoder=decoder or self.decoder,
+            seed=self.draw_seed(),
+            max_new_tokens=self.max_tokens,
+            heal=turn.written.heal,
         )
 
     def more(self, n: int) -> list[TurnRequest]:
@@ -236,22 +245,29 @@ class Studio:
         return StoryRequest(
             self.backend.detokenize(prompt_ids),
             request.decoder,
-            request.seed,
-            request.max_new_tokens,
-            self.stop,
-            request.number,
-            cancel,
-            prompt_ids,
-            n_prompt,
-            request.heal,
-            self.choose,
+            seed=request.seed,
+            max_new_tokens=request.max_new_tokens,
+            stop=self.stop,
+            number=request.number,
+            cancel=cancel,
+            prompt_ids=prompt_ids,
+            n_prompt=n_prompt,
+            heal=request.heal,
+            choose=self.choose,
         )
 
     def opening(self, cancel: Callable[[], bool] = lambda: False) -> StoryRequest:
         """The story on the desk from its first words on, for any model: text, no tokens."""
         lineage = self.tree.lineage(self.tree.current)
         prompt = lineage[0].typed if lineage else ""
-        return StoryRequest(prompt, self.decoder, self._seed(going_on=True), self.max_tokens, self.stop, cancel=cancel)
+        return StoryRequest(
+            prompt,
+            self.decoder,
+            seed=self._seed(going_on=True),
+            max_new_tokens=self.max_tokens,
+            stop=self.stop,
+            cancel=cancel,
+        )
 
     def _finish(self, work: "_Work") -> None:
         """Make a turn of what was written; nothing of nothing."""
@@ -271,17 +287,17 @@ class Studio:
             rest = text[len(self.backend.detokenize(ids[:n_shown])) :]
             tail_ids = tuple(spelling(self.backend, ids[:n_shown], rest, text) or ()) if rest else ()
         written = Written(
-            format_spec(request.decoder),
-            request.seed,
-            request.number,
-            self.backend.name,
-            self.backend.model_hash(),
-            self.backend.dtype,
-            request.max_new_tokens,
-            self.stop,
-            request.heal,
-            tuple(work.tokens),
-            work.reason,
+            spec=format_spec(request.decoder),
+            seed=request.seed,
+            number=request.number,
+            model=self.backend.name,
+            model_hash=self.backend.model_hash(),
+            dtype=self.backend.dtype,
+            max_new_tokens=request.max_new_tokens,
+            stop=self.stop,
+            heal=request.heal,
+            tokens=tuple(work.tokens),
+            finish_reason=work.reason,
         )
         turn = self._add(request, text, written, hidden, tail_ids)
         if work.result is not None:
@@ -293,17 +309,17 @@ class Studio:
         parent_text = self.tree.text(request.parent)
         shared = common_prefix(parent_text, text)
         turn = Turn(
-            0,
-            request.parent,
-            request.kept,
-            request.typed,
-            request.typed_ids,
-            written,
-            self.backend.vocabulary,
-            shared,
-            text[shared:],
-            hidden,
-            tail_ids,
+            id=0,
+            parent=request.parent,
+            kept=request.kept,
+            typed=request.typed,
+            typed_ids=request.typed_ids,
+            written=written,
+            vocabulary=self.backend.vocabulary,
+            shared=shared,
+            own=text[shared:],
+            hidden=hidden,
+            tail_ids=tail_ids,
         )
         turn = self.tree.add(turn)
         self.on_change()
@@ -321,7 +337,13 @@ class Studio:
     def _turn(self, kept: int, typed: str, typed_ids: Sequence[int]) -> TurnRequest:
         """A turn that goes on from the desk's first `kept` tokens, in the vocabulary of the model in use."""
         request = TurnRequest(
-            self.tree.current, kept, typed, tuple(typed_ids), self.decoder, self._seed(going_on=True), self.max_tokens
+            parent=self.tree.current,
+            kept=kept,
+            typed=typed,
+            typed_ids=tuple(typed_ids),
+            decoder=self.decoder,
+            seed=self._seed(going_on=True),
+            max_new_tokens=self.max_tokens,
         )
         turn = self.tree.turn
         if kept and turn is not None and turn.vocabulary != self.backend.vocabulary:

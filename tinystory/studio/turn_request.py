@@ -7,7 +7,7 @@ from tinystory.decoding import Decoder
 __all__ = ["TurnRequest"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TurnRequest:
     """A piece of writing that has been asked for and not begun.
 

@@ -6,7 +6,7 @@ The commands and the REPL call `write`; it knows sessions and tokenizers, but no
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tinystory.decoding import Commit, Decoder, Draft, Finish, FinishReason, Request, Session, Step, Token
@@ -48,6 +48,7 @@ class StoryRequest:
 
     prompt: str
     decoder: Decoder
+    _: KW_ONLY
     seed: int
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()

@@ -179,12 +179,12 @@ class _Writer:
             StoryRequest(
                 place.prompt,
                 self.decoder,
-                self.seed + place.index,
-                self.args.max_tokens,
-                tuple(self.args.stop),
-                place.number,
-                cancel,
-                place.prompt_ids,
+                seed=self.seed + place.index,
+                max_new_tokens=self.args.max_tokens,
+                stop=tuple(self.args.stop),
+                number=place.number,
+                cancel=cancel,
+                prompt_ids=place.prompt_ids,
             )
             for place in places
         ]
