@@ -44,7 +44,7 @@ def tree():
     return tree
 
 
-def test_a_node_keeps_a_part_of_its_parent(tree):
+def test_a_turn_keeps_a_part_of_its_parent(tree):
     assert [tree.text(n) for n in range(5)] == ["", "abc", "abcd", "abx", "y"]
     assert [tree.token_ids(n) for n in range(5)] == [(), (1, 2, 3), (1, 2, 3, 4), (1, 2, 5), (6,)]
     assert [tree.n_prompt(n) for n in range(5)] == [0, 3, 3, 2, 1]
@@ -69,13 +69,13 @@ def test_undo_and_redo_are_exact(tree):
 
 def test_branches_lie_side_by_side(tree):
     tree.goto(2)
-    assert tree.sibling(-1) is None
-    assert tree.sibling(1).id == 3
+    assert tree.branch(-1) is None
+    assert tree.branch(1).id == 3
     assert [(n.id, depth) for n, depth in tree.walk()] == [(1, 0), (2, 1), (3, 1), (4, 0)]
 
 
 @pytest.mark.parametrize("wrong", [turn(9, 0, [], ""), turn(1, 4, [], ""), turn(1, 0, [], "", 4), turn(1, -1, [], "")])
-def test_a_node_that_does_not_fit_is_refused_and_changes_nothing(tree, wrong):
+def test_a_turn_that_does_not_fit_is_refused_and_changes_nothing(tree, wrong):
     with pytest.raises(UsageError):
         tree.add(wrong)
     assert (len(tree.turns), tree.current) == (4, 4)

@@ -220,12 +220,12 @@ def test_the_callers_session_is_left_as_it_is(tiny):
 
 def test_a_story_that_no_model_or_memory_takes_is_refused():
     session = ToySession()
-    with pytest.raises(UsageError, match="token id 32; this vocabulary ends at 31"):
+    with pytest.raises(UsageError, match="token id 32; the vocabulary goes from 0 to 31"):
         story_logits(session, [0, 5, 32], latest_half)
     with pytest.raises(ValueError, match=r"start is 0; it must be in 1\.\.2"):
         story_logits(session, [0, 5], latest_half, 0)
     session.vocab_size = 2**28
-    with pytest.raises(UsageError, match="2 tokens of 268435456 logits takes more than 1 GB"):
+    with pytest.raises(UsageError, match="logits of 2 tokens, 268435456 for each, take more than 1 GB"):
         story_logits(session, [0, 5, 3], latest_half)
 
 

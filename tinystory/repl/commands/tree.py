@@ -46,7 +46,7 @@ def step_aside(studio: Studio, step: int) -> Reply:
     Raises:
         UsageError: there is none.
     """
-    turn = studio.tree.sibling(step)
+    turn = studio.tree.branch(step)
     if turn is None:
         raise UsageError(f"there is no branch {'after' if step > 0 else 'before'} this one")
     studio.goto(turn.id)
