@@ -74,8 +74,8 @@ def test_pieces_concatenate_to_the_completion(model, spec):
 def test_one_seed_is_one_story_alone_in_a_batch_and_after_a_rewind(model, spec, text):
     decoder = spec(text)
     [alone] = end_of(model, StoryRequest("Tim", decoder, seed=11, max_new_tokens=30))
-    siblings = [StoryRequest("Tim", decoder, seed=11, max_new_tokens=30, number=n) for n in range(8)]
-    assert same_but_for_ties(model, end_of(model, *siblings)[0], alone)
+    branches = [StoryRequest("Tim", decoder, seed=11, max_new_tokens=30, number=n) for n in range(8)]
+    assert same_but_for_ties(model, end_of(model, *branches)[0], alone)
     others = [
         StoryRequest("A longer beginning than that" * (n % 3), decoder, seed=90 + n, max_new_tokens=17)
         for n in range(7)
