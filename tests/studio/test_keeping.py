@@ -288,7 +288,7 @@ def test_saving_under_a_name_renames_the_automatic_file(make):
     with pytest.raises(UsageError, match="a session dragons already"):
         execute(other, "/save dragons", keeper_of(other))
     for wrong in ("a/b", ".hidden", "a b", "x" * 81):
-        with pytest.raises(UsageError, match="no name for a session"):
+        with pytest.raises(UsageError, match="cannot name a session"):
             execute(other, f"/save {wrong}", keeper_of(other))
 
 
