@@ -19,7 +19,7 @@ from tinystory.studio.seams import lengthened
 from tinystory.studio.studio import Studio
 
 
-def turn(parent, kept, ids, own, shared=0):
+def typed_turn(parent, kept, ids, own, shared=0):
     return Turn(
         id=0,
         parent=parent,
@@ -37,10 +37,10 @@ def turn(parent, kept, ids, own, shared=0):
 def tree():
     """1: abc, 2: abcd, 3: abx, 4: y."""
     tree = StoryTree()
-    tree.add(turn(ROOT, 0, [1, 2, 3], "abc"))
-    tree.add(turn(1, 3, [4], "d", 3))
-    tree.add(turn(1, 2, [5], "x", 2))
-    tree.add(turn(ROOT, 0, [6], "y"))
+    tree.add(typed_turn(ROOT, 0, [1, 2, 3], "abc"))
+    tree.add(typed_turn(1, 3, [4], "d", 3))
+    tree.add(typed_turn(1, 2, [5], "x", 2))
+    tree.add(typed_turn(ROOT, 0, [6], "y"))
     return tree
 
 
@@ -74,7 +74,10 @@ def test_branches_lie_side_by_side(tree):
     assert [(n.id, depth) for n, depth in tree.walk()] == [(1, 0), (2, 1), (3, 1), (4, 0)]
 
 
-@pytest.mark.parametrize("wrong", [turn(9, 0, [], ""), turn(1, 4, [], ""), turn(1, 0, [], "", 4), turn(1, -1, [], "")])
+@pytest.mark.parametrize(
+    "wrong",
+    [typed_turn(9, 0, [], ""), typed_turn(1, 4, [], ""), typed_turn(1, 0, [], "", 4), typed_turn(1, -1, [], "")],
+)
 def test_a_turn_that_does_not_fit_is_refused_and_changes_nothing(tree, wrong):
     with pytest.raises(UsageError):
         tree.add(wrong)
@@ -100,8 +103,8 @@ def studio(backend):
     return Studio(registry, parse_spec("sample 0.8", registry), backend=backend, open_model=stay, seed=5, max_tokens=6)
 
 
-def write(studio, *turns):
-    for _ in studio.write([turn for turn in turns if turn], lambda: False):
+def write(studio, *requests):
+    for _ in studio.write([request for request in requests if request], lambda: False):
         pass
 
 
@@ -141,9 +144,7 @@ def take(studio, name, value):
             write(studio, studio.pick(value % (len(studio.token_ids) - 1) + 1, 40 + value))
     else:
         place, added = (value, "") if name == "cut" else value
-        turn = studio.edit(studio.text[:place] + added)
-        if turn is not None:
-            write(studio, turn)
+        write(studio, studio.edit(studio.text[:place] + added))
 
 
 @settings(deadline=None, max_examples=40)
@@ -184,9 +185,9 @@ def test_a_word_cut_by_an_edit_is_healed(studio):
     studio.backend = ModelBackend.open(None, "float32", "cpu")
     assert studio.backend.wait(lambda: False)
     studio.decoder = parse_spec("greedy", studio.registry)
-    turn = studio.edit("Once upon a ti")
-    assert turn.heal
-    write(studio, turn)
+    request = studio.edit("Once upon a ti")
+    assert request.heal
+    write(studio, request)
     assert studio.text.startswith("Once upon a time")
     whole = studio.backend.encode("Once upon a time", bos=True)
     assert list(studio.token_ids[: len(whole)]) == whole
@@ -194,8 +195,8 @@ def test_a_word_cut_by_an_edit_is_healed(studio):
 
 def test_a_healed_turn_that_is_stopped_at_once_keeps_what_was_typed(studio):
     write(studio, studio.begin("Once"))
-    turn = studio.edit(studio.text[:-1])
-    for _ in studio.write([turn], lambda: True):
+    request = studio.edit(studio.text[:-1])
+    for _ in studio.write([request], lambda: True):
         pass
     assert studio.text == studio.tree.text(1)[:-1]
 
@@ -203,10 +204,11 @@ def test_a_healed_turn_that_is_stopped_at_once_keeps_what_was_typed(studio):
 def test_an_edit_keeps_the_tokens_before_it(studio):
     write(studio, studio.begin("Once upon a time, Zoë found a kite."))
     before = studio.token_ids
-    turn = studio.edit(studio.text[:20] + "!")
-    assert turn.kept > 3
-    assert (*before[: turn.kept], *turn.typed_ids) == studio.story_request(turn).prompt_ids
-    assert studio.story_request(turn).prompt + turn.heal == studio.text[:20] + "!"
+    request = studio.edit(studio.text[:20] + "!")
+    assert request.kept > 3
+    story_request = studio.story_request(request)
+    assert (*before[: request.kept], *request.typed_ids) == story_request.prompt_ids
+    assert story_request.prompt + request.heal == studio.text[:20] + "!"
 
 
 @settings(deadline=None, max_examples=200)
@@ -234,16 +236,16 @@ def test_a_stage_that_fails_at_once_leaves_the_tree_as_it_was(studio, monkeypatc
     monkeypatch.undo()
 
 
-def test_a_piece_in_other_tokens_is_not_tried_again(studio):
+def test_a_turn_in_another_vocabulary_is_not_tried_again(studio):
     write(studio, studio.begin("Once"))
     studio.tree.turns[1] = replace(studio.tree.turns[1], vocabulary="another")
-    with pytest.raises(UsageError, match="in other tokens"):
+    with pytest.raises(UsageError, match="in another vocabulary"):
         studio.retry()
 
 
 def test_a_tree_of_a_thousand_turns_is_drawn_at_once(studio):
     for number in range(1000):
-        studio.tree.add(turn(number, 0, [1], "x"))
+        studio.tree.add(typed_turn(number, 0, [1], "x"))
     started = time.process_time()
     [outline] = execute(studio, "/tree").blocks
     assert len(outline.rows) == 1000

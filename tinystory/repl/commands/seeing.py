@@ -18,14 +18,14 @@ from tinystory.story.tracing import Pick, TurnLogits, alternatives, funnel, retr
 from tinystory.story.tree import Turn
 from tinystory.studio.recall import (
     NEXT,
-    check_own,
+    check_same_model,
     eos_ids,
     index_of,
     logits_at,
     place,
     quoted,
-    telling,
     token_name,
+    turn_logits,
     whole_story,
 )
 from tinystory.studio.studio import Studio
@@ -107,7 +107,7 @@ def _trace(studio: Studio, argument: str) -> Reply:
     """
     index = index_of(studio, argument or "-1", "/trace")
     turn = _written_at(studio, index)
-    story = telling(studio, turn)
+    story = turn_logits(studio, turn)
     picks = list(islice(retrace(*story, eos_ids=eos_ids(studio)), index - len(story[1].prompt_ids) + 1))
     effects = funnel(story[0], picks[-1])
     # A stage that only weighs anew leaves as many as it was given.
@@ -198,7 +198,7 @@ def _written_at(studio: Studio, index: int) -> Turn:
     tree = studio.tree
     desk = tree.turns[tree.current]
     if desk.vocabulary != studio.backend.vocabulary:
-        check_own(studio, desk)
+        check_same_model(studio, desk)
         raise UsageError("the story is in the tokens of another model; /tree and /model bring that one back")
     found = tree.path(tree.current)[index]
     turn = tree.turns[found.turn]
