@@ -1,5 +1,6 @@
 """The tree of stories, and the studio that grows it: nothing is lost, texts and caches are what the tokens say."""
 
+import inspect
 import time
 from dataclasses import replace
 
@@ -13,10 +14,13 @@ from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.repl.commands import execute
 from tinystory.repl.editor import edit_text
-from tinystory.story.tree import ROOT, StoryTree, Turn
+from tinystory.story.saved_chat import SavedChat
+from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.seams import lengthened
 from tinystory.studio.studio import Studio
+from tinystory.studio.turn_request import TurnRequest
+from tinystory.writing.generate import StoryRequest
 
 
 def typed_turn(parent, kept, ids, own, shared=0):
@@ -265,3 +269,15 @@ def test_file_names_that_no_system_takes_are_one_line(studio, line):
     write(studio, studio.begin("Once"))
     with pytest.raises(TinystoryError):
         execute(studio, line)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_positional"),
+    [(Written, 0), (Turn, 0), (TurnRequest, 0), (SavedChat, 0), (StoryRequest, 2), (Studio, 2)],
+)
+def test_long_constructors_take_keywords(kind, n_positional):
+    """With eleven values in a row, two that change places are never found."""
+    parameters = list(inspect.signature(kind).parameters.values())
+    positional = [parameter for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
+    assert len(parameters) > 8
+    assert len(positional) == n_positional

@@ -272,6 +272,18 @@ def test_a_decoder_that_is_not_here_leaves_the_present_one(make):
     assert again.spec == "sample 0.8"
 
 
+def test_a_decoder_that_opens_another_model_is_not_taken_from_a_file(make):
+    studio = make()
+    write(studio, "Once")
+    keeper_of(studio).close()
+    path = keeper_of(studio).path
+    path.write_text(path.read_text().replace('"sample 0.8"', '"sample | speculative some-body/model"', 1))
+    again = make()
+    [notice] = keeper_of(again).resume("")
+    assert "it opens 'some-body/model'; type such a decoder yourself" in notice
+    assert again.spec == "sample 0.8"
+
+
 # --- commands ---
 
 
