@@ -1,4 +1,4 @@
-"""Replay: a session with many decoders comes about again, and whatever was changed in it is caught where it was."""
+"""Replay: a session of many decoders is written again in the same way, and every change in its file is found."""
 
 import json
 import shutil
@@ -420,7 +420,7 @@ def test_a_turn_whose_decoder_opens_a_folder_is_left_out_and_the_others_are_chec
 
 
 def test_a_tie_is_counted_and_passed(registry, session, monkeypatch):
-    """The model's thoughts, moved by less than rounding may move them, so that another token wins."""
+    """Logits that differ by less than rounding can change, so that another token has the highest one."""
     tree = load_session(session).tree
     turn = tree.turns[2]
     model = load()

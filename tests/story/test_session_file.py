@@ -1,4 +1,4 @@
-"""Session files: whatever is saved comes back, and whatever else a file may hold is one error."""
+"""Session files: what is saved is read again, and every other content is one error."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The tree of stories, and the studio that grows it: nothing is lost, texts and caches are what the tokens say."""
+"""The story tree and the studio: nothing is lost, and texts and caches fit the tokens."""
 
 import inspect
 import time
@@ -123,7 +123,7 @@ steps = st.one_of(
 
 
 def take(studio, name, value):
-    """One step of a writer; what is not possible is refused."""
+    """Do one step of a writer; an impossible one is refused."""
     tree = studio.tree
     if name == "new":
         write(studio, studio.begin(value))

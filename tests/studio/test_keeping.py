@@ -90,7 +90,7 @@ def write(studio, text=""):
 
 
 def said(studio, line):
-    """What a command prints, a line a block."""
+    """Return what a command prints, one line for each block."""
     texts = []
     for block in execute(studio, line, keeper_of(studio)).blocks:
         if isinstance(block, Table):

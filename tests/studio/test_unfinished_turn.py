@@ -1,4 +1,4 @@
-"""A turn while it is written: what of its tokens is part of the story when a stop text has ended it."""
+"""A turn while it is written: which of its tokens belong to the story after a stop text has ended it."""
 
 import pytest
 

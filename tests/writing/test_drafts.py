@@ -1,4 +1,4 @@
-"""Drafts on their way to the reader: text that fits what stands before it, a line of the screen that is replaced."""
+"""Drafts: their text fits the text before them, and the line of the screen is replaced."""
 
 import io
 import re
@@ -61,7 +61,7 @@ def test_every_search_streams_through_the_text_layer(model, spec, stop):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What a terminal of 40 columns is sent."""
+    """Give a function that returns what a terminal of 40 columns receives."""
     monkeypatch.setenv("COLUMNS", "40")
 
     def show(*steps, color=True):

@@ -19,7 +19,7 @@ from tinystory.writing.generate import Ended, StoryRequest, Text, Trimmed, write
 from tinystory.writing.stops import StopFilter
 
 TIE = 1e-3
-"""Scores closer than this are a numerical tie: float32 rounding may turn it between batch shapes."""
+"""A numerical tie: batches of another shape may round such near scores the other way."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def end_of(model, *requests):
 
 
 def same_but_for_ties(model, story, other):
-    """Whether two stories agree up to the end or to a token whose two best scores are a numerical tie."""
+    """Return whether two stories are equal, or differ first at a numerical tie of the two best tokens."""
     a, b = story.token_ids, other.token_ids
     if a == b:
         return True

@@ -250,6 +250,7 @@ class Studio:
             raise
         finally:
             for index, unfinished in enumerate(unfinished_turns):
+                # After a failure, a turn is not added only to keep a text that the tree has already.
                 useless = failed and not unfinished.tokens and self._is_in_tree(unfinished.request)
                 if index not in finished and not useless:
                     self._finish(unfinished)
