@@ -393,7 +393,7 @@ class Looking(LogitsProcessor):
 
     def start(self, request):
         if self.model:
-            request.open(self.model)
+            request.open(None if "/" in self.model else self.model).open(self.model)
 
     def __call__(self, logits, step):
         return logits.clone()
@@ -407,6 +407,10 @@ def test_a_replayed_chain_opens_only_what_its_decoder_names_as_when_it_was_writt
     code, _, err = replay(capsys, path, "--decoder-file", file)
     assert code == 2
     assert "turn 2: a stage opens the model default, which its `models()` does not name" in err
+    path = changed(lambda fields: turn_of(fields, 2)["written"].update(spec="looking some-body/model | greedy"))
+    code, _, err = replay(capsys, path, "--decoder-file", file)
+    assert code == 2
+    assert "turn 2: the decoder opens the model some-body/model, which does not ship with tinystory" in err
 
 
 def test_a_turn_whose_decoder_opens_a_folder_is_left_out_and_the_others_are_checked(changed, capsys):

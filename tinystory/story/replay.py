@@ -67,8 +67,8 @@ def is_local(name: str) -> bool:
 class _ShippedOnly:
     """A session that opens no other models than the shipped ones.
 
-    The loop guards `Request.open`, but it gives a search the session itself. The spec comes from a file here, so
-    `open` of that session is guarded too.
+    The loop guards `Request.open`, but not `open` of a session: a search has the session of the loop, and a stage has
+    each session that it opened. Here the spec comes from a file, so these are guarded too.
     """
 
     def __init__(self, session: Session) -> None:
@@ -131,7 +131,7 @@ def _impossible_token(tree: StoryTree, turn: Turn, written: Written, model: Load
 
 def _replay_chain(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
     """Pick each token again."""
-    request = request_of(tree, turn.id, model.tokenizer, opener_of(model.session, decoder))
+    request = request_of(tree, turn.id, model.tokenizer, opener_of(_shipped_only(model.session), decoder))
     token_ids = written_ids(tree, turn.id, model.tokenizer)
     n_prompt, ties = len(request.prompt_ids), 0
     logits = story_logits(model.session, token_ids, request.window, n_prompt)
