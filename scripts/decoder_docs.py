@@ -202,7 +202,9 @@ def _write(model: "LoadedModel", decoder: Decoder, seed: int, n_tokens: int) -> 
     from tinystory.writing.generate import Ended, StoryRequest, write
 
     before = time.process_time()
-    events = list(write(model.session, model.tokenizer, [StoryRequest(PROMPT, decoder, seed, n_tokens)]))
+    events = list(
+        write(model.session, model.tokenizer, [StoryRequest(PROMPT, decoder, seed=seed, max_new_tokens=n_tokens)])
+    )
     seconds = time.process_time() - before
     [story] = [event.result for event in events if isinstance(event, Ended)]
     return story.text, len(story.tokens) / seconds, story.statistics["bits_per_token"]

@@ -18,7 +18,7 @@ from tinystory.writing.generate import Ended, StoryRequest, bits_per_token, writ
 def surprise(loaded: LoadedModel, spec: str, n_stories: int, max_tokens: int) -> tuple[float, int]:
     """Mean surprise over all tokens of n_stories, in bits under the model's own distribution; and how many tokens."""
     decoder = parse_spec(spec, discover())
-    requests = [StoryRequest("", decoder, seed, max_tokens) for seed in range(n_stories)]
+    requests = [StoryRequest("", decoder, seed=seed, max_new_tokens=max_tokens) for seed in range(n_stories)]
     stories = [e.result for e in write(loaded.session, loaded.tokenizer, requests) if isinstance(e, Ended)]
     tokens = [token for story in stories for token in story.tokens]
     return bits_per_token(tokens), len(tokens)

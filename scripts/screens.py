@@ -39,7 +39,13 @@ def screen(typed: tuple[str, ...], columns: int) -> str:
     open_model = partial(ModelBackend.open, dtype="float32", device="cpu")
     draws = iter(range(100, 200))
     studio = Studio(
-        registry, parse_spec("sample 0.8", registry), open_model(None), open_model, 7, 60, draw_seed=lambda: next(draws)
+        registry,
+        parse_spec("sample 0.8", registry),
+        backend=open_model(None),
+        open_model=open_model,
+        seed=7,
+        max_tokens=60,
+        draw_seed=lambda: next(draws),
     )
     studio.backend.wait(lambda: False)
     stream = io.StringIO()

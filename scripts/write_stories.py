@@ -35,7 +35,11 @@ def stories(model: str | None, prompts: Sequence[str], specs: Sequence[str], see
     """All stories: those of the first prompt, then those of the second, and so on."""
     registry, loaded = discover(), load(model)
     decoders = [parse_spec(spec, registry) for spec in specs]
-    requests = [StoryRequest(prompt, decoder, seed, max_tokens) for prompt in prompts for decoder in decoders]
+    requests = [
+        StoryRequest(prompt, decoder, seed=seed, max_new_tokens=max_tokens)
+        for prompt in prompts
+        for decoder in decoders
+    ]
     written = {e.story: e.result for e in write(loaded.session, loaded.tokenizer, requests) if isinstance(e, Ended)}
     return [written[number] for number in range(len(requests))]
 

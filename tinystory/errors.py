@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "SessionError", "TinystoryError", "UsageError", "nearest", "one_line"]
+__all__ = ["CheckpointError", "SessionError", "TinystoryError", "UnreadableFile", "UsageError", "nearest", "one_line"]
 
 
 class TinystoryError(Exception):
@@ -17,6 +17,12 @@ class UsageError(TinystoryError):
     """The request itself is wrong: an unknown name, a value out of range, or a file of the user that is missing."""
 
     exit_code = 2
+
+
+class UnreadableFile(TinystoryError):
+    """A file is missing, is too large, or does not hold what it should; it may come from anybody."""
+
+    exit_code = 3
 
 
 class CheckpointError(TinystoryError):

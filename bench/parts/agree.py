@@ -97,7 +97,7 @@ def written(loaded: "LoadedModel", n_tokens: int, together: bool) -> list[tuple[
     from tinystory.writing.generate import Ended, StoryRequest, write
 
     decoder = parse_spec("greedy", discover())
-    requests = [StoryRequest(prompt, decoder, 0, n_tokens) for prompt in PROMPTS]
+    requests = [StoryRequest(prompt, decoder, seed=0, max_new_tokens=n_tokens) for prompt in PROMPTS]
     found = {}
     for batch in [requests] if together else [[request] for request in requests]:
         for event in write(loaded.session.open(), loaded.tokenizer, batch):

@@ -84,7 +84,9 @@ def our_writer(loaded: "LoadedModel", spec: str, n_tokens: int, n_rows: int = 1)
     from tinystory.writing.generate import Ended, StoryRequest, write
 
     decoder = parse_spec(spec, discover())
-    requests = [StoryRequest(PROMPT, decoder, SEED, n_tokens, number=number) for number in range(n_rows)]
+    requests = [
+        StoryRequest(PROMPT, decoder, seed=SEED, max_new_tokens=n_tokens, number=number) for number in range(n_rows)
+    ]
 
     def run() -> list[int]:
         events = write(loaded.session.open(), loaded.tokenizer, requests)

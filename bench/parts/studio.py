@@ -55,7 +55,7 @@ def written(loaded: "LoadedModel", decoders: "list[Decoder]", n_tokens: int) -> 
     """A story by each decoder, in one batch, from an empty cache; their token ids, one after the other."""
     from tinystory.writing.generate import Ended, StoryRequest, write
 
-    requests = [StoryRequest(PROMPT, decoder, SEED, n_tokens) for decoder in decoders]
+    requests = [StoryRequest(PROMPT, decoder, seed=SEED, max_new_tokens=n_tokens) for decoder in decoders]
     events = write(loaded.session.open(), loaded.tokenizer, requests)
     return [i for event in events if isinstance(event, Ended) for i in event.result.token_ids]
 

@@ -48,7 +48,7 @@ def talk(monkeypatch):
     backend = ModelBackend.open("mini", "float32", "cpu")
 
     def converse(keys, spec="human"):
-        studio = Studio(registry, parse_spec(spec, registry), backend, lambda name: backend, seed=7)
+        studio = Studio(registry, parse_spec(spec, registry), backend=backend, open_model=lambda name: backend, seed=7)
         stream = io.StringIO()
         with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
             keyboard.send_text(keys + CTRL_D * 3)  # what is too many is not read

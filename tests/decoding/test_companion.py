@@ -221,7 +221,7 @@ def test_beside_the_shipped_model():
     """Another checkpoint by name, and a notice about the context only where the writing model's is full."""
     model = load("mini")
     decoder = Decoder((Guidance(2.0, "A sad story."), ExpertAmateur("mini")), Greedy())
-    request = StoryRequest("Tim had a red ball.", decoder, 1, 12)
+    request = StoryRequest("Tim had a red ball.", decoder, seed=1, max_new_tokens=12)
     events = list(write(model.session, model.tokenizer, [request]))
     assert not any(isinstance(event, Trimmed) for event in events)
     assert len(events[-1].result.tokens) == 12
@@ -233,7 +233,7 @@ def test_the_context_of_the_second_model_is_not_announced(checkpoint):
     """A long negative prompt outgrows the model before the story does."""
     model = load(str(checkpoint))
     decoder = Decoder((Guidance(2.0, "Once upon a time. " * 30), TopK(20)), Sample())
-    request = StoryRequest("Tim", decoder, 3, 12)
+    request = StoryRequest("Tim", decoder, seed=3, max_new_tokens=12)
     assert not any(isinstance(event, Trimmed) for event in write(model.session, model.tokenizer, [request]))
     longer = replace(request, max_new_tokens=80)
     events = list(write(model.session, model.tokenizer, [longer]))

@@ -36,7 +36,9 @@ def studio(registry, backend):
             raise CheckpointError(f"there is no directory {name}")
         return ModelBackend.open(None, dtype="float32", device="cpu")
 
-    return Studio(registry, parse_spec("sample 0.8", registry), backend, open_model, seed=7, max_tokens=40)
+    return Studio(
+        registry, parse_spec("sample 0.8", registry), backend=backend, open_model=open_model, seed=7, max_tokens=40
+    )
 
 
 def write(studio, *requests):

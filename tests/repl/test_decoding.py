@@ -35,7 +35,7 @@ def backend():
 @pytest.fixture
 def studio(registry, backend):
     decoder = parse_spec("temperature 0.9 | top-k 40 | sample 0.8", registry)
-    return Studio(registry, decoder, backend, lambda name: backend, seed=7, max_tokens=30)
+    return Studio(registry, decoder, backend=backend, open_model=lambda name: backend, seed=7, max_tokens=30)
 
 
 @pytest.fixture(autouse=True)

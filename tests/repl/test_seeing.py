@@ -36,7 +36,9 @@ def backend():
 
 @pytest.fixture
 def studio(registry, backend):
-    return Studio(registry, parse_spec(SPEC, registry), backend, lambda name: backend, seed=7, max_tokens=40)
+    return Studio(
+        registry, parse_spec(SPEC, registry), backend=backend, open_model=lambda name: backend, seed=7, max_tokens=40
+    )
 
 
 @pytest.fixture

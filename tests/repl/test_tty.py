@@ -59,7 +59,10 @@ def end(number, frame): raise SystemExit(143)
 
 signal.signal(signal.SIGTERM, end)
 registry = discover(user_folder=None)
-studio = Studio(registry, parse_spec("greedy", registry), Words(), lambda name: Words(), seed=1, max_tokens=100_000)
+studio = Studio(
+    registry, parse_spec("greedy", registry), backend=Words(), open_model=lambda name: Words(), seed=1,
+    max_tokens=100_000,
+)
 settings = ChatSettings(color=False)
 sys.exit(App(studio, Screen(sys.stdout, color=False), settings).run())
 """

@@ -148,7 +148,9 @@ def test_the_shipped_model_writes_the_same_stories(spec):
     name, header = find_model("default")
     decoder = parse_spec(spec, discover(user_folder=None))
     prompts = ["Once upon a time", "", "Tim had a red ball. He " * 8, 'The sun was hot and Mia said, "']
-    requests = [StoryRequest(prompt, decoder, seed, 60) for seed, prompt in enumerate(prompts, start=1)]
+    requests = [
+        StoryRequest(prompt, decoder, seed=seed, max_new_tokens=60) for seed, prompt in enumerate(prompts, start=1)
+    ]
     found = []
     for model in (load(name), load(name, compiled=True), load_without_torch(name, header, compiled=True)):
         events = write(model.session, model.tokenizer, requests)

@@ -29,7 +29,8 @@ CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 
 def stories(model, spec, prompts, n=60):
     requests = [
-        StoryRequest(prompt, parse_spec(spec, REGISTRY), seed, n) for seed, prompt in enumerate(prompts, start=1)
+        StoryRequest(prompt, parse_spec(spec, REGISTRY), seed=seed, max_new_tokens=n)
+        for seed, prompt in enumerate(prompts, start=1)
     ]
     events = write(model.session, model.tokenizer, requests)
     return {event.story: event.result.token_ids for event in events if isinstance(event, Ended)}

@@ -134,5 +134,5 @@ def test_the_studio_writes_with_its_models_threads(four_threads):
     backend = ModelBackend.open("mini", "float32", "cpu")
     assert backend.wait(lambda: False)
     torch.set_num_threads(4)
-    next(iter(backend.write([StoryRequest("Tim", Decoder((), Greedy()), 1, 1)])))
+    next(iter(backend.write([StoryRequest("Tim", Decoder((), Greedy()), seed=1, max_new_tokens=1)])))
     assert torch.get_num_threads() == 1

@@ -95,7 +95,12 @@ def scripted_studio(registry, *turns, models=(), backend=None, **fields):
     backend = backend or ScriptedBackend(*turns)
     fields = {"seed": 42, **fields}
     return Studio(
-        registry, parse_spec("sample 0.8", registry), backend, open_model, draw_seed=lambda: next(draws), **fields
+        registry,
+        parse_spec("sample 0.8", registry),
+        backend=backend,
+        open_model=open_model,
+        draw_seed=lambda: next(draws),
+        **fields,
     )
 
 

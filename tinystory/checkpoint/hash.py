@@ -49,7 +49,7 @@ def model_hash(directory: Path, stamp: str = "") -> str:
     try:
         for name in names:
             path = directory / name
-            digest.update(f"{name}\0{regular_file_size(path)}\0".encode())
+            digest.update(f"{name}\0{regular_file_size(path, raises=CheckpointError)}\0".encode())
             with path.open("rb") as file:
                 while block := file.read(_BLOCK_BYTES):
                     digest.update(block)
@@ -87,7 +87,7 @@ def _stamp(directory: Path, names: list[str]) -> str:
 
 
 def _file_stamp(path: Path) -> str:
-    regular_file_size(path)  # raises for what is not a file
+    regular_file_size(path, raises=CheckpointError)  # raises for what is not a file
     status = path.stat()
     # ctime as well: it changes even when a copy keeps the mtime of the old file.
     return f"{path.name}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"

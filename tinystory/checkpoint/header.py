@@ -63,7 +63,7 @@ def read_header(directory: Path) -> CheckpointHeader:
         CheckpointError: a file is missing or damaged, a value is out of range, or two files do not fit together.
     """
     directory = follow_latest(directory)
-    hf_config = read_json_object(directory / "config.json")
+    hf_config = read_json_object(directory / "config.json", raises=CheckpointError)
     config = hf_layout.from_hf_config(hf_config)
     tensors = read_tensors(directory)
     stamp = file_stamp(directory)
@@ -125,7 +125,7 @@ def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if os.path.lexists(path) else {}
+    return read_json_object(path, raises=CheckpointError) if os.path.lexists(path) else {}
 
 
 def check_doubled_head(header: CheckpointHeader, prefix: str) -> None:

@@ -101,7 +101,7 @@ def read_tensors(directory: Path) -> dict[str, TensorEntry]:
 
 def _read_index(directory: Path) -> dict[str, str]:
     path = directory / INDEX_FILE
-    weight_map = read_json_object(path, MAX_INDEX_BYTES).get("weight_map")
+    weight_map = read_json_object(path, MAX_INDEX_BYTES, raises=CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map from tensor names to files")
     for file in weight_map.values():
@@ -111,7 +111,7 @@ def _read_index(directory: Path) -> dict[str, str]:
 
 
 def _read_file(path: Path) -> dict[str, TensorEntry]:
-    size = regular_file_size(path)
+    size = regular_file_size(path, raises=CheckpointError)
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -121,7 +121,7 @@ def _read_file(path: Path) -> dict[str, TensorEntry]:
             raw = file.read(n_header)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    header = parse_json_object(raw, f"the header of {path}", unique_keys=True)
+    header = parse_json_object(raw, f"the header of {path}", unique_keys=True, raises=CheckpointError)
     header.pop("__metadata__", None)
     n_data = size - 8 - n_header
     entries = {name: _entry(path, name, value, 8 + n_header, n_data) for name, value in header.items()}

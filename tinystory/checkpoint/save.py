@@ -127,7 +127,7 @@ def _text_files(
     if dtype not in STORED_DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; a checkpoint has one of {', '.join(STORED_DTYPES)}")
     ids = {*eos_ids, *(() if bos_id is None else (bos_id,))}
-    tokens = vocabulary(parse_json_object(tokenizer_json, "the tokenizer"), "the tokenizer")
+    tokens = vocabulary(parse_json_object(tokenizer_json, "the tokenizer", raises=CheckpointError), "the tokenizer")
     largest = max(tokens.values(), default=0)
     if largest >= config.vocab_size:
         raise CheckpointError(f"the tokenizer has the id {largest}; the model's vocab_size is {config.vocab_size}")

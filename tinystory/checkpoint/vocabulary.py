@@ -30,7 +30,7 @@ def read_vocabulary(directory: Path, vocab_size: int | None) -> dict[str, int] |
     for name in ("tokenizer.json", "vocab.json"):
         path = directory / name
         if path.exists():
-            document = read_json_object(path, limit)
+            document = read_json_object(path, limit, raises=CheckpointError)
             if name == "vocab.json":
                 document = {"model": {"vocab": document}}
             tokens = vocabulary(document, str(path))

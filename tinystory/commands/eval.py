@@ -161,7 +161,9 @@ def _write(args: argparse.Namespace, model: LoadedModel, decoder: Decoder, seed:
     from tinystory.writing.generate import Ended, StoryRequest, write
 
     numbers = range(args.stories)
-    requests = [StoryRequest("", decoder, seed, args.max_tokens, number=number) for number in numbers]
+    requests = [
+        StoryRequest("", decoder, seed=seed, max_new_tokens=args.max_tokens, number=number) for number in numbers
+    ]
     found: dict[int, Story] = {}
     with progress_bar(args, "writing", args.stories) as progress:
         for start in numbers[::_TOGETHER]:

@@ -1,4 +1,4 @@
-"""`tinystory replay`: check a session's stories against the model and the decoders that wrote them."""
+"""`tinystory replay`: writes the stories of a session again and compares them with the file."""
 
 import argparse
 import dataclasses
@@ -22,13 +22,13 @@ _HASH = 12
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay and print; 1 where something differs."""
-    session = load_session(args.file)
+    """Replay a session and print the result; return 1 if a turn differs from its record, else 0."""
+    chat = load_session(args.file)
     registry = discover(args.decoder_file)
-    turns = [turn for turn in session.tree.turns.values() if turn.written is not None]
+    turns = [turn for turn in chat.tree.turns.values() if turn.written is not None]
     rows: list[dict[str, Any]] = []
     models = _Models(args)
-    for row in _replayed(session.tree, turns, registry, models):
+    for row in _replayed(chat.tree, turns, registry, models):
         rows.append(row)
         _clear_progress()
         if not args.json:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     ok = all(row["ok"] for row in rows)
     if args.json:
         totals = {name: sum(row[name] for row in rows) for name in ("tokens", "ties")}
-        versions = {"tinystory": tinystory.__version__, "written_with": session.version}
+        versions = {"tinystory": tinystory.__version__, "written_with": chat.version}
         fields = {"file": str(args.file), "ok": ok, **totals, "nodes": rows, "versions": versions}
         print(json.dumps(fields, ensure_ascii=False))
     else:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Models:
-    """The models that turns ask for, the latest one kept loaded."""
+    """Loads the model of each turn; the last one stays loaded."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
@@ -54,23 +54,23 @@ class _Models:
         self._model: LoadedModel | None = None
 
     def get(self, turn: Turn, written: Written) -> LoadedModel:
-        """The model of `-m`, else the one that the turn names, if it ships with tinystory.
+        """Return the model of `-m`, or else the model that the turn names, if it ships with tinystory.
 
         Raises:
-            CheckpointError: it is not, or is damaged.
-            UsageError: the file names a dtype that there is not.
+            CheckpointError: the model does not ship with tinystory, or is damaged.
+            UsageError: the file names an unknown dtype.
         """
         from tinystory.story.replay import is_local
 
         name = self._args.with_model or written.model
         if not self._args.with_model and not is_local(name):
             raise CheckpointError(
-                f"node {turn.id} was written with the model {name} ({written.model_hash[:_HASH]}), which does not "
-                "ship with tinystory\nsay with -m where it is: a replay opens nothing else that a file names"
+                f"turn {turn.id} was written with the model {name} ({written.model_hash[:_HASH]}), which does not "
+                "ship with tinystory\ngive its directory with -m: a replay opens no other model that a file names"
             )
         if written.dtype not in COMPUTED_DTYPES:
             raise UsageError(
-                f"node {turn.id} was computed in {written.dtype!r}; there are {', '.join(COMPUTED_DTYPES)}"
+                f"turn {turn.id} was computed in {written.dtype!r}; dtype must be one of {', '.join(COMPUTED_DTYPES)}"
             )
         if self._model is None or self._key != (name, written.dtype):
             self._key, self._model = (name, written.dtype), load(name, written.dtype, self._args.device)
@@ -78,7 +78,7 @@ class _Models:
 
 
 def _replayed(tree: StoryTree, turns: list[Turn], registry: Registry, models: _Models) -> Iterator[dict[str, Any]]:
-    """A row a turn, up to the first that differs."""
+    """Yield one row for each turn, up to the first turn that differs."""
     from tinystory.story.replay import replay_turn
 
     for n_done, turn in enumerate(turns):
@@ -90,7 +90,7 @@ def _replayed(tree: StoryTree, turns: list[Turn], registry: Registry, models: _M
         try:
             result = replay_turn(tree, turn, model, registry)
         except UsageError as error:
-            raise UsageError(f"node {turn.id}: {error}") from error
+            raise UsageError(f"turn {turn.id}: {error}") from error
         ok = same_model and result.difference is None
         row = {
             "node": turn.id,
@@ -115,19 +115,19 @@ def _replayed(tree: StoryTree, turns: list[Turn], registry: Registry, models: _M
 
 
 def _line(row: dict[str, Any]) -> str:
-    """A turn as a line; two where something differs."""
-    sibling = f"/{row['number']}" if row["number"] else ""
+    """Return a turn as one line; if it differs, the reasons follow on lines of their own."""
+    branch = f"/{row['number']}" if row["number"] else ""
     tokens = f"{row['tokens']} token{'' if row['tokens'] == 1 else 's'}"
     ties = f" · {_ties(row['ties'])}" if row["ties"] else ""
     verdict = "differs" if not row["ok"] else "ok" if row["checked"] else f"not checked: {row['unchecked']}"
-    line = f"node {row['node']} · {row['spec']} · seed {row['seed']}{sibling} · {tokens}{ties} · {verdict}"
+    line = f"turn {row['node']} · {row['spec']} · seed {row['seed']}{branch} · {tokens}{ties} · {verdict}"
     return "\n".join([line, *(f"  {reason}" for reason in _reasons(row))])
 
 
 def _reasons(row: dict[str, Any]) -> Iterator[str]:
-    """What is not as recorded."""
-    recorded = row["recorded_model_hash"][:_HASH] or "(none)"
+    """Yield what differs from the record."""
     if row["recorded_model_hash"] != row["model_hash"]:
+        recorded = row["recorded_model_hash"][:_HASH] or "(none)"
         yield f"another model: recorded {recorded}, {row['model']} is {row['model_hash'][:_HASH]}"
     difference = row["difference"]
     if difference:
@@ -142,7 +142,7 @@ def _summary(rows: list[dict[str, Any]], n_turns: int) -> str:
     tokens, ties = (sum(row[name] for row in rows) for name in ("tokens", "ties"))
     if not all(row["ok"] for row in rows):
         rest = n_turns - len(rows)
-        return f"node {rows[-1]['node']} is not as recorded" + (f"; {rest} more were not looked at" if rest else "")
+        return f"turn {rows[-1]['node']} is not as recorded" + (f"; {rest} more were not checked" if rest else "")
     unchecked = sum(not row["checked"] for row in rows)
     missed = f"; {unchecked} could not be checked" if unchecked else ""
     return f"{len(rows) - unchecked} of {n_turns} turns are as recorded: {tokens:,} tokens, {_ties(ties)}{missed}"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tinystory.data.sources import SourceReport
-from tinystory.errors import CheckpointError, UsageError
+from tinystory.errors import UnreadableFile, UsageError
 from tinystory.safe.reading import read_json_object
 from tinystory.text.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ class TokenShards:
             if manifest["format"] != FORMAT:
                 raise UsageError(f"{directory} is of format {manifest['format']}, not {FORMAT}; prepare it again")
             self._open(manifest)
-        except (LookupError, TypeError, ValueError, OverflowError, CheckpointError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError, UnreadableFile) as error:
             raise UsageError(f"{directory / MANIFEST} is damaged; prepare the stories again") from error
         except OSError as error:
             raise UsageError(f"cannot read {error.filename or directory}: {error.strerror}") from error

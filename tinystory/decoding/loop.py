@@ -25,7 +25,7 @@ from tinystory.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["run", "shrunk"]
+__all__ = ["opener_of", "run", "shrunk"]
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ def run(session: Session, jobs: Sequence[tuple[Decoder, Request]]) -> Iterator[t
     Raises:
         TinystoryError: a stage failed, or needs what the session cannot do.
     """
-    jobs = [(decoder, replace(request, opener=_opener(session, decoder))) for decoder, request in jobs]
+    jobs = [(decoder, replace(request, opener=opener_of(session, decoder))) for decoder, request in jobs]
     chains = [index for index, (decoder, _) in enumerate(jobs) if decoder.search is None]
     batches = [chains] if session.can_reorder else [[index] for index in chains]
     for batch in filter(None, batches):
@@ -74,8 +74,11 @@ def run(session: Session, jobs: Sequence[tuple[Decoder, Request]]) -> Iterator[t
             yield from ((index, event) for event in _run_search(session, decoder, decoder.search, request))
 
 
-def _opener(session: Session, decoder: Decoder) -> Callable[[str | None], Session]:
-    """Opens what the decoder says that it opens: what a spec in a file may open is decided by those names."""
+def opener_of(session: Session, decoder: Decoder) -> Callable[[str | None], Session]:
+    """Return a function that opens only the models that `decoder.models` names.
+
+    So the spec alone decides which models a decoder may open, and a spec from a file can be checked beforehand.
+    """
 
     def open_session(model: str | None) -> Session:
         if model is not None and model not in decoder.models:

@@ -73,7 +73,12 @@ def requests(
         UsageError: too few or too many decoders.
     """
     check_count(len(decoders))
-    return [StoryRequest(prompt, decoder, seed, max_new_tokens, tuple(stop), 0, cancel) for decoder in decoders]
+    return [
+        StoryRequest(
+            prompt, decoder, seed=seed, max_new_tokens=max_new_tokens, stop=tuple(stop), number=0, cancel=cancel
+        )
+        for decoder in decoders
+    ]
 
 
 def measures(story: Story) -> Measures:

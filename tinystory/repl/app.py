@@ -73,11 +73,11 @@ def chat(settings: ChatSettings) -> int:
     studio = Studio(
         registry,
         decoder,
-        open_model(settings.model),
-        open_model,
-        settings.seed,
-        settings.max_tokens,
-        settings.stop,
+        backend=open_model(settings.model),
+        open_model=open_model,
+        seed=settings.seed,
+        max_tokens=settings.max_tokens,
+        stop=settings.stop,
     )
     studio.plain = "" if settings.color else _why_plain()
     studio.settings = settings.settings

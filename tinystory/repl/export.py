@@ -22,9 +22,9 @@ from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
 from tinystory.safe.writing import write_atomically
 from tinystory.screen.colours import HEAT, Style, Theme
-from tinystory.story.session_file import node_fields, session_fields
+from tinystory.story.session_json import session_fields, turn_fields
 from tinystory.story.tree import Turn
-from tinystory.studio.keeper import saved_session
+from tinystory.studio.saved_state import saved_chat
 from tinystory.studio.studio import Studio
 
 __all__ = ["FORMATS", "SVG", "export"]
@@ -150,9 +150,9 @@ def _json(studio: Studio) -> str:
         turns={turn.id: turn for turn in lineage},
         latest={turn.parent: turn.id for turn in lineage},
     )
-    session = saved_session(replace(studio, tree=story_tree))
-    turns = [node_fields(turn) | {"text": tree.text(turn.id)} for turn in lineage]
-    fields = session_fields(session) | {"text": studio.text, "nodes": turns}
+    chat = saved_chat(replace(studio, tree=story_tree))
+    turns = [turn_fields(turn) | {"text": tree.text(turn.id)} for turn in lineage]
+    fields = session_fields(chat) | {"text": studio.text, "nodes": turns}
     return json.dumps(fields, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 

@@ -1,1 +1,1 @@
-"""The tree of stories: kept in a file, looked into token by token, written again."""
+"""What was written and how: the story tree, its file, the trace of each token, and replay."""

@@ -159,7 +159,8 @@ def _written(
         return None
     decoder, numbers = plan.decoders[batch.spec], range(batch.first, batch.stop)
     requests = [
-        StoryRequest(plan.prompts[number], decoder, batch.seed, plan.max_tokens, number=number) for number in numbers
+        StoryRequest(plan.prompts[number], decoder, seed=batch.seed, max_new_tokens=plan.max_tokens, number=number)
+        for number in numbers
     ]
     started = time.process_time()
     try:

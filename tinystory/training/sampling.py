@@ -21,7 +21,7 @@ def sample_stories(model: Transformer, tokenizer: Tokenizer) -> dict[str, str]:
     # A session fuses the weights it is given; the optimizer must keep its own.
     session = NativeSession(copy.deepcopy(model).eval(), tokenizer.bos_id, tokenizer.eos_ids)
     n = min(MAX_TOKENS, session.max_seq_len - 1)
-    requests = [StoryRequest(PROMPT, parse_spec(spec, registry), SEED, n) for spec in SPECS]
+    requests = [StoryRequest(PROMPT, parse_spec(spec, registry), seed=SEED, max_new_tokens=n) for spec in SPECS]
     ended = (event.result for event in write(session, tokenizer, requests) if isinstance(event, Ended))
     by_decoder = {story.request.decoder: story.text for story in ended}
     return {spec: by_decoder[request.decoder] for spec, request in zip(SPECS, requests, strict=True)}

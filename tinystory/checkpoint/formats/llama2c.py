@@ -66,7 +66,7 @@ def import_llama2c(weights: Path, tokenizer: Path, out: Path) -> None:
 
 def _read_config(path: Path) -> ModelConfig:
     """Read the config from the header of a model file, and check it against the size of the file."""
-    size = regular_file_size(path)
+    size = regular_file_size(path, raises=CheckpointError)
     with _opened(path) as file:
         raw = file.read(_HEADER.size)
     if len(raw) < _HEADER.size:
@@ -227,7 +227,7 @@ def tokenizer_json(path: Path, vocab_size: int) -> str:
 
 def _read_tokens(path: Path, vocab_size: int) -> list[_ScoredToken]:
     """Read the score and the bytes of each token."""
-    size = regular_file_size(path)
+    size = regular_file_size(path, raises=CheckpointError)
     if not 4 <= size <= _MAX_TOKENIZER_BYTES:
         raise CheckpointError(f"{path} has {size} bytes; a llama2.c tokenizer has 4 to {_MAX_TOKENIZER_BYTES}")
     with _opened(path) as file:

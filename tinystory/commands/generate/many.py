@@ -33,7 +33,7 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.screen.console import progress_bar
 from tinystory.session.loading import LoadedModel
 from tinystory.training.ranks import local_rank, place_among_ranks
-from tinystory.writing.batches import PromptStory, prompt_batches, rows_that_fit
+from tinystory.writing.batches import PlannedStory, rows_that_fit, story_batches
 from tinystory.writing.story_lines import StoryLines, line
 
 if TYPE_CHECKING:
@@ -124,13 +124,13 @@ def _part(path: Path, rank: int | str, size: int) -> Path:
 
 def _places(
     args: argparse.Namespace, rank: int, size: int, prompts: PromptFile, lines: StoryLines | None
-) -> Iterator[PromptStory]:
+) -> Iterator[PlannedStory]:
     """The stories of this rank that are not there yet: those of every size-th prompt."""
     for index, prompt in enumerate(prompts):
         if index % size == rank:
             for number in range(args.num):
                 if lines is None or not lines.has(index, number):
-                    yield PromptStory(index, number, prompt)
+                    yield PlannedStory(index, number, prompt)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Writer:
     prompts: PromptFile
     lines: StoryLines | None
 
-    def write(self, places: Iterator[PromptStory], progress: Callable[[int], None]) -> int:
+    def write(self, places: Iterator[PlannedStory], progress: Callable[[int], None]) -> int:
         """Write all of them, or until a signal comes; the exit code.
 
         Raises:
@@ -154,7 +154,7 @@ class _Writer:
         common = self._common()
         lost: list[int] = []
         with interrupts() as interrupted:
-            for batch in prompt_batches(places, self.model.tokenizer, rows):
+            for batch in story_batches(places, self.model.tokenizer, rows):
                 known = [place for place in batch if place.prompt_ids]
                 lost += [place.index for place in batch if not place.prompt_ids]
                 for place, event in self._ended(known, lambda: bool(interrupted)):
@@ -171,7 +171,7 @@ class _Writer:
             )
         return 0
 
-    def _ended(self, places: list[PromptStory], cancel: Callable[[], bool]) -> "Iterator[tuple[PromptStory, Ended]]":
+    def _ended(self, places: list[PlannedStory], cancel: Callable[[], bool]) -> "Iterator[tuple[PlannedStory, Ended]]":
         """The stories of a batch as they end; not those that a signal has cut off."""
         from tinystory.writing.generate import Ended, StoryRequest, write
 
@@ -179,12 +179,12 @@ class _Writer:
             StoryRequest(
                 place.prompt,
                 self.decoder,
-                self.seed + place.index,
-                self.args.max_tokens,
-                tuple(self.args.stop),
-                place.number,
-                cancel,
-                place.prompt_ids,
+                seed=self.seed + place.index,
+                max_new_tokens=self.args.max_tokens,
+                stop=tuple(self.args.stop),
+                number=place.number,
+                cancel=cancel,
+                prompt_ids=place.prompt_ids,
             )
             for place in places
         ]

@@ -74,7 +74,15 @@ def _requests(
     from tinystory.writing.generate import StoryRequest
 
     return [
-        StoryRequest(prompt, decoder, seed, args.max_tokens, tuple(args.stop), number, cancel)
+        StoryRequest(
+            prompt,
+            decoder,
+            seed=seed,
+            max_new_tokens=args.max_tokens,
+            stop=tuple(args.stop),
+            number=number,
+            cancel=cancel,
+        )
         for number in range(args.num)
     ]
 

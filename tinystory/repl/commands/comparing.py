@@ -17,7 +17,7 @@ from tinystory.screen.colours import Style
 from tinystory.story.lookback import decoder_of, request_of
 from tinystory.story.tracing import TurnLogits, Verdict, parting, whatif
 from tinystory.story.tree import PathToken, Turn
-from tinystory.studio.recall import check_own, eos_ids, story_request, token_name
+from tinystory.studio.recall import check_same_model, desk_request, eos_ids, token_name
 from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
@@ -82,7 +82,7 @@ def _whatif(studio: Studio, argument: str) -> Reply:
     if not argument:
         raise UsageError("/whatif takes a decoder, like /whatif top-k 5")
     decoder = parse_spec(argument, studio.registry)
-    request, ids = story_request(studio)
+    request, ids = desk_request(studio)
     studio.backend.wait(lambda: False)
     logits = studio.backend.logits(ids, len(request.prompt_ids))
     verdict = whatif(decoder, request, ids, logits, eos_ids=eos_ids(studio))
@@ -132,7 +132,7 @@ def _why(studio: Studio, turns: tuple[Turn, Turn], sources: list[Turn], index: i
     for turn, source in zip(turns, sources, strict=True):
         if source.written is None or index < _n_prompt(studio, source):
             return f"why: in {turn.id}, that is where you typed or took something else"
-        check_own(studio, source)
+        check_same_model(studio, source)
     try:
         cause = parting(*_turn_logits(studio, sources, index), eos_ids=eos_ids(studio))
     except UsageError as error:

@@ -14,7 +14,7 @@ from tinystory.safe.reading import shown
 from tinystory.screen.blocks import Line, Printable, Table
 from tinystory.story.tracing import changed
 from tinystory.studio.presets import SUGGESTED, check_name, read_presets, unknown_preset, write_presets
-from tinystory.studio.recall import eos_ids, telling
+from tinystory.studio.recall import eos_ids, turn_logits
 from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
@@ -189,7 +189,7 @@ def _effects(studio: Studio) -> Iterator[Printable]:
         yield Line(text, "dim")
         return
     try:
-        decoder, request, ids, logits = telling(studio, turn)
+        decoder, request, ids, logits = turn_logits(studio, turn)
     except UsageError as error:
         yield Line(str(error), "dim")
         return

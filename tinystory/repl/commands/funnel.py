@@ -11,7 +11,7 @@ from tinystory.repl.commands.base import Reply, command
 from tinystory.screen.blocks import Line, Table
 from tinystory.story.tracing import Pick, TurnLogits, funnel, retrace
 from tinystory.story.tree import Turn
-from tinystory.studio.recall import check_own, eos_ids, index_of, place, telling, token_name
+from tinystory.studio.recall import check_same_model, eos_ids, index_of, place, token_name, turn_logits
 from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
@@ -29,9 +29,9 @@ def _trace(studio: Studio, argument: str) -> Reply:
     """
     index = index_of(studio, argument or "-1", "/trace")
     turn = _turn_that_wrote(studio, index)
-    turn_logits = telling(studio, turn)
-    picks = list(islice(retrace(*turn_logits, eos_ids=eos_ids(studio)), index - len(turn_logits[1].prompt_ids) + 1))
-    effects = funnel(turn_logits[0], picks[-1])
+    story = turn_logits(studio, turn)
+    picks = list(islice(retrace(*story, eos_ids=eos_ids(studio)), index - len(story[1].prompt_ids) + 1))
+    effects = funnel(story[0], picks[-1])
     # A stage that removes no token leaves the same number; the number is shown once.
     counts = " → ".join(dict.fromkeys(f"{effect.left:,}" for effect in effects[:-1]))
     rows = [
@@ -44,7 +44,7 @@ def _trace(studio: Studio, argument: str) -> Reply:
         for effect in effects[:-1]
     ]
     picked = token_name(studio, picks[-1].token_id)
-    rows.append((effects[-1].stage, "took", picked, _chances(turn_logits, picks)))
+    rows.append((effects[-1].stage, "took", picked, _chances(story, picks)))
     heading = (Line(place(studio, index), "dim"), Line(f"{counts} → {picked}", "bold"))
     return Reply((*heading, Table(tuple(rows)), *_difference(studio, picks[-1])))
 
@@ -58,7 +58,7 @@ def _turn_that_wrote(studio: Studio, index: int) -> Turn:
     tree = studio.tree
     desk = tree.turns[tree.current]
     if desk.vocabulary != studio.backend.vocabulary:
-        check_own(studio, desk)
+        check_same_model(studio, desk)
         raise UsageError("the story is in the tokens of another model; /tree shows it, /model brings it back")
     token = tree.path(tree.current)[index]
     turn = tree.turns[token.turn]

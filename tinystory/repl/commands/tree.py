@@ -47,7 +47,7 @@ def step_aside(studio: Studio, step: int) -> Reply:
     Raises:
         UsageError: there is no such branch.
     """
-    turn = studio.tree.sibling(step)
+    turn = studio.tree.branch(step)
     if turn is None:
         raise UsageError(f"there is no branch {'after' if step > 0 else 'before'} this one")
     studio.goto(turn.id)
