@@ -116,7 +116,7 @@ def test_they_go_on_past_the_context():
 
 
 def test_groups_have_to_share_the_width():
-    with pytest.raises(UsageError, match="diverse-beam: 3 groups cannot share a width of 4 equally"):
+    with pytest.raises(UsageError, match="diverse-beam: a width of 4 cannot be divided among 3 groups equally"):
         DiverseBeam(4, 3)
     with pytest.raises(UsageError, match="penalty must be a number ≥ 0"):
         DiverseBeam(penalty=-1.0)

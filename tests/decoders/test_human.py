@@ -35,7 +35,7 @@ def test_the_choice_is_taken():
 
 
 def test_nobody_to_ask_is_one_line():
-    with pytest.raises(UsageError, match="human picks in the chat only"):
+    with pytest.raises(UsageError, match="human works in the chat only"):
         list(run(ToySession(), [(Decoder((), Human()), Request((0,), 9, 1))]))
 
 

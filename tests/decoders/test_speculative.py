@@ -186,7 +186,7 @@ def test_refusals_and_spec():
     assert format_spec(parse_spec(text, registry)) == text
     assert parse_spec("speculative", registry).models == ("mini",)
     assert parse_spec("speculative ngram", registry).models == ()
-    with pytest.raises(UsageError, match="with human nobody can know"):
+    with pytest.raises(UsageError, match="cannot guess those of human"):
         write(ToySession(), Decoder((), Human(), Speculative()), 1)
     session = ToySession()
     session.open = lambda model: ToySession(vocab_size=7)

@@ -117,7 +117,7 @@ def test_the_share_is_that_of_the_list():
 
 @pytest.mark.parametrize("token_ids", [[], [5]])
 def test_a_text_without_a_pair_is_refused(token_ids):
-    with pytest.raises(ValueError, match=f"of tokens there are {len(token_ids)}"):
+    with pytest.raises(ValueError, match=f"the text has {len(token_ids)}"):
         detect(token_ids, 8)
 
 

@@ -202,9 +202,9 @@ def test_options():
 def test_models_that_share_no_tokens_are_refused():
     request = Request((0,), 9, 1, opener=lambda name: ToySession(vocab_size=7))
     stage = ExpertAmateur("small")
-    with pytest.raises(UsageError, match="small has 7 tokens, the model that writes 32"):
+    with pytest.raises(UsageError, match="small has 7 tokens, but the model that writes has 32"):
         stage(torch.zeros(32), Step(request, [0], frozenset(), stage.start(request)))
-    with pytest.raises(UsageError, match="here none can be opened"):
+    with pytest.raises(UsageError, match="no model can be opened here"):
         Guidance(1.5).start(Request((0,), 9, 1))
 
 

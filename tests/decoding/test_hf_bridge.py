@@ -102,7 +102,7 @@ def test_a_spec_with_a_call_reads_back():
     ],
 )  # fmt: skip
 def test_what_is_no_call_with_plain_data_is_refused_before_the_story(call):
-    with pytest.raises(UsageError, match="is no class with plain arguments") as caught:
+    with pytest.raises(UsageError, match="is not a class with plain arguments") as caught:
         HF(call)
     assert "\n" not in str(caught.value)
 
@@ -122,7 +122,7 @@ def test_what_is_no_call_with_plain_data_is_refused_before_the_story(call):
         ("PrefixConstrainedLogitsProcessor(num_beams=2)", "needs prefix_allowed_tokens_fn"),
         ("EncoderNoRepeatNGramLogitsProcessor(2, [1])", "needs encoder_input_ids"),
         ("WatermarkLogitsProcessor(10000000000000, 'cpu')", "a size must be"),
-        ("WatermarkLogitsProcessor('x', 'cpu')", "does not take that"),
+        ("WatermarkLogitsProcessor('x', 'cpu')", "does not take these arguments"),
     ],
 )
 def test_what_no_class_takes_is_one_line_at_the_start(call, told):

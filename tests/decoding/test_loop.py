@@ -398,8 +398,8 @@ def test_two_decoders_with_one_seed_do_part_and_do_agree():
         ("observe", "decoder stage broken failed: ZeroDivisionError: oh"),
         ("shape", r"decoder stage broken failed: ValueError: gave logits of shape \(1, 32\), not \(32,\)"),
         ("nothing", "decoder stage broken failed: TypeError: gave a NoneType, not a tensor"),
-        ("empty", "no token is left: temperature | broken removed them all, or gave NaN or +inf, at position 3"),
-        ("nan", "no token is left: temperature | broken removed them all, or gave NaN or +inf, at position 3"),
+        ("empty", "no token is left: temperature | broken removed all of them, or gave NaN or +inf, at position 3"),
+        ("nan", "no token is left: temperature | broken removed all of them, or gave NaN or +inf, at position 3"),
     ],
 )
 def test_a_stage_that_fails_is_named_in_one_line(where, message):

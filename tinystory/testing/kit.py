@@ -74,4 +74,4 @@ def _around(stage: Stage) -> Decoder:
         return Decoder((), stage)
     if isinstance(stage, LogitsProcessor):
         return Decoder((stage,), PlainDraw())
-    raise TypeError(f"{stage!r} is no LogitsProcessor, Sampler or Search")
+    raise TypeError(f"{stage!r} is not a LogitsProcessor, Sampler or Search")
