@@ -58,7 +58,7 @@ class Dry(LogitsProcessor):
         0.8, ge=0, le=100, neutral=0, help="nats that a token loses after a repetition of the allowed length"
     )
     base: float = option(1.75, ge=1, help="each further repeated token multiplies the cost by this number")
-    allowed: int = option(2, ge=1, help="the length of a repetition in tokens from which on it costs")
+    allowed: int = option(2, ge=1, help="the length in tokens of the shortest repetition that costs")
     breakers: tuple[str, ...] = option(("\n", ":", '"', "*"), help="texts that no repetition reaches over")
 
     def __post_init__(self) -> None:
