@@ -41,7 +41,7 @@ def test_nobody_to_ask_is_one_line():
 
 @pytest.fixture
 def talk(monkeypatch):
-    """Feed keys to a chat with the shipped mini model; gives the studio and what was printed."""
+    """Feed keys to a chat with the shipped mini model. Return the studio and the printed text."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     registry = discover(user_folder=None)

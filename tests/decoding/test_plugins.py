@@ -1,4 +1,4 @@
-"""Discovery: packages, the user's folder and named files give stages; nothing else does; breakage stays small."""
+"""Discovery: only packages, the user's folder and named files give stages, and a broken one costs one warning."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def decoder_file(name, class_name="Mine"):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Puts a fake installed distribution on sys.path."""
+    """Return a function that puts a fake installed distribution on sys.path."""
 
     def install(name, entry_points, folder="site", **modules):
         site = tmp_path / folder
@@ -97,7 +97,7 @@ def test_an_unknown_name_tells_the_nearest():
 
 
 def test_discovery_names_and_specs_leave_torch_alone(tmp_path):
-    """Completion, help and `decoders --json` must not wait for torch; nor may the current directory add a decoder."""
+    """Completion, help and `decoders --json` do not wait for torch, and the current directory adds no decoder."""
     info = tmp_path / "evil.egg-info"
     info.mkdir()
     (info / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
@@ -349,7 +349,7 @@ def test_a_file_may_define_several_stages_on_a_base(tmp_path):
 
 
 def test_a_file_that_takes_a_taken_name(tmp_path):
-    """From the folder it makes that name an error, not the start-up; named on the command line it is an error."""
+    """A taken name from the folder makes only this name unusable. From a file on the command line, it is an error."""
     path = tmp_path / "mine.py"
     path.write_text(decoder_file("top-k"))
     registry = discover(user_folder=tmp_path)

@@ -1,4 +1,4 @@
-"""The spec grammar: it round-trips, and whatever is wrong with a spec is said in one short clean line."""
+"""The spec grammar: specs read back as the same decoder, and every mistake gives one short line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
