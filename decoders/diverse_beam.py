@@ -33,7 +33,7 @@ class DiverseBeam(Search):
         1.0, ge=-10, le=10, help="the log-probability is divided by the length to this power"
     )
     early_stopping: bool = option(
-        False, help="a group stops as soon as as many of its stories have ended as it follows"
+        False, help="a group stops when as many stories have ended as it follows, even if a better one may come"
     )
 
     def __post_init__(self) -> None:

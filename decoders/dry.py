@@ -46,7 +46,7 @@ class _Story:
 
 @dataclass(frozen=True)
 class Dry(LogitsProcessor):
-    """Lower the logits of tokens that would continue a repetition, the more the longer the repetition is.
+    """Lower the logits of tokens that would continue a repetition. A longer repetition costs more.
 
     If the last L tokens have stood in the story before, and L is at least `allowed`, the token that followed them loses
     multiplier · base^(L − allowed). No repetition reaches over a token with a breaker in its text, and such a token is

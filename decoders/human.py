@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Human(Sampler):
-    """Let the user pick every token, among those that the model finds likeliest. It works in the chat only."""
+    """Let the user pick every token from a list of the likeliest ones. It works in the chat only."""
 
     name = "human"
     repeatable = False

@@ -5,9 +5,9 @@ So the mean surprise over n tokens misses the target by (change of mu) / (eta ·
 and nothing in the long run. A target above the surprise of the model itself cannot be held; then nothing is removed.
 
 The surprise is that of the distribution which reaches this stage, as in the paper. llama.cpp computes it after the
-truncation, where it is smaller. Version 1 estimates a rank from Zipf's law. N is the number of tokens left. As many
-tokens stay as in llama.cpp, and tokens equal to the last one stay, too. A story that is continued begins again at
-2 · tau.
+truncation, where it is smaller. Version 1 estimates a rank from Zipf's law. N is the number of tokens left. The
+same number of tokens stays as in llama.cpp, and tokens equal to the last one stay, too. A story that is continued
+begins again at 2 · tau.
 
 The default of 1.6 bits is the mean surprise of `sample 0.8`, the default decoder, with the shipped model: 1.60 over 100
 stories from BOS. greedy has 0.79 and `sample 1.0` has 2.77 (scripts/measure_surprise.py). llama.cpp has 5.0, which is

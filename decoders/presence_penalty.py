@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PresencePenalty(LogitsProcessor):
-    """Lower the logit of each token that was generated before by c, no matter how often it was."""
+    """Lower the logit of each token that was generated before by c, once for all of its uses."""
 
     name = "presence-penalty"
     example = "presence-penalty 0.5"

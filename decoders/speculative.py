@@ -137,7 +137,7 @@ class _Model:
             step = Step(self.request, ids, self.eos_ids)
             try:
                 token_id, state = self.chain.pick(self.companion.logits(ids), step, state)
-            except TinystoryError:  # a guess may fail, because the model's own logits may still work
+            except TinystoryError:  # a failed guess does no harm: the model's own logits may still work
                 break
             if token_id in self.eos_ids:
                 break

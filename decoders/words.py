@@ -49,7 +49,7 @@ _APART = 8
 
 @dataclass(frozen=True)
 class Words(Search):
-    """Write a story that has all of some words in it, as whole words in upper or lower case.
+    """Write a story that contains all of the given words, as whole words in upper or lower case.
 
     The story does not end before the last word has come, and every word is certain to come. For this, max-tokens must
     be at least 40 plus 3 times the tokens of the missing words. Otherwise the story is refused before its first token.

@@ -108,8 +108,8 @@ class _Rows:
     def _state(self, token_ids: list[int], number: int, before: list[_Story]) -> tuple[int, ChainState]:
         """Return the prompt's length and the chain's state for a row.
 
-        If the row is one token longer than a row of the last call, it continues that row. Otherwise its state begins
-        anew.
+        If the row is one token longer than a row of the last call, it continues that row. Otherwise its state starts
+        at the beginning.
         """
         for story in before[number : number + 1] + before:
             if story.token_ids == token_ids[:-1]:
