@@ -586,7 +586,7 @@ def test_decoder_shows_the_chain_and_what_is_off(make):
     shown = run(studio, "/decoder")
     assert shown.startswith("temperature 1 | top-k 7 | sample\n")
     assert re.search(
-        r"^  temperature +off: t = 1 +the number that divides the logits \(a number > 0\)$", shown, re.MULTILINE
+        r"^  temperature +off: t = 1 +logits are divided by t \(a number > 0\)$", shown, re.MULTILINE
     )
     assert re.search(r"^  top-k +k = 7 ", shown, re.MULTILINE)
     studio.decoder = parse_spec("greedy", studio.registry)
