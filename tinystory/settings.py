@@ -1,6 +1,6 @@
-"""The settings, each with where it comes from: flag over environment over configuration file over built-in.
+"""Find the value of each setting and its origin: a flag, else the environment, the configuration file, or the default.
 
-Imports nothing heavy.
+Imports nothing heavy, and must not know who uses a setting.
 """
 
 import os
@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import UsageError
 from tinystory.folders import config_file
 
@@ -28,27 +29,27 @@ BUILT_IN: Mapping[str, Any] = {
     "theme": "auto",
     "keys": "emacs",
 }
-"""What holds where nothing else is said; a seed of None is drawn and printed."""
+"""The default of each setting. A seed of None means that a seed is drawn at random and printed."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "dtype": ("float32", "bfloat16", "float16", "int8"),
+    "dtype": COMPUTED_DTYPES,
     "color": ("auto", "always", "never"),
     "theme": ("auto", "dark", "light"),
     "keys": ("emacs", "vi"),
 }
-"""Every value of the settings that have only a few."""
+"""All values of each setting that has only a few."""
 
 MAX_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as it holds now.
+    """One setting with its value and its origin.
 
     Attributes:
-        name: its key in `BUILT_IN`.
-        value: checked; None is a seed still to be drawn.
-        origin: `built-in`, the configuration file's path, the environment variable's name, or `flag --name`.
+        name: a key of `BUILT_IN`.
+        value: the checked value; None for a seed that is still to be drawn.
+        origin: `built-in`, the path of the configuration file, the name of the environment variable, or `flag --name`.
     """
 
     name: str
@@ -57,34 +58,43 @@ class Setting:
 
     @property
     def shown(self) -> str:
-        """The value as a user would write it."""
+        """The value, as a user would write it."""
         if isinstance(self.value, bool):
             return str(self.value).lower()
         return "random" if self.value is None else str(self.value)
 
 
 def variable(name: str) -> str:
-    """The environment variable that gives a setting."""
+    """Return the name of the environment variable of a setting."""
     return f"TINYSTORY_{name.upper()}"
 
 
 def resolve_settings(given: Iterable[Setting] = (), environment: Mapping[str, str] = os.environ) -> tuple[Setting, ...]:
-    """Every setting, in the order of `BUILT_IN`; what is given, by flags, wins, and of two the last.
+    """Return all settings, in the order of `BUILT_IN`.
+
+    Args:
+        given: settings from flags, which go before all others; of two with one name, the last one counts.
+        environment: the environment variables.
 
     Raises:
-        UsageError: the file or a variable holds something that is no setting or out of range.
+        UsageError: the file has an unknown setting, or the file or a variable has a wrong value.
     """
-    found = {name: Setting(name, value) for name, value in BUILT_IN.items()}
+    settings = {name: Setting(name, value) for name, value in BUILT_IN.items()}
     for setting in (*_from_file(config_file()), *_from_environment(environment), *given):
-        found[setting.name] = setting
-    return tuple(found.values())
+        settings[setting.name] = setting
+    return tuple(settings.values())
 
 
 def parse(name: str, value: object, origin: str = "") -> Any:
-    """Check one setting, given as text or as a TOML value.
+    """Check the value of a setting, and return it in the type of the setting.
+
+    Args:
+        name: of the setting.
+        value: a text, or a value from TOML.
+        origin: the place of the value, for the error message.
 
     Raises:
-        UsageError: it is out of range; the message names the range, and the origin where there is one.
+        UsageError: the value is wrong; the message says which values are allowed.
     """
     kind, described = _KINDS[name]
     try:
@@ -94,7 +104,7 @@ def parse(name: str, value: object, origin: str = "") -> Any:
 
 
 def allowed(name: str) -> str:
-    """What a setting may be, in words."""
+    """Return in words which values a setting may have."""
     return _KINDS[name][1]
 
 
@@ -130,7 +140,7 @@ def _text(value: object) -> str:
 
 
 def _choice(name: str) -> tuple[Callable[[object], str], str]:
-    """The check of a setting with few values, and those in words."""
+    """Return the check of a setting with few values, and these values in words."""
     choices = CHOICES[name]
 
     def check(value: object) -> str:

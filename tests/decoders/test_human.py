@@ -71,8 +71,8 @@ def test_by_enter_by_number_and_by_text(talk):
 def test_a_token_that_is_not_left_is_asked_for_again(talk):
     studio, output = talk("Once upon a time\r" + "zebra\r" + "11\r" + ",\r" + CTRL_D, "top-k 3 | human")
     assert studio.text == "Once upon a time,"
-    assert 'no token that is left reads "zebra"' in output
-    assert 'no token that is left reads "11"' in output
+    assert 'no possible token is "zebra"' in output
+    assert 'no possible token is "11"' in output
     assert "cancelled" in output
 
 

@@ -1,4 +1,4 @@
-"""Head and cross-entropy together: the same numbers as apart, without all logits at once."""
+"""Check that head and cross-entropy together give the same numbers as apart, without all logits at once."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ N, C, V = 11, 6, 40
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers that any operation's result has."""
+    """The size of the largest result of any operation, in numbers."""
 
     n = 0
 
@@ -42,7 +42,7 @@ def apart(hidden, weight, labels):
 
 
 def found_by(loss_of, hidden, weight, labels):
-    """A loss that is scaled as a step scales it, and its gradients."""
+    """Return a loss, scaled as in a training step, and its gradients."""
     loss = loss_of(hidden, weight, labels) / 7
     return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
 
@@ -71,7 +71,7 @@ def test_under_autocast_the_products_are_bfloat16_and_the_rest_is_not(monkeypatc
 
 
 def test_a_second_backward_gives_the_same_gradients():
-    """They are worked out in the forward pass and kept."""
+    """The gradients are computed in the forward pass and kept."""
     hidden, weight, labels = drawn()
     loss = head_cross_entropy(hidden, weight, labels)
     first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)

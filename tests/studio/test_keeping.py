@@ -16,8 +16,8 @@ from tinystory.decoding import Token
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import SessionError, TinystoryError, UsageError
+from tinystory.repl.commands import DeskStory as StoryBlock
 from tinystory.repl.commands import execute
-from tinystory.screen.blocks import DeskStory as StoryBlock
 from tinystory.screen.blocks import Table
 from tinystory.story.session_file import load_session
 from tinystory.studio.keeper import Keeper, session_names

@@ -1,6 +1,6 @@
-"""A Hugging Face directory: found, checked before torch is imported, loaded, saved, hashed.
+"""Find, check, load, save and hash checkpoints: directories in the format of Hugging Face.
 
-Importing this imports no torch; nothing here unpickles or runs code from a checkpoint.
+Importing this package does not import torch. Nothing in it unpickles, or runs code from a checkpoint.
 """
 
 from tinystory.checkpoint.directory import locate

@@ -9,9 +9,10 @@ from typing import Any
 
 import tinystory
 from tinystory.decoding.plugins import Registry, discover
+from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.safe.showing import visible
-from tinystory.session.loading import DTYPES, LoadedModel, load
+from tinystory.session.loading import LoadedModel, load
 from tinystory.story.session_file import load_session
 from tinystory.story.tree import StoryTree, Turn, Written
 
@@ -67,8 +68,10 @@ class _Models:
                 f"node {turn.id} was written with the model {name} ({written.model_hash[:_HASH]}), which does not "
                 "ship with tinystory\nsay with -m where it is: a replay opens nothing else that a file names"
             )
-        if written.dtype not in DTYPES:
-            raise UsageError(f"node {turn.id} was computed in {written.dtype!r}; there are {', '.join(DTYPES)}")
+        if written.dtype not in COMPUTED_DTYPES:
+            raise UsageError(
+                f"node {turn.id} was computed in {written.dtype!r}; there are {', '.join(COMPUTED_DTYPES)}"
+            )
         if self._model is None or self._key != (name, written.dtype):
             self._key, self._model = (name, written.dtype), load(name, written.dtype, self._args.device)
         return self._model

@@ -7,8 +7,9 @@ from tinystory.decoding import Decoder, FinishReason
 from tinystory.errors import UsageError
 from tinystory.evaluation.ngrams import distinct, repeated, words
 from tinystory.writing.generate import Story, StoryRequest
+from tinystory.writing.statistics import statistics_items
 
-__all__ = ["FEWEST", "MOST", "Measures", "check_count", "measures", "requests"]
+__all__ = ["FEWEST", "MOST", "Measures", "check_count", "figures", "measures", "requests"]
 
 FEWEST, MOST = 2, 8
 """How many decoders are compared at once."""
@@ -87,3 +88,13 @@ def measures(story: Story) -> Measures:
         repeated_4grams=n_repeated / n_4grams if n_4grams else None,
         finish_reason=story.finish_reason,
     )
+
+
+def figures(story: Story) -> list[str]:
+    """Return the figures under a story in a column: its statistics, then the shares of `Measures`, from 0 to 1."""
+    found = measures(story)
+    shares = (("distinct-2", found.distinct_2), ("repeated 4-grams", found.repeated_4grams))
+    return [
+        *statistics_items(story),
+        *(f"{name} {'–' if share is None else f'{share:.2f}'}" for name, share in shares),
+    ]

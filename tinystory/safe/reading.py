@@ -1,4 +1,4 @@
-"""Reading files that may come from a stranger: bounded, regular files only, one-line errors."""
+"""Read files that may come from a stranger: only regular files of limited size, with errors of one line."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tinystory.errors import CheckpointError, one_line
 __all__ = ["parse_json_object", "read_json_object", "regular_file_size", "shown"]
 
 MAX_JSON_BYTES = 4 * 2**20
-"""Far above any real config.json; a parsed JSON document takes up to 25 times its size in memory."""
+"""Far above the size of any real config.json. A parsed JSON document takes up to 25 times its size in memory."""
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
@@ -21,7 +21,7 @@ _repr.maxlevel, _repr.maxlist, _repr.maxdict, _repr.maxtuple = 2, 4, 3, 8
 
 
 def shown(value: object) -> str:
-    r"""A value from a file, fit for an error message: short, on one line, control characters escaped.
+    r"""Return a value from a file as text for an error message: short, on one line, control characters escaped.
 
     >>> shown("a\nb")
     "'a\\nb'"

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tinystory.errors import UsageError
+from tinystory.model.device import usable_device
 from tinystory.training.ranks import local_rank, place_among_ranks
 
 __all__ = ["Ranks", "joined"]
@@ -78,13 +78,9 @@ def joined(device: str) -> Iterator[Ranks]:
         UsageError: the device is not there, or the environment makes no sense.
     """
     rank, size = place_among_ranks()
-    try:
-        where = torch.device(device)
-        if where.type == "cuda" and size > 1:
-            where = torch.device("cuda", local_rank())
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} is not available here; cpu always is") from error
+    if size > 1 and device.partition(":")[0] == "cuda":
+        device = f"cuda:{local_rank()}"
+    where = usable_device(device)
     if size == 1:
         yield Ranks(0, 1, where)
         return
