@@ -5,6 +5,8 @@
 
 Fields come from flags, else from --config FILE (TOML), else from --preset, else from their defaults. A run that was
 stopped, by Ctrl-C or worse, goes on with --resume RUN.
+
+It has more than 400 lines, because it has the parts of a run in the order in which they happen.
 """
 
 import argparse

@@ -35,13 +35,13 @@ def test_the_choice_is_taken():
 
 
 def test_nobody_to_ask_is_one_line():
-    with pytest.raises(UsageError, match="human picks in the chat only"):
+    with pytest.raises(UsageError, match="human works in the chat only"):
         list(run(ToySession(), [(Decoder((), Human()), Request((0,), 9, 1))]))
 
 
 @pytest.fixture
 def talk(monkeypatch):
-    """Feed keys to a chat with the shipped mini model; gives the studio and what was printed."""
+    """Feed keys to a chat with the shipped mini model. Return the studio and the printed text."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     registry = discover(user_folder=None)

@@ -54,10 +54,10 @@ def test_decoder_shows_the_chain_and_what_is_off(make):
     assert run(studio, "/decoder temperature 1 | top-k 7") == "decoder: temperature 1 | top-k 7 | sample\n"
     shown = run(studio, "/decoder")
     assert shown.startswith("temperature 1 | top-k 7 | sample\n")
-    assert re.search(r"^  temperature +off: t = 1 +logits are divided by it \(a number > 0\)$", shown, re.MULTILINE)
+    assert re.search(r"^  temperature +off: t = 1 +logits are divided by t \(a number > 0\)$", shown, re.MULTILINE)
     assert re.search(r"^  top-k +k = 7 ", shown, re.MULTILINE)
     studio.decoder = parse_spec("greedy", studio.registry)
-    assert re.search(r"^  greedy +Always take", run(studio, "/decoder"), re.MULTILINE)
+    assert re.search(r"^  greedy +Always pick", run(studio, "/decoder"), re.MULTILINE)
 
 
 def test_decoders_come_from_the_registry(make, registry):
