@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tinystory.commands.flags import build_parser, parse_args
+from tinystory.commands.shared.groups import options_from
 from tinystory.errors import TinystoryError, one_line
 
 __all__ = ["main"]
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
-        code = int(importlib.import_module(args.handler).run(args))
+        command = importlib.import_module(args.module)
+        code = int(command.run(options_from(args, getattr(command, args.options))))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

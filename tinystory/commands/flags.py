@@ -29,8 +29,8 @@ COMMAND_SUMMARIES = {
 }
 
 
-_HANDLERS = {"decoders": "decoders.show", "generate": "generate.one", "import": "import_model"}
-"""The modules of commands that are not called like them."""
+_MODULES = {"import": "import_model"}
+"""The modules of commands whose own name is a word of Python."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -108,7 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
         quiet = one.add_mutually_exclusive_group()
         quiet.add_argument("-q", "--quiet", action="store_true", help="no notices, only results and errors")
         quiet.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
-        one.set_defaults(handler=f"tinystory.commands.{_HANDLERS.get(name, name)}")
+        module = f"tinystory.commands.{_MODULES.get(name, name)}"
+        one.set_defaults(module=module, options=f"{name.capitalize()}Options")
     return parser
 
 

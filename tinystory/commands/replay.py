@@ -1,13 +1,15 @@
 """`tinystory replay`: check a session's stories against the model and the decoders that wrote them."""
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tinystory
+from tinystory.commands.shared.groups import DecoderFileOptions
 from tinystory.decoding.plugins import Registry, discover
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.safe.showing import visible
@@ -15,12 +17,29 @@ from tinystory.session.loading import DTYPES, LoadedModel, load
 from tinystory.story.session_file import load_session
 from tinystory.story.tree import StoryTree, Turn, Written
 
-__all__ = ["run"]
+__all__ = ["ReplayOptions", "run"]
 
 _HASH = 12
 
 
-def run(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions(DecoderFileOptions):
+    """The options of `tinystory replay`.
+
+    Attributes:
+        file: a session, or a story exported as .json.
+        with_model: the model to replay with; None is the model that the file names.
+        device: where the model runs, as torch names it.
+        json: print one JSON object.
+    """
+
+    file: Path
+    with_model: str | None
+    device: str
+    json: bool
+
+
+def run(args: ReplayOptions) -> int:
     """Replay and print; 1 where something differs."""
     session = load_session(args.file)
     registry = discover(args.decoder_file)
@@ -47,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 class _Models:
     """The models that turns ask for, the latest one kept loaded."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: ReplayOptions) -> None:
         self._args = args
         self._key: tuple[str, str] | None = None
         self._model: LoadedModel | None = None
