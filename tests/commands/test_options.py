@@ -73,6 +73,22 @@ def test_the_values_have_the_types_of_their_fields_with_flags_and_without(comman
             assert is_of(getattr(options, name), hint), (name, getattr(options, name), hint)
 
 
+def test_a_chat_on_a_terminal_gets_every_option(monkeypatch):
+    given = []
+    for stream in ("stdin", "stdout"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("tinystory.repl.app.chat", lambda settings: given.append(settings) or 0)
+    flags = ["Once", "-m", "mini", "-d", "greedy", "-s", "3", "-n", "9", "--stop", "a", "--resume", "owl", "--compile"]
+    more = ["--decoder-file", "mine.py", "--color", "never", "--theme", "dark", "--keys", "vi", "-v"]
+    options = options_of("chat", *flags, *more, "--dtype", "int8", "--device", "cuda")
+    assert chat.run(options) == 0
+    [settings] = given
+    changed = {"decoder_files": (Path("mine.py"),), "compiled": True, "color": False, "stop": ("a",), "prompt": "Once"}
+    for field in dataclasses.fields(settings):
+        expected = changed[field.name] if field.name in changed else getattr(options, field.name)
+        assert getattr(settings, field.name) == expected, field.name
+
+
 @pytest.mark.parametrize("command", COMMAND_SUMMARIES)
 def test_a_command_is_run_with_its_options_and_not_with_the_parsed_line(command, monkeypatch):
     given = []

@@ -1,7 +1,7 @@
 """`tinystory chat`: the studio on a terminal. Without a terminal it writes one story, as `generate` does."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinystory.commands.shared.groups import PromptOptions, options_from
 from tinystory.errors import UsageError
@@ -46,23 +46,12 @@ def run(options: ChatOptions) -> int:
     from tinystory.repl.app import ChatSettings, chat
 
     return chat(
-        ChatSettings(
-            model=options.model,
-            decoder=options.decoder,
-            seed=options.seed,
-            max_tokens=options.max_tokens,
+        replace(
+            options_from(options, ChatSettings),
+            prompt=prompt_of(options.prompt) or None,
             stop=stops_of(options.stop),
             decoder_files=options.decoder_file,
-            device=options.device,
-            dtype=options.dtype,
             compiled=options.compile,
             color=options.color == "always" or (options.color == "auto" and not plain_terminal()),
-            quiet=options.quiet,
-            verbose=options.verbose,
-            prompt=prompt_of(options.prompt) or None,
-            theme=options.theme,
-            keys=options.keys,
-            resume=options.resume,
-            settings=options.settings,
         )
     )

@@ -5,7 +5,10 @@ A field has the name of the flag that fills it. This module imports nothing heav
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "DecoderFileOptions", "JsonOptions", "ModelOptions", "Options", "PromptOptions", "StoryOptions", "options_from",
@@ -94,15 +97,15 @@ class PromptOptions(StoryOptions):
     stop: tuple[str, ...] = ()
 
 
-_Kind = TypeVar("_Kind", bound=Options)
+_Kind = TypeVar("_Kind", bound="DataclassInstance")
 
 
 def options_from(source: object, kind: type[_Kind]) -> _Kind:
-    """Return options of a kind, with the values that the source has under the names of the fields.
+    """Return options of a kind. A field has the value that the source has under the same name.
 
     Args:
         source: the parsed command line, or the options of another command. A list becomes a tuple.
-        kind: the class of the result; a field that the source does not have keeps its default.
+        kind: the dataclass of the result; a field that the source does not have keeps its default.
     """
     values: dict[str, Any] = {}
     for name in (field.name for field in fields(kind)):
