@@ -177,7 +177,7 @@ def bench(options: BenchOptions) -> int:
     """Measure the parts that the options name, and write and show the results.
 
     Raises:
-        UsageError: the model is not one of tinystory, or a story does not fit into its context.
+        UsageError: the model runs only through transformers, or a story does not fit into its context.
         TinystoryError: a side failed, or both sides did not do the same work.
     """
     measurements: list[Measurement] = []
@@ -205,7 +205,7 @@ def subjects_of(options: BenchOptions) -> Iterator[list[Subject]]:
     """Yield the models to measure. Models with random weights are deleted afterwards.
 
     Raises:
-        UsageError: the model is not one of tinystory.
+        UsageError: the model runs only through transformers.
         CheckpointError: the model is missing or invalid.
     """
     with tempfile.TemporaryDirectory() as folder:

@@ -46,10 +46,10 @@ class Measurement:
         what: the work that is measured.
         unit: of the values.
         value: takes the value from a run.
-        more_is_better: whether a larger value is better.
+        more_is_better: true if a larger value is better.
         peer: the name of the other side.
         aim: the ratio to reach, if there is one.
-        their_value: takes the value from a run of the other side, if it is another figure: a limit, a bandwidth.
+        their_value: takes the value from a run of the other side, if it is another figure, such as a limit.
         model: the name of the model.
         ours: our values, pair by pair.
         theirs: the values of the other side.
@@ -80,7 +80,7 @@ class Measurement:
 
     @property
     def met(self) -> bool | None:
-        """Whether the median ratio reaches the aim; None without an aim."""
+        """True if the median ratio reaches the aim, None without an aim."""
         return None if self.aim is None else median(self.ratios) >= self.aim
 
     def as_json(self) -> dict[str, Any]:

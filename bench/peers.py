@@ -36,7 +36,7 @@ class Peer:
         module: the Python module that it needs.
         open: makes a writer; the stack closes its files at the end.
         aim: the ratio to reach with one row.
-        exact: whether its greedy story has to be the same as ours.
+        exact: true if its greedy story has to be the same as ours.
     """
 
     module: str

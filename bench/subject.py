@@ -42,7 +42,7 @@ class Subject:
         directory: of its checkpoint.
         config: its shape.
         settings: of the call.
-        checks: whether both sides did the same work; parts add to it.
+        checks: results that show that both sides did the same work; parts add to it.
         notes: a line for each thing that was left out; parts add to them.
     """
 

@@ -375,7 +375,7 @@ def test_nothing_to_draw_and_unknown_suffixes_are_said(subject, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--only", "decoding"], "there is no 'decoding'; there are start, memory, decode"),
         (["--model-shape", "9x9"], "there is no '9x9'; there are default, 8x384"),
@@ -384,11 +384,11 @@ def test_nothing_to_draw_and_unknown_suffixes_are_said(subject, tmp_path):
         (["-m", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )
-def test_mistakes_are_one_line(arguments, said, monkeypatch, capsys):
+def test_mistakes_are_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     assert bench.main(arguments) in (2, 3)
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") <= 2
 
 

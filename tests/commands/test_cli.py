@@ -98,7 +98,7 @@ def test_json_holds_what_replays_the_story(tiny, checkpoint):
     assert {"tokens", "tokens_per_second", "bits_per_token"} <= set(found["statistics"])
 
 
-def test_siblings_differ_and_the_first_is_the_story_alone(tiny):
+def test_branches_differ_and_the_first_is_the_story_alone(tiny):
     arguments = ["generate", "Tim", "-d", "sample 1.5", "-s", "3", "-n", "15", "--json"]
     alone = json.loads(tiny(*arguments)[1])
     both = json.loads(tiny(*arguments, "--num", 2)[1])

@@ -45,7 +45,7 @@ def actions_of(command):
 
 
 def is_of(value, hint):
-    """Whether a value is of an annotated type, down to the elements of a tuple."""
+    """Return whether a value is of an annotated type, and so are the elements of a tuple."""
     if isinstance(hint, types.UnionType):
         return any(is_of(value, one) for one in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:

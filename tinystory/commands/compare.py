@@ -78,8 +78,8 @@ class _Compared(Printer):
         warn(self.options, [f"the story of {spec} {outgrown}" for spec in self.trimmed])
 
     def fields(self, index: int) -> dict[str, Any]:
-        found = measures(self.stories[index])
-        shares = {"distinct_2": found.distinct_2, "repeated_4grams": found.repeated_4grams}
+        figures = measures(self.stories[index])
+        shares = {"distinct_2": figures.distinct_2, "repeated_4grams": figures.repeated_4grams}
         return super().fields(index) | {"statistics": self.stories[index].statistics | shares}
 
 
@@ -160,14 +160,14 @@ class _JsonLines(_Compared, JsonLines):
     """One JSON object for each event."""
 
 
-def _in_words(found: Measures) -> list[str]:
+def _in_words(figures: Measures) -> list[str]:
     """Return the measures in words. Each text fits into the narrowest column."""
     return [
-        f"{found.tokens} token{'' if found.tokens == 1 else 's'}, {found.finish_reason}",
-        f"{found.tokens_per_second:.0f} tokens/s",
-        f"{found.bits_per_token:.2f} bits/token",
-        f"distinct-2 {_share(found.distinct_2)}",
-        f"repeated 4-grams {_share(found.repeated_4grams)}",
+        f"{figures.tokens} token{'' if figures.tokens == 1 else 's'}, {figures.finish_reason}",
+        f"{figures.tokens_per_second:.0f} tokens/s",
+        f"{figures.bits_per_token:.2f} bits/token",
+        f"distinct-2 {_share(figures.distinct_2)}",
+        f"repeated 4-grams {_share(figures.repeated_4grams)}",
     ]
 
 

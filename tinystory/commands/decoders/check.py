@@ -1,4 +1,4 @@
-"""`tinystory decoders check FILE`: whether a decoder keeps the contract, and what it costs, as a report."""
+"""`tinystory decoders check FILE`: report whether a decoder keeps the contract, and what it costs."""
 
 import json
 import os

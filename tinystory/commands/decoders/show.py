@@ -65,18 +65,20 @@ def describe_decoder(cls: type[Stage], source: str) -> dict[str, Any]:
         "kind": cls.kind,
         "summary": _summary(cls),
         "source": source,
-        "options": [
-            {
-                "name": o.name,
-                "type": getattr(o.type, "__name__", str(o.type)),
-                "default": None if o.required else dict(o.default) if isinstance(o.default, Mapping) else o.default,
-                "required": o.required,
-                "neutral": None if o.neutral is dataclasses.MISSING else o.neutral,
-                "range": o.range,
-                "help": o.help,
-            }
-            for o in options_of(cls)
-        ],
+        "options": [_describe_option(option) for option in options_of(cls)],
+    }
+
+
+def _describe_option(option: Option) -> dict[str, Any]:
+    default = dict(option.default) if isinstance(option.default, Mapping) else option.default
+    return {
+        "name": option.name,
+        "type": getattr(option.type, "__name__", str(option.type)),
+        "default": None if option.required else default,
+        "required": option.required,
+        "neutral": None if option.neutral is dataclasses.MISSING else option.neutral,
+        "range": option.range,
+        "help": option.help,
     }
 
 

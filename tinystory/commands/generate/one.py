@@ -81,6 +81,6 @@ class _Json(Printer):
 
     def end(self) -> None:
         stories: list[dict[str, Any]] = [story_fields(self.stories[number]) for number in sorted(self.stories)]
-        only_one = len(self.specs) == 1
-        found = stories[0] if only_one else {"prompt": self.prompt, "stories": stories}
-        print_json(found | {"spec": self.specs[0]} | self.common())
+        several = len(self.specs) > 1
+        record = {"prompt": self.prompt, "stories": stories} if several else stories[0]
+        print_json(record | {"spec": self.specs[0]} | self.common())

@@ -1,4 +1,4 @@
-"""What a story begins with: its prompt, its seed and the texts at which it stops."""
+"""The prompt, the seed and the stop texts of a command, from the command line or in its place."""
 
 import random
 import sys
