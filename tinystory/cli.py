@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report("out of memory; try a smaller model or fewer stories at once", 1, error, args)
     except Exception as error:
         summary = one_line(error, kind=True)
-        return _report(f"unexpected error ({summary}); please report it, with what -v shows", 1, error, args)
+        return _report(f"unexpected error ({summary}); please report it with the output of -v", 1, error, args)
 
 
 def _discard_output() -> None:

@@ -16,7 +16,7 @@ __all__ = ["COMMAND_SUMMARIES", "build_parser", "parse_args"]
 
 COMMAND_SUMMARIES = {
     "chat": "write with a model in the terminal (the default)",
-    "generate": "write one story, or several, and end",
+    "generate": "write one story, or several, and exit",
     "compare": "write one story with several decoders, side by side",
     "replay": "write the stories of a session again, and check that they are the same",
     "eval": "measure a model on real stories: perplexity, bits per byte, accuracy; compare its own stories with them",
