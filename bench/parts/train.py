@@ -143,28 +143,30 @@ def _our_training(
     return TimedRun([], *clock.read(), n_tokens=n_tokens, loss=loss / len(batches))
 
 
+def _their_model(config: ModelConfig, weights: Weights) -> Any:
+    """Return a model of transformers with our architecture and weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tinystory.checkpoint.hf_layout import pack, tensor_layout, to_hf_config
+
+    build: Any = AutoModelForCausalLM.from_config
+    model = build(AutoConfig.for_model(**to_hf_config(config, "float32", None, ())), dtype=torch.float32)
+    model.load_state_dict({tensor.name: pack(tensor, weights) for tensor in tensor_layout(config)}, strict=False)
+    return model
+
+
 def _their_training(
     config: ModelConfig, weights: Weights, stories: list[np.ndarray], hyper: "TrainConfig", n_steps: int
 ) -> TimedRun:
     """Train the same steps with the `Trainer` of transformers: the same rows in the same order and padding."""
     import torch
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        PrinterCallback,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    from tinystory.checkpoint.hf_layout import pack, tensor_layout, to_hf_config
     from tinystory.data.batches import BatchPlan
     from tinystory.model.cross_entropy import IGNORE
 
-    hf_config = to_hf_config(config, "float32", None, ())
-    build: Any = AutoModelForCausalLM.from_config
-    model = build(AutoConfig.for_model(**hf_config), dtype=torch.float32)
-    model.load_state_dict({tensor.name: pack(tensor, weights) for tensor in tensor_layout(config)}, strict=False)
+    model = _their_model(config, weights)
     plan = BatchPlan(stories, config.max_seq_len - 1, hyper.rows, batching="padded", seed=hyper.seed)
     batches = _full_batches(plan, hyper.rows, N_WARM + n_steps)
     pieces = [torch.from_numpy(plan.pieces[row[0]].astype(np.int64)) for rows in batches for row in rows]
