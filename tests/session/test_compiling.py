@@ -211,7 +211,7 @@ def test_a_chat_is_started_as_the_flag_says(monkeypatch):
     monkeypatch.setattr(chat.sys, "stdout", SimpleNamespace(isatty=lambda: True, flush=lambda: None))
     monkeypatch.setattr(app, "chat", lambda settings: seen.append(settings) or 0)
     for flags in ([], ["--compile"]):
-        assert chat.run(parse_args(["chat", *flags])) == 0
+        assert main(["chat", *flags]) == 0
     assert [settings.compiled for settings in seen] == [False, True]
     opened = []
     monkeypatch.setattr(ModelBackend, "open", lambda name, **how: opened.append(how["compiled"]) or 1 / 0)

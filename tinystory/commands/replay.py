@@ -1,13 +1,15 @@
 """`tinystory replay`: writes the stories of a session again and compares them with the file."""
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tinystory
+from tinystory.commands.shared.groups import DecoderFileOptions
 from tinystory.decoding.plugins import Registry, discover
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
@@ -16,12 +18,29 @@ from tinystory.session.loading import LoadedModel, load
 from tinystory.story.session_file import load_session
 from tinystory.story.tree import StoryTree, Turn, Written
 
-__all__ = ["run"]
+__all__ = ["ReplayOptions", "run"]
 
 _HASH = 12
 
 
-def run(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions(DecoderFileOptions):
+    """The options of `tinystory replay`.
+
+    Attributes:
+        file: a session, or a story exported as .json.
+        with_model: the model to replay with; None is the model that the file names.
+        device: where the model runs, as torch names it.
+        json: print one JSON object.
+    """
+
+    file: Path
+    with_model: str | None
+    device: str
+    json: bool
+
+
+def run(args: ReplayOptions) -> int:
     """Replay a session and print the result; return 1 if a turn differs from its record, else 0."""
     chat = load_session(args.file)
     registry = discover(args.decoder_file)
@@ -48,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 class _Models:
     """Loads the model of each turn; the last one stays loaded."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: ReplayOptions) -> None:
         self._args = args
         self._key: tuple[str, str] | None = None
         self._model: LoadedModel | None = None

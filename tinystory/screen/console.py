@@ -1,6 +1,5 @@
 """A console for tables of figures, and a progress bar. Knows the flags --color and --quiet, and no command."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,30 +18,30 @@ class PipeConsole(Console):
         raise BrokenPipeError
 
 
-def table_console(args: argparse.Namespace, width: int = 200) -> Console:
+def table_console(color: str = "auto", width: int = 200) -> Console:
     """Return a console on standard output. Without a terminal, lines have `width` cells, so grep finds whole rows."""
     return PipeConsole(
         width=None if sys.stdout.isatty() else width,
-        force_terminal=True if args.color == "always" else None,
-        color_system=None if args.color == "never" else "auto",
+        force_terminal=True if color == "always" else None,
+        color_system=None if color == "never" else "auto",
         markup=False,
         highlight=False,
     )
 
 
 @contextmanager
-def progress_bar(args: argparse.Namespace, label: str, total: int) -> Iterator[Callable[..., None]]:
+def progress_bar(label: str, total: int, *, quiet: bool, color: str) -> Iterator[Callable[..., None]]:
     """Show a progress bar on standard error, if that is a terminal.
 
     Yields:
         A function that takes the number of items done, and by name a new `total` or `description`.
     """
-    if args.quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda _done, **_changes: None
         return
     from rich.progress import Progress
 
-    console = Console(stderr=True, color_system=None if args.color == "never" else "auto")
+    console = Console(stderr=True, color_system=None if color == "never" else "auto")
     # Other output keeps its stream: rich would redirect it to standard error.
     with Progress(console=console, transient=True, refresh_per_second=4, redirect_stdout=False) as bar:
         task = bar.add_task(label, total=total)
