@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     plan = Plan(prompts, decoders, seeds, min(args.search_seeds or args.seeds, args.seeds), args.max_tokens)
     real = real_groups(stories, prompts, model.tokenizer, plan.max_tokens)
     journal = _journal(args, model, plan, real)
-    with progress_bar(args, "study", 0) as progress:
+    with journal, progress_bar(args, "study", 0) as progress:
 
         def show(done: int, total: int, label: str) -> None:
             progress(done, total=total, description=visible(label))

@@ -25,6 +25,7 @@ from tinystory.checkpoint import load_model, read_header
 from tinystory.checkpoint.save import save_checkpoint
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.model.transformer import Transformer
+from tinystory.safe.writing import replace_link, write_atomically
 from tinystory.text.tokenizer import Tokenizer
 from tinystory.training.config import RunConfig
 from tinystory.training.distributed import Ranks
@@ -165,8 +166,8 @@ class Run:
             raise UsageError(f"{self.folder} holds a run already: go on with --resume, or choose another --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "tokenizer.json", tokenizer.to_json())
-            _write(self.folder / "run.json", json.dumps(config.to_json(), indent=2) + "\n")
+            write_atomically(self.folder / "tokenizer.json", tokenizer.to_json().encode())
+            write_atomically(self.folder / "run.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())
         except OSError as error:
             raise UsageError(f"{self.folder} cannot be written: {error.strerror}") from error
 
@@ -218,7 +219,7 @@ class Run:
             )
         try:
             for link in ("latest", "best") if best else ("latest",):
-                _point(self.folder / link, directory.name)
+                replace_link(self.folder / link, directory.name)
         except OSError as error:
             raise TinystoryError(f"cannot write {self.folder}: {error.strerror}") from error
         kept = {directory.name, _target(self.folder / "best")}
@@ -242,7 +243,7 @@ class Run:
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             try:
-                _write(path, "".join(f"{line}\n" for line in kept))
+                write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
             except OSError as error:
                 raise TinystoryError(f"cannot write {path}: {error.strerror}") from error
 
@@ -260,20 +261,6 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _point(link: Path, name: str) -> None:
-    temporary = link.with_name(f".{link.name}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(name)
-    temporary.replace(link)
 
 
 def _target(link: Path) -> str | None:
