@@ -137,7 +137,7 @@ def test_the_place_among_ranks_is_what_torchrun_says(monkeypatch):
     for rank, size in (("4", "4"), ("-1", "4"), ("x", "4"), ("0", "0"), ("0", "")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", size)
-        with pytest.raises(UsageError, match="make no sense"):
+        with pytest.raises(UsageError, match="do not fit together"):
             place_among_ranks()
 
 
