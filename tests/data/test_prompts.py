@@ -71,7 +71,7 @@ def test_a_pipe_and_standard_input_are_read_too(tmp_path, monkeypatch):
         ("a.txt", b"<|endoftext|>\n \n", "has no prompt"),
         ("a.txt", b"one\ntw\xff\n", "not UTF-8 text: its line 2"),
         ("a.txt", b"one<|endoftext|>tw\xff", "not UTF-8 text: its text 2"),
-        ("a.txt", b"x" * 2**24, "that is no prompt"),
+        ("a.txt", b"x" * 2**24, "which is too long for a prompt"),
         ("a.yaml", b"\xff", "not UTF-8"),
         ("a.jsonl", b"{}", "not from .jsonl"),
     ],

@@ -224,7 +224,7 @@ def test_a_stream_that_does_not_tell_its_columns_or_breaks(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: streams[name])
     stories = read_stories("org/good", streaming=True)
     assert next(stories) == "One."
-    with pytest.raises(UsageError, match=r"cannot read org/good on: the line went dead"):
+    with pytest.raises(UsageError, match=r"cannot read the next rows of org/good: the line went dead"):
         list(stories)
     assert "no column 'text' or 'story'; it has body" in one_line_error("org/other", streaming=True)
 

@@ -25,7 +25,8 @@ from tinystory.safe.reading import read_json_object
 from tinystory.text.tokenizer import Tokenizer
 
 __all__ = [
-    "BUILD_NAME", "FORMAT", "ID_DTYPES", "MANIFEST", "OFFSETS", "TEXT_BYTES", "TokenShards", "fingerprint", "shard_name",
+    "BUILD_NAME", "FORMAT", "ID_DTYPES", "MANIFEST", "OFFSETS", "TEXT_BYTES",
+    "TokenShards", "fingerprint", "shard_name",
 ]  # fmt: skip
 
 FORMAT = 1

@@ -1,7 +1,7 @@
 """Read stories from text files, JSON lines, parquet, folders saved by `datasets`, or the Hugging Face hub.
 
-A story is the text between separators, stripped. Sources are read a block at a time, when the stories are needed. Faults
-of single stories are counted in a `SourceReport`; a fault of a whole source is an error. Knows no tokens.
+A story is the text between separators, stripped. Sources are read a block at a time, when the stories are needed.
+Faults of single stories are counted in a `SourceReport`; a fault of a whole source is an error. Knows no tokens.
 """
 
 import glob

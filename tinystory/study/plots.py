@@ -1,4 +1,4 @@
-"""The pictures of a study: quality against diversity, and surprise along the story; real stories are marked in both."""
+"""Draw the plots of a study: quality against variety, and surprise by position. Knows only the findings."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ _N_NEAREST = 3
 
 
 def plot_quality(found: Mapping[str, Any], path: Path) -> None:
-    """Draw each decoder as a point with its intervals, by its place in the table; two views of the same.
+    """Draw each decoder as a point with its intervals and its place in the table, in two views.
 
-    Left: distinct-2 against the gap to the surprise of real text, where 0 is the best. Right: self-BLEU against bits
-    per token, which shows on which side of real text a decoder is.
+    Left: distinct-2 against the bits gap to real stories, where 0 is best. Right: self-BLEU against bits per token,
+    which shows whether a decoder is more or less surprising than real stories.
 
     Args:
-        found: what `findings` gives.
-        path: .png or .svg.
+        found: the result of `findings`.
+        path: a .png or .svg file.
 
     Raises:
         TinystoryError: matplotlib is not installed, or the file cannot be written.
@@ -55,7 +55,7 @@ def plot_quality(found: Mapping[str, Any], path: Path) -> None:
 def plot_profiles(found: Mapping[str, Any], path: Path) -> None:
     """Draw surprise by position: real stories, the nearest decoders, and those with the least and the most surprise.
 
-    Args and errors are those of `plot_quality`.
+    Arguments and errors are those of `plot_quality`.
     """
     figure = new_figure((10, 6))
     axes = figure.add_subplot()
@@ -71,7 +71,7 @@ def plot_profiles(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _few(decoders: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The nearest ones, and the two ends by bits per token; each once."""
+    """Return the nearest decoders, and those with the fewest and the most bits per token; each once."""
     by_bits = sorted(
         (row for row in decoders if row["measures"]["bits_per_token"]["value"] is not None),
         key=lambda row: row["measures"]["bits_per_token"]["value"],
@@ -84,8 +84,8 @@ def _point(axes: Any, measures: Mapping[str, Any], x: str, y: str, label: str, *
     across, up = measures[x], measures[y]
     if across["value"] is None or up["value"] is None:
         return
-    # An interval of percentiles need not hold the figure itself.
-    bars = [[[max(0, one["value"] - one["low"])], [max(0, one["high"] - one["value"])]] for one in (across, up)]
+    # The figure itself may lie outside an interval of percentiles.
+    bars = [[[max(0, axis["value"] - axis["low"])], [max(0, axis["high"] - axis["value"])]] for axis in (across, up)]
     style = {"marker": "o", "markersize": 5} | style
     axes.errorbar(across["value"], up["value"], xerr=bars[0], yerr=bars[1], elinewidth=0.6, alpha=0.85, **style)
     axes.annotate(label, (across["value"], up["value"]), (5, 5), textcoords="offset points", fontsize=9)

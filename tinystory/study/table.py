@@ -1,4 +1,4 @@
-"""The findings of a study as the cells of one table, for the terminal and for the page."""
+"""Make the table of a study from its findings, for the terminal and for the page. Knows no layout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,21 +20,21 @@ _MISSING = "–"
 
 
 def heading_of(name: str) -> str:
-    """Of the column with a measure."""
+    """Return the heading of the column that has a measure."""
     return next(heading for heading, column, _ in _COLUMNS if column == name)
 
 
 def headings(found: Mapping[str, Any]) -> list[str]:
-    """Of the columns: place and spec first, speed last."""
+    """Return the headings of all columns: place and spec come first, speed comes last."""
     return ["", "decoder", "distance", *(heading for heading, _, _ in _shown(found)), "tokens/CPU s"]
 
 
 def cells(found: Mapping[str, Any], *, intervals: bool = False) -> list[list[str]]:
-    """A row for real stories and one for each decoder, the nearest to real stories first.
+    """Return a row for the real stories and one for each decoder, the nearest to real stories first.
 
     Args:
-        found: what `findings` gives.
-        intervals: write each figure's interval under it, after a `<br>`.
+        found: the result of `findings`.
+        intervals: write the interval of each figure under it, after a `<br>`.
     """
     columns = _shown(found)
     real = found["real"]["measures"]
@@ -48,7 +48,7 @@ def cells(found: Mapping[str, Any], *, intervals: bool = False) -> list[list[str
 
 
 def _shown(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The columns that have a figure."""
+    """Return the columns that have at least one figure."""
     rows = [found["real"], *found["decoders"]]
     return [column for column in _COLUMNS if any(column[1] in row["measures"] for row in rows)]
 

@@ -79,7 +79,7 @@ class TrainState:
             raise CheckpointError(f"{directory} has no training state, so no run can go on from it") from error
 
     def files(self) -> dict[str, bytes]:
-        """Return optimizer moments, random state and counters as files, name -> content, to be saved beside the weights."""
+        """Return optimizer moments, random state and counters as files to save beside the weights: name -> content."""
         tensors = {"rng.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
