@@ -71,12 +71,12 @@ def dataset_records(name: str, data: Any, column: str | None = None) -> Iterator
     Raises:
         UsageError: at once, if the dataset lacks the column; while records are read, if it cannot be read.
     """
-    found = None if data.column_names is None else _text_column(name, data.column_names, column)
+    text_column = None if data.column_names is None else _text_column(name, data.column_names, column)
 
     def records() -> Iterator[Record]:
         try:
             for table in data.with_format("arrow").iter(_ROWS_AT_ONCE):
-                source = found or _text_column(name, table.column_names, column)
+                source = text_column or _text_column(name, table.column_names, column)
                 yield from _binary(name, source, table.column(source)).to_pylist()
         except UsageError:
             raise
@@ -155,7 +155,7 @@ def split_stories(file: IO[bytes], path: Path) -> Iterator[bytes]:
 
 def _json_records(path: Path, column: str | None) -> Iterator[Record]:
     """Yield the text of each line; the first object decides which column has the text."""
-    found: str | None = None
+    text_column: str | None = None
     n_others = 0
     with reading(path), path.open("rb") as file:
         while line := file.readline(_MAX_RECORD_BYTES):
@@ -166,14 +166,14 @@ def _json_records(path: Path, column: str | None) -> Iterator[Record]:
             row = _json_object(line)
             if row is None:
                 n_others += 1
-                if found is None and n_others == _MAX_BAD_LINES:
+                if text_column is None and n_others == _MAX_BAD_LINES:
                     break
                 yield None
                 continue
-            found = found or _text_column(path, row, column)
-            value = row.get(found)
+            text_column = text_column or _text_column(path, row, column)
+            value = row.get(text_column)
             yield _utf8(value) if isinstance(value, str) else None
-    if found is None and n_others:
+    if text_column is None and n_others:
         raise UsageError(f"{path} is not JSON lines: none of its first {n_others} lines is an object {{...}}")
 
 
@@ -197,9 +197,9 @@ def _parquet_column(path: Path, column: str | None) -> str:
     import pyarrow.parquet
 
     with _reading_parquet(path), pyarrow.parquet.ParquetFile(path) as file:
-        found = _text_column(path, file.schema_arrow.names, column)
-        _binary(path, found, file.schema_arrow.empty_table().column(found))
-    return found
+        text_column = _text_column(path, file.schema_arrow.names, column)
+        _binary(path, text_column, file.schema_arrow.empty_table().column(text_column))
+    return text_column
 
 
 def _parquet_records(path: Path, column: str) -> Iterator[Record]:

@@ -115,16 +115,11 @@ def evaluate(
         raise UsageError(f"the limit is {limit}; it must be at least 1")
     if tokenizer.bos_id is None:
         raise UsageError("this vocabulary has no BOS token, so the first token of a story cannot be scored")
-    end = [min(tokenizer.eos_ids)] if tokenizer.eos_ids else []
     texts = islice(filter(None, stories), limit)
     nats, n_right, n_tokens, n_bytes, n_stories = 0.0, 0, 0, 0, 0
     while chunk := list(islice(texts, _STORIES_AT_ONCE)):
-        pending: list[ScoredWindow] = []
-        for text, ids in zip(chunk, tokenizer.encode_batch(chunk), strict=True):
-            story = windows([tokenizer.bos_id, *ids, *end], session.max_seq_len)
-            whole = not cut or len(story) == 1
-            pending.extend(story if whole else story[:1])
-            n_bytes += len((text if whole else tokenizer.detokenize(ids[: session.max_seq_len])).encode())
+        pending, chunk_bytes = _windows_of(chunk, tokenizer, session.max_seq_len, cut)
+        n_bytes += chunk_bytes
         n_left = len(pending)
         for batch in _batches(pending, batch_tokens):
             batch_nats, batch_right = _score(session, batch)
@@ -148,6 +143,21 @@ def evaluate(
         bytes=n_bytes,
         stories=n_stories,
     )
+
+
+def _windows_of(
+    texts: Sequence[str], tokenizer: Tokenizer, max_seq_len: int, cut: bool
+) -> tuple[list[ScoredWindow], int]:
+    """Return the windows of some texts, and the UTF-8 bytes of the text in them."""
+    assert tokenizer.bos_id is not None
+    end = [min(tokenizer.eos_ids)] if tokenizer.eos_ids else []
+    all_windows, n_bytes = [], 0
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        story = windows([tokenizer.bos_id, *ids, *end], max_seq_len)
+        whole = not cut or len(story) == 1
+        all_windows += story if whole else story[:1]
+        n_bytes += len((text if whole else tokenizer.detokenize(ids[:max_seq_len])).encode())
+    return all_windows, n_bytes
 
 
 def _batches(pending: Sequence[ScoredWindow], batch_tokens: int) -> Iterator[list[ScoredWindow]]:

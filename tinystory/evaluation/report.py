@@ -98,14 +98,10 @@ def describe_stories(
         by_itself and ends_sentence(text)
         for text, by_itself in zip(stories, finished if finished is not None else [True] * len(stories), strict=True)
     ]
-    unknown = copied = longest = None
-    if runs is not None:
-        if [len(run) for run in runs] != lengths:
-            raise ValueError("the runs are not those of these stories")
-        unknown = sum(int((run == 0).sum()) for run in runs)
-        if runs_in_training:
-            copied = sum(int((run >= COPIED_NGRAM).sum()) for run in runs)
-            longest = max((int(run.max()) for run in runs if len(run)), default=0)
+    if runs is not None and [len(run) for run in runs] != lengths:
+        raise ValueError("the runs are not those of these stories")
+    unknown = None if runs is None else sum(int((run == 0).sum()) for run in runs)
+    copied, longest = _copied(runs if runs_in_training else None)
     if n_tokens is not None and len(n_tokens) != len(stories):
         raise ValueError(f"there are {len(stories)} stories and {len(n_tokens)} token counts")
     distinct_1, distinct_2, distinct_3 = (distinct(split, n, distinct_ngrams) for n in range(1, LONGEST_DISTINCT + 1))
@@ -127,6 +123,14 @@ def describe_stories(
         copied_8grams=_share(copied, sum(max(0, n - COPIED_NGRAM + 1) for n in lengths)),
         longest_copied=longest,
     )
+
+
+def _copied(runs: Sequence[NDArray[np.int32]] | None) -> tuple[int | None, int | None]:
+    """Return how many n-grams are copied, and the words of the longest copy; None without runs."""
+    if runs is None:
+        return None, None
+    longest = max((int(run.max()) for run in runs if len(run)), default=0)
+    return sum(int((run >= COPIED_NGRAM).sum()) for run in runs), longest
 
 
 def _share(part: int | None, whole: int) -> float | None:

@@ -50,7 +50,6 @@ def findings(
     real_groups = _real(real, records)
     ngrams = comparable_ngrams(list(sides.values()), real_groups)
     weights = resamples(len(plan.prompts))
-    ones = np.ones((1, len(plan.prompts)))
     real_profile = profile_of(real_groups, plan.max_tokens)
 
     def measures_of(
@@ -61,26 +60,23 @@ def findings(
     real_measures = measures_of(real_groups, real_profile, reference_of(real_profile, leave_one_out=True))
     likeness = real_side(real_measures, len(plan.prompts))
     reference = reference_of(real_profile)
-    rows: dict[str, dict[str, Any]] = {}
-    near: dict[str, float] = {}
-    resampled: dict[str, Floats] = {}
-    for spec, groups in sides.items():
-        profile = profile_of(groups, plan.max_tokens)
-        figures = measures_of(groups, profile, reference)
-        near[spec] = float(distances(figures, likeness, ones)[0])
-        resampled[spec] = distances(figures, likeness, weights)
-        impossible = _impossible(spec, len(plan.prompts), records)
-        if impossible:
-            figures["impossible"] = impossible
-        rows[spec] = {
+    profiles = {spec: profile_of(groups, plan.max_tokens) for spec, groups in sides.items()}
+    measures = {spec: measures_of(groups, profiles[spec], reference) for spec, groups in sides.items()}
+    ones = np.ones((1, len(plan.prompts)))
+    near = {spec: float(distances(own, likeness, ones)[0]) for spec, own in measures.items()}
+    resampled = {spec: distances(own, likeness, weights) for spec, own in measures.items()}
+    order, tied = rank(near, resampled)
+    rows = [
+        {
             "spec": spec,
             "seeds": list(plan.seeds_of(spec)),
             "distance": _distance(near[spec], resampled[spec]),
-            "measures": {name: asdict(estimate(figure, weights)) for name, figure in figures.items()},
-            "profile": profile.mean(),
+            "measures": _estimates(measures[spec] | _impossible(spec, len(plan.prompts), records), weights),
+            "profile": profiles[spec].mean(),
             **_speed(plan, spec, records),
         }
-    order, tied = rank(near, resampled)
+        for spec in order
+    ]
     return {
         "winner": order[0] if order and np.isfinite(near[order[0]]) else None,
         "tied": tied,
@@ -93,10 +89,10 @@ def findings(
         "distinct_ngrams": ngrams,
         "real": {
             "groups": len(real_groups),
-            "measures": {name: asdict(estimate(figure, weights)) for name, figure in real_measures.items()},
+            "measures": _estimates(real_measures, weights),
             "profile": real_profile.mean(),
         },
-        "decoders": [rows[spec] for spec in order],
+        "decoders": rows,
         "failed": dict(failed),
     }
 
@@ -134,17 +130,21 @@ def _real(real: Sequence[Sequence[Excerpt]], records: Sequence[StudyRecord]) -> 
     ]
 
 
-def _impossible(spec: str, n_stories: int, records: Sequence[StudyRecord]) -> Ratio | None:
-    """Return the share of real tokens that a decoder makes impossible; None if it is not known for all stories."""
+def _estimates(measures: Mapping[str, Measure], weights: Floats) -> dict[str, dict[str, float | None]]:
+    return {name: asdict(estimate(measure, weights)) for name, measure in measures.items()}
+
+
+def _impossible(spec: str, n_stories: int, records: Sequence[StudyRecord]) -> dict[str, Measure]:
+    """Return the share of real tokens that a decoder makes impossible; empty if it is not known for all stories."""
     counts: dict[int, tuple[int, int] | None] = {}
     for record in records:
         if record["kind"] == "coverage" and spec in record["impossible"]:
             counts[record["story"]] = record["impossible"][spec]
-    known = [count for number in range(n_stories) if (count := counts.get(number))]
-    if len(known) < n_stories:
-        return None
-    table = np.array(known, np.float64)
-    return Ratio(table[None, :, 0], table[None, :, 1])
+    complete = [count for number in range(n_stories) if (count := counts.get(number))]
+    if len(complete) < n_stories:
+        return {}
+    table = np.array(complete, np.float64)
+    return {"impossible": Ratio(table[None, :, 0], table[None, :, 1])}
 
 
 def _distance(value: float, resampled: Floats) -> dict[str, float | None]:

@@ -51,26 +51,27 @@ further 1 about doubles the difference. The smallest distance wins. A decoder wh
 the winner in at least 5 % of the resamples is tied with it (marked =)."""
 
 
-def page(found: Mapping[str, Any], command: str, plots: Sequence[str]) -> str:
+def page(findings: Mapping[str, Any], command: str, plots: Sequence[str]) -> str:
     """Return the page. The same findings give the same page.
 
     Args:
-        found: the result of `findings`, with `model`, `model_hash`, `dtype`, `device`, `skipped` and `versions`.
+        findings: the result of `findings`, with `model`, `model_hash`, `dtype`, `device`, `skipped` and `versions`.
         command: the command that made the findings, so that people can repeat it.
         plots: links to the plots, relative to the page.
     """
-    seeds = ", ".join(map(str, found["seeds"]))
-    left_out = found["left_out_of_criterion"]
-    measures = ", ".join(heading_of(name) for name in found["criterion"])
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    seeds = ", ".join(map(str, findings["seeds"]))
+    left_out = findings["left_out_of_criterion"]
+    measures = ", ".join(heading_of(name) for name in findings["criterion"])
+    versions = ", ".join(f"{name} {version}" for name, version in findings["versions"].items())
+    n_prompts, n_groups = findings["prompts"], findings["real"]["groups"]
     parts = [
         "# The decoder study",
         f"`{command}`",
-        f"Model {found['model']} (`{found['model_hash'][:12]}`, {found['dtype']} on {found['device']}), "
-        f"{found['prompts']} prompts, seeds {seeds}, at most {found['max_tokens']} tokens; {found['real']['groups']} "
-        f"groups of {found['prompts']} real stories; {versions}. The command wrote the table and the plots.",
+        f"Model {findings['model']} (`{findings['model_hash'][:12]}`, {findings['dtype']} on {findings['device']}), "
+        f"{n_prompts} prompts, seeds {seeds}, at most {findings['max_tokens']} tokens; {n_groups} groups of "
+        f"{n_prompts} real stories; {versions}. The command wrote the table and the plots.",
         "## How it is measured",
-        _METHOD.format(**found),
+        _METHOD.format(**findings),
         "## The criterion",
         _CRITERION.format(measures=measures or "nothing"),
         *(
@@ -79,30 +80,30 @@ def page(found: Mapping[str, Any], command: str, plots: Sequence[str]) -> str:
             else []
         ),
         "## Results",
-        _verdict(found),
-        _table(found),
+        _verdict(findings),
+        _table(findings),
         *(f"![{link.rpartition('/')[2].partition('.')[0]}]({link})" for link in plots),
-        *_missing(found),
+        *_missing(findings),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
-    if found["winner"] is None:
+def _verdict(findings: Mapping[str, Any]) -> str:
+    if findings["winner"] is None:
         return "No decoder has all the figures of the criterion."
-    tied = ", ".join(f"`{spec}`" for spec in found["tied"])
-    return f"Nearest to real stories: `{found['winner']}`" + (f"; tied with it: {tied}." if tied else ".")
+    tied = ", ".join(f"`{spec}`" for spec in findings["tied"])
+    return f"Nearest to real stories: `{findings['winner']}`" + (f"; tied with it: {tied}." if tied else ".")
 
 
-def _table(found: Mapping[str, Any]) -> str:
-    first = headings(found)
+def _table(findings: Mapping[str, Any]) -> str:
+    first = headings(findings)
     rows = [[first[0], first[1], *first[2:]], ["---", "---", *["---:"] * (len(first) - 2)]]
-    for place, spec, *figures in cells(found, intervals=True):
+    for place, spec, *figures in cells(findings, intervals=True):
         escaped = spec.replace("|", "\\|")
         rows.append([place, f"`{escaped}`" if place else f"**{escaped}**", *figures])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _missing(found: Mapping[str, Any]) -> list[str]:
-    lines = [f"- `{spec}`: {reason}" for spec, reason in (found["skipped"] | found["failed"]).items()]
+def _missing(findings: Mapping[str, Any]) -> list[str]:
+    lines = [f"- `{spec}`: {reason}" for spec, reason in (findings["skipped"] | findings["failed"]).items()]
     return ["## Not measured", "\n".join(lines)] if lines else []

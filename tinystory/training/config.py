@@ -147,11 +147,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 def fields_of() -> dict[str, tuple[str, "dataclasses.Field[Any]", Any]]:
     """Return every field of a run: name -> (section, dataclass field, type)."""
-    found = {}
+    by_name = {}
     for section, cls in SECTIONS.items():
         hints = typing.get_type_hints(cls)
-        found.update({f.name: (section, f, hints[f.name]) for f in dataclasses.fields(cls)})
-    return found
+        by_name.update({f.name: (section, f, hints[f.name]) for f in dataclasses.fields(cls)})
+    return by_name
 
 
 def field_help() -> dict[str, str]:
@@ -222,14 +222,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _build(values: Mapping[str, Any], origin: str) -> RunConfig:
-    known = fields_of()
+    all_fields = fields_of()
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for name, value in values.items():
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}"
+        if name not in all_fields:
+            near = get_close_matches(name, all_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(all_fields)}"
             raise UsageError(f"{origin}: {name!r} is not a field of a run; {hint}")
-        section, _, kind = known[name]
+        section, _, kind = all_fields[name]
         sections[section][name] = _typed(name, value, kind, origin)
     return RunConfig(**{section: cls(**sections[section]) for section, cls in SECTIONS.items()})
 
