@@ -25,7 +25,7 @@ HELD_OUT = 10
 COMMON = 3
 """The first words of a whole story stand at the beginning of at least this many stories with capitals."""
 MOJIBAKE = "â€"
-"""What a curly quote becomes if UTF-8 is decoded in a wrong way."""
+"""The beginning of a curly quote whose UTF-8 was decoded in a wrong way."""
 
 
 class Caser:

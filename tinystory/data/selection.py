@@ -47,7 +47,7 @@ class Selection:
 
     @property
     def is_everything(self) -> bool:
-        """Whether all stories are chosen, with any seed."""
+        """True if all stories are chosen, with any seed."""
         return self.fraction == 1 and not self.test_split
 
     def keeps(self, story: str) -> bool:

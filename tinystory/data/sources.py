@@ -26,7 +26,7 @@ _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 
 @dataclass
 class SourceReport:
-    """What some sources have given, counted while they are read.
+    """The counts of some sources, made while they are read.
 
     Attributes:
         stories: stories that were given.

@@ -28,7 +28,7 @@ _LOGITS_AT_ONCE = 2**23
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model predicts some stories.
+    """The figures of a model on some stories.
 
     Attributes:
         bits_per_byte: the surprise of the model divided by the UTF-8 bytes of the stories; it compares models with

@@ -20,10 +20,10 @@ from tinystory.training.ranks import local_rank, place_among_ranks
 __all__ = ["Ranks", "joined"]
 
 _TIMEOUT = timedelta(seconds=50)
-"""How long a rank waits for the others in a step. So a rank that hangs ends the run within a minute."""
+"""The time that a rank waits for the others in a step. So a rank that hangs ends the run within a minute."""
 
 _PATIENCE = timedelta(hours=6)
-"""How long `wait` waits: the first rank may have to tokenise gigabytes of stories."""
+"""The time that `wait` waits: the first rank may have to tokenise gigabytes of stories."""
 
 _patient: list[Any] = []
 
@@ -44,7 +44,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes to files and to the terminal."""
+        """True for the rank that writes to files and to the terminal."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:

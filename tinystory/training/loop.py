@@ -47,7 +47,7 @@ _PACKAGE = Path(tinystory.__file__).resolve().parent
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How often a run is looked at and saved. None of this is stored with the run.
+    """The options of the loop: when to validate, log and save. They are not stored with the run.
 
     Attributes:
         every: validate and save after this many steps, and after each epoch; 0 means after each epoch only.
