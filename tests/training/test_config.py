@@ -1,4 +1,4 @@
-"""Where the fields of a run come from, and the picture of its metrics."""
+"""The fields of a run come from flags, a file, a preset or a default; its log becomes plots."""
 
 import json
 import shutil

@@ -15,7 +15,7 @@ from typing import BinaryIO
 __all__ = ["replace_link", "sync_folder", "write_atomically"]
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
-"""How a system says that it cannot sync folders, or not this one."""
+"""The errors by which a system says that it cannot sync folders, or not this one."""
 
 
 def write_atomically(
