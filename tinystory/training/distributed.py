@@ -84,7 +84,7 @@ def joined(device: str) -> Iterator[Ranks]:
             where = torch.device("cuda", local_rank())
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} is not available on this machine; --device cpu always is") from error
+        raise UsageError(f"device {device!r} is not available here; cpu always is") from error
     if size == 1:
         yield Ranks(0, 1, where)
         return
