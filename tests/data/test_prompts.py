@@ -71,7 +71,7 @@ def test_a_pipe_and_standard_input_are_read_too(tmp_path, monkeypatch):
         ("a.txt", b"<|endoftext|>\n \n", "has no prompt"),
         ("a.txt", b"one\ntw\xff\n", "not UTF-8 text: its line 2"),
         ("a.txt", b"one<|endoftext|>tw\xff", "not UTF-8 text: its text 2"),
-        ("a.txt", b"x" * 2**24, "that is no prompt"),
+        ("a.txt", b"x" * 2**24, "which is too long for a prompt"),
         ("a.yaml", b"\xff", "not UTF-8"),
         ("a.jsonl", b"{}", "not from .jsonl"),
     ],
@@ -137,7 +137,7 @@ def test_the_place_among_ranks_is_what_torchrun_says(monkeypatch):
     for rank, size in (("4", "4"), ("-1", "4"), ("x", "4"), ("0", "0"), ("0", "")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", size)
-        with pytest.raises(UsageError, match="make no sense"):
+        with pytest.raises(UsageError, match="do not fit together"):
             place_among_ranks()
 
 

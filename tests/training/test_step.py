@@ -116,7 +116,7 @@ def test_validation_is_a_mean_over_tokens_in_both_modes(ids, batching):
 
 
 def test_a_padding_only_batch_gives_zero_loss_and_finite_gradients(ids):
-    """What a rank without rows contributes."""
+    """A rank without rows takes part with padding."""
     plan = BatchPlan(ids, 64, 4)
     model, optimizers = fresh()
     loss = backward(model, [collate(plan.pieces, [[]], 1)], 100, TrainConfig(), ALONE)

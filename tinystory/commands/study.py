@@ -176,7 +176,7 @@ def _collect(
     """
     from tinystory.study.collection import collect
 
-    with progress_bar("study", 0, quiet=options.quiet, color=options.color) as progress:
+    with journal, progress_bar("study", 0, quiet=options.quiet, color=options.color) as progress:
 
         def show(done: int, total: int, label: str) -> None:
             progress(done, total=total, description=visible(label))
