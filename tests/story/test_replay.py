@@ -406,7 +406,7 @@ def test_a_replayed_chain_opens_only_what_its_decoder_names_as_when_it_was_writt
     path = changed(lambda fields: turn_of(fields, 2)["written"].update(spec="looking default | greedy"))
     code, _, err = replay(capsys, path, "--decoder-file", file)
     assert code == 2
-    assert "turn 2: a stage opens the model default, which its `models()` does not name" in err
+    assert "turn 2: a stage opens the model default, but its `models()` does not name it" in err
     path = changed(lambda fields: turn_of(fields, 2)["written"].update(spec="looking some-body/model | greedy"))
     code, _, err = replay(capsys, path, "--decoder-file", file)
     assert code == 2

@@ -14,7 +14,7 @@ def story_of(text, reason="eos", n_tokens=3):
     decoder = parse_spec("top-k 40 | sampling .8", discover(user_folder=None))
     statistics = {"tokens_per_second": 812.4, "bits_per_token": 1.3449}
     tokens = (Token(5, -1.0),) * n_tokens
-    return Story(StoryRequest("Once", decoder, 7, number=2), text, (0,), tokens, reason, statistics)
+    return Story(StoryRequest("Once", decoder, seed=7, number=2), text, (0,), tokens, reason, statistics)
 
 
 def test_the_line_under_a_story_says_how_it_went_and_how_to_write_it_again():

@@ -40,24 +40,24 @@ class ReplayOptions(DecoderFileOptions):
     json: bool
 
 
-def run(args: ReplayOptions) -> int:
+def run(options: ReplayOptions) -> int:
     """Replay a session and print the result; return 1 if a turn differs from its record, else 0."""
-    chat = load_session(args.file)
-    registry = discover(args.decoder_file)
+    chat = load_session(options.file)
+    registry = discover(options.decoder_file)
     turns = [turn for turn in chat.tree.turns.values() if turn.written is not None]
     rows: list[dict[str, Any]] = []
-    models = _Models(args)
+    models = _Models(options)
     for row in _replayed(chat.tree, turns, registry, models):
         rows.append(row)
         _clear_progress()
-        if not args.json:
+        if not options.json:
             print(visible(_line(row)))
     _clear_progress()
     ok = all(row["ok"] for row in rows)
-    if args.json:
+    if options.json:
         totals = {name: sum(row[name] for row in rows) for name in ("tokens", "ties")}
         versions = {"tinystory": tinystory.__version__, "written_with": chat.version}
-        fields = {"file": str(args.file), "ok": ok, **totals, "nodes": rows, "versions": versions}
+        fields = {"file": str(options.file), "ok": ok, **totals, "nodes": rows, "versions": versions}
         print(json.dumps(fields, ensure_ascii=False))
     else:
         print(visible(_summary(rows, len(turns))))
@@ -67,8 +67,8 @@ def run(args: ReplayOptions) -> int:
 class _Models:
     """Loads the model of each turn; the last one stays loaded."""
 
-    def __init__(self, args: ReplayOptions) -> None:
-        self._args = args
+    def __init__(self, options: ReplayOptions) -> None:
+        self._options = options
         self._key: tuple[str, str] | None = None
         self._model: LoadedModel | None = None
 
@@ -81,8 +81,8 @@ class _Models:
         """
         from tinystory.story.replay import is_local
 
-        name = self._args.with_model or written.model
-        if not self._args.with_model and not is_local(name):
+        name = self._options.with_model or written.model
+        if not self._options.with_model and not is_local(name):
             raise CheckpointError(
                 f"turn {turn.id} was written with the model {name} ({written.model_hash[:_HASH]}), which does not "
                 "ship with tinystory\ngive its directory with -m: a replay opens no other model that a file names"
@@ -92,7 +92,7 @@ class _Models:
                 f"turn {turn.id} was computed in {written.dtype!r}; dtype must be one of {', '.join(COMPUTED_DTYPES)}"
             )
         if self._model is None or self._key != (name, written.dtype):
-            self._key, self._model = (name, written.dtype), load(name, written.dtype, self._args.device)
+            self._key, self._model = (name, written.dtype), load(name, written.dtype, self._options.device)
         return self._model
 
 
