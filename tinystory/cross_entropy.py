@@ -21,9 +21,19 @@ _MOST_STRETCHES = 16
 """Beyond them the stretches grow instead: a GPU wants large products, and `torch.compile` unrolls the loop."""
 
 
-def stretch(n_tokens: int, vocab_size: int) -> int:
-    """How many of so many tokens have logits at a time."""
-    return max(1, _LOGITS_AT_ONCE // vocab_size, -(-n_tokens // _MOST_STRETCHES))
+_LOGITS_IN_CACHE = 2**20
+"""Numbers of a stretch's logits on a CPU, about: what is still in its cache when it is read again."""
+
+_LEAST_IN_CACHE = 256
+"""Tokens: with fewer the products are too small, and the head's gradient is added to too often."""
+
+
+def stretch(n_tokens: int, vocab_size: int, *, in_cache: bool = False) -> int:
+    """How many of so many tokens have logits at a time; `in_cache` is for a CPU that runs the loop as it is."""
+    n = _LOGITS_AT_ONCE // vocab_size
+    if in_cache:
+        n = min(n, max(_LOGITS_IN_CACHE // vocab_size, _LEAST_IN_CACHE))
+    return max(1, n, -(-n_tokens // _MOST_STRETCHES))
 
 
 def head_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -49,7 +59,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        n = stretch(len(labels), len(weight))
+        in_cache = device == "cpu" and not torch.compiler.is_compiling()
+        n = stretch(len(labels), len(weight), in_cache=in_cache)
         loss = torch.zeros((), dtype=exact, device=hidden.device)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=exact)
