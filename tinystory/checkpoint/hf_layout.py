@@ -148,8 +148,8 @@ def to_hf_config(config: ModelConfig, dtype: str, bos_id: int | None, eos_ids: C
     """Return the content of config.json for transformers 4 and 5, and for other programs that read it.
 
     Args:
-        config: of the model.
-        dtype: of the weights on disk.
+        config: the shape of the model.
+        dtype: the dtype of the weights on disk.
         bos_id: the token that a story begins with.
         eos_ids: the tokens that end a story.
 
@@ -227,7 +227,7 @@ def token_ids(
     Args:
         hf_config: the content of config.json.
         generation_config: the content of generation_config.json; empty if there is no such file.
-        vocab_size: of the model; None if it is not known.
+        vocab_size: the number of tokens of the model; None if it is not known.
 
     Raises:
         CheckpointError: an id is not a whole number from 0.
@@ -257,8 +257,8 @@ class HfTensor:
 
     Attributes:
         name: transformers' full name of the tensor.
-        shape: in the file.
-        parameters: our names; several parameters are joined along the last axis of the file's tensor.
+        shape: the shape in the file.
+        parameters: our names of the parameters. Several parameters are joined along the last axis of the file's tensor.
         transposed: the file has (in, out) and we have (out, in), as in the Conv1D of GPT-2.
     """
 

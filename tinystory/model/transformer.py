@@ -101,7 +101,7 @@ def rope_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> t
     Args:
         config: a llama config.
         positions: integers of any shape (...).
-        dtype: of the tables; the angles are computed in float64.
+        dtype: the dtype of the tables; the angles are computed in float64.
 
     Returns:
         Two tensors (..., D). As in Hugging Face's layout, the second half of the last axis repeats the first.

@@ -29,10 +29,10 @@ class LoadedModel:
     Attributes:
         name: as the user gave it; "default" if the user gave none.
         header: the checkpoint without the values of its weights.
-        tokenizer: of the checkpoint.
+        tokenizer: the tokenizer of the checkpoint.
         session: a session without rows.
-        dtype: of the computation.
-        device: that the model runs on, as torch writes it.
+        dtype: the dtype of the computation.
+        device: the device that the model runs on, as torch writes it.
         threads: the number of threads that compute on the CPU.
         compile_seconds: the time that building compiled code took now; 0.0 if it was built earlier, None if the model
             runs without compiled code.
@@ -67,10 +67,10 @@ def load(
     """Load a shipped model, a local directory or a hub id.
 
     Args:
-        name: of the model; None is the default model.
-        dtype: of the computation, one of `COMPUTED_DTYPES`.
-        device: that the model runs on, as torch writes it.
-        compiled: compute in code built for this processor (`steps/compiling.py`).
+        name: the name of the model; None is the default model.
+        dtype: the dtype of the computation, one of `COMPUTED_DTYPES`.
+        device: the device that the model runs on, as torch writes it.
+        compiled: True to compute in code built for this processor (`steps/compiling.py`).
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or needs code of its own.

@@ -1,4 +1,4 @@
-"""Walks along a recorded story: the model's logits for each token, and what the stages of a chain do with them.
+"""Walk along a recorded story: the model's logits for each token, and what the stages of a chain do with them.
 
 `tracing` is built on this module. It knows sessions and decoders, but no text.
 """

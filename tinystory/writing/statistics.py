@@ -1,4 +1,4 @@
-"""The statistics of a finished story in words: for the line under it, or for a column. Knows no terminal."""
+"""The statistics of a finished story in words: for the line under it, or for a column. It knows no terminal."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING

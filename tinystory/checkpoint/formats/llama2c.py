@@ -162,7 +162,7 @@ def tokenizer_json(path: Path, vocab_size: int) -> str:
 
     Args:
         path: the tokenizer file.
-        vocab_size: of the model.
+        vocab_size: the number of tokens of the model.
 
     Raises:
         CheckpointError: the file is damaged, or does not have `vocab_size` tokens.
