@@ -14,7 +14,7 @@ from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import UsageError, nearest
 from tinystory.folders import config_file
 
-__all__ = ["BUILT_IN", "CHOICES", "Setting", "allowed", "parse", "resolve_settings", "variable"]
+__all__ = ["BUILT_IN", "CHOICES", "MAX_TOKENS", "Setting", "allowed", "parse", "resolve_settings", "variable"]
 
 BUILT_IN: Mapping[str, Any] = {
     "model": "default",
@@ -73,7 +73,7 @@ def resolve_settings(given: Iterable[Setting] = (), environment: Mapping[str, st
     """Return all settings, in the order of `BUILT_IN`.
 
     Args:
-        given: settings from flags, which go before all others; of two with one name, the last one counts.
+        given: settings from flags, which override all others. If two have one name, the last one counts.
         environment: the environment variables.
 
     Raises:

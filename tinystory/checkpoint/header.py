@@ -116,7 +116,7 @@ def name_in_file(full_name: str, prefix: str, config: ModelConfig) -> str:
 
 
 def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
-    """Return the dtype that takes the most bytes, by our name for it or else by the one of safetensors."""
+    """Return the dtype that takes the most bytes, by our name for it. If we have none, return the safetensors name."""
     n_bytes: dict[str, int] = {}
     for entry in tensors.values():
         n_bytes[entry.dtype] = n_bytes.get(entry.dtype, 0) + entry.end - entry.start

@@ -35,7 +35,16 @@ from torch import Tensor, nn
 from tinystory.model.config import ModelConfig, RopeScaling
 from tinystory.model.cross_entropy import head_cross_entropy
 
-__all__ = ["Attention", "FeedForward", "Transformer", "attend", "attend_explicitly", "rope_tables", "rotate"]
+__all__ = [
+    "Attention",
+    "FeedForward",
+    "Transformer",
+    "activation",
+    "attend",
+    "attend_explicitly",
+    "rope_tables",
+    "rotate",
+]
 
 
 Mask = Tensor | list[int] | None

@@ -91,7 +91,7 @@ def parse_json_object(
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
         value = json.loads(text, object_pairs_hook=_without_duplicates if unique_keys else None)
     except RecursionError:
-        raise raises(f"{where} is nested too deeply to be what it claims to be") from None
+        raise raises(f"{where} is nested too deeply to be read") from None
     except ValueError as error:  # also UnicodeDecodeError and an integer of thousands of digits
         raise raises(f"{where} is not valid JSON: {one_line(error)}") from error
     if not isinstance(value, dict):

@@ -77,7 +77,7 @@ class StageEffect:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How probable a story is under a decoder that may not have written it.
+    """The verdict of a decoder on a story that it may not have written.
 
     Attributes:
         forbidden: the positions of tokens that the decoder cannot pick there, each with the stage that removes it.

@@ -17,7 +17,7 @@ REASONS: Mapping[FinishReason, str] = {
     "stop": "stop text",
     "cancelled": "cancelled",
 }
-"""Why a story ended, in the words of the screen."""
+"""The finish reasons in the words of the screen."""
 
 
 def statistics_items(story: "Story") -> list[str]:

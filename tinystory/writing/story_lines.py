@@ -123,5 +123,5 @@ class StoryLines:
 
 
 def line(record: Mapping[str, Any]) -> bytes:
-    """Return a story as it stands in a file; the key `index` must come first."""
+    """Return the line of a story in the file; the key `index` must come first."""
     return json.dumps(record).encode() + b"\n"

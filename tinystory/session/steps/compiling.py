@@ -73,7 +73,7 @@ def _compiler() -> tuple[list[str], bytes]:
     command = _command()
     if not command or not shutil.which(command[0]):
         missing = f"the C compiler {command[0]} (CC)" if command else "a C compiler (cc, gcc or clang)"
-        raise UsageError(f"--compile: {missing} is not there; install one, or {_NO_COMPILE}")
+        raise UsageError(f"--compile: {missing} cannot be found; install one, or {_NO_COMPILE}")
     for processor in _FOR_THIS_PROCESSOR:
         result = _run([*command, *processor, "-dM", "-E", "-x", "c", os.devnull])
         if result.returncode == 0:
