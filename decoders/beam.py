@@ -87,8 +87,8 @@ class Group:
         live: the stories that go on.
         ended: the stories that have ended.
         first_row: the row of the session that holds the first live story. The others follow it.
-        n_candidates: how many continuations were ranked.
-        n_ended: how many stories have ended, also those that were not kept.
+        n_candidates: the number of continuations that were ranked.
+        n_ended: the number of stories that have ended, also those that were not kept.
     """
 
     def __init__(self, root: Hypothesis, width: int, length_penalty: float, early_stopping: bool) -> None:
@@ -119,7 +119,7 @@ class Group:
 
         Args:
             logits: the (B, V) logits of the session.
-            request: it gives the limit, and stages may ask it for more.
+            request: the request. It gives max_new_tokens, and stages may ask it for more.
             chain: its processors are used.
             eos_ids: the tokens that end a story.
             penalties: (V,), the nats that each token costs besides its log-probability.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contrastive(Search):
-    """Of the k likeliest tokens, pick one that is likely and whose hidden state differs from the earlier ones."""
+    """Pick one of the k likeliest tokens that is likely and whose hidden state differs from the earlier ones."""
 
     name = "contrastive"
     needs_reorder = True

@@ -4,8 +4,8 @@ After the name comes a call as in Python: the class, and its arguments in bracke
 `generate`, the class gets the ids of the story, (1, T), and the logits, (1, V). Each story has a new instance. One rule
 differs from `generate`, because every stage here keeps it: a token that an earlier stage has removed stays removed.
 
-A few classes keep data from token to token inside themselves (SynthIDTextWatermarkLogitsProcessor). They do not notice
-that a token was undone or that a beam was copied, so use them only in decoders without a search.
+A few classes, such as SynthIDTextWatermarkLogitsProcessor, keep data from token to token inside themselves. They do not
+notice that a token was undone or that a beam was copied, so use them only in decoders without a search.
 """
 
 import ast

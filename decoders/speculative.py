@@ -90,7 +90,7 @@ class Speculative(Search):
 
 
 class _Drafter(Protocol):
-    """Guesses how a story continues."""
+    """A drafter, which guesses how a story continues."""
 
     def guess(self, story: Sequence[int], state: ChainState, n: int) -> list[int]:
         """Return at most n ids without an EOS. `state` is the state of the chain after the story."""
@@ -186,7 +186,7 @@ class _Writer:
                 break
         if n_right < len(guesses):
             self._session.rewind([len(guesses) - n_right])
-        if guesses:  # one more than was right: so it adapts to wrong guesses, and grows as long as all are right
+        if guesses:  # one more than were right: fewer after wrong guesses, and more as long as all are right
             self._n_guesses = min(self._k, n_right + 1)
 
     def statistics(self) -> dict[str, float]:

@@ -57,13 +57,13 @@ class TopP(LogitsProcessor):
 
 
 def worth_of_last(worth: NDArray[np.float32], exps: NDArray[np.float32], mass: float, *, doubt: float) -> float | None:
-    """Return the worth of the last token that stays, if the tokens of most worth stay until they reach a mass.
+    """Return the worth of the last token that stays, if the tokens with the most worth stay until they reach a mass.
 
     Args:
         worth: (V,), V > 256.
         exps: (V,), the probabilities times any factor.
         mass: 0 to 1.
-        doubt: the largest difference between two ways to sum. If a sum is so near to the mass, it decides nothing.
+        doubt: the largest rounding error of a sum. If a sum is this near to the mass, the result is None.
 
     Returns:
         The worth. None if all tokens have to be sorted, because the last token is not among the best ones, equals

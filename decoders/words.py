@@ -1,9 +1,9 @@
 """Stories that must contain some words, like the tasks of TinyStories-Instruct (Eldan and Li 2023, 2305.07759).
 
 The method belongs to this project. At each place, the model says how unlikely a missing word would be there as a whole.
-The longer no word has come, the more unlikely it may be. A word that is likely enough is raised to the top. So a word
-comes at the best of the next places. If its first token is picked for its sake, the others follow. A word is forced
-only when there is no room left, and only between two words.
+The longer no word has come, the more unlikely a word may be. A word that is likely enough is raised to the top. So a
+word comes at the best of the next places. If its first token is picked to begin this word, its other tokens follow. A
+word is forced only when there is no room left, and only between two words.
 """
 
 import math
@@ -111,7 +111,7 @@ class _Spelling(NamedTuple):
 
     @property
     def n_more(self) -> int:
-        """How many tokens more its longest form has."""
+        """The number of tokens that the longest form needs beyond `n_tokens`."""
         return max(map(len, self.forms.values())) - self.n_tokens
 
     def after(self, text: str) -> tuple[int, ...]:
@@ -156,7 +156,7 @@ class _Progress:
 
     Attributes:
         missing: the words that have not come yet.
-        places: for each word that has come, how many new tokens the story had then.
+        places: the number of new tokens that the story had when each word came.
         last_place: the last of them, or 0.
         begun: the tokens that are left of words whose first tokens stand at the end of the text.
     """
@@ -274,7 +274,7 @@ class _Writer:
 
     @property
     def _n_spare(self) -> int:
-        """The number of these tokens that the missing words do not need."""
+        """The number of tokens that may still come and that the missing words do not need."""
         return self.n_left - self.progress.n_needed
 
     def advance(self) -> Token | None:

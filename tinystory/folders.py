@@ -1,4 +1,4 @@
-"""Name the files and folders of a user: configuration, data, state and cache. Knows no content of them.
+"""Name the files and folders of a user: configuration, data, state and cache. It does not know what they contain.
 
 No function makes a file or folder; each may be missing.
 """

@@ -1,21 +1,20 @@
 """Find the value of each setting and its origin: a flag, else the environment, the configuration file, or the default.
 
-Imports nothing heavy, and must not know who uses a setting.
+It imports nothing heavy, and must not know who uses a setting.
 """
 
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from tinystory.dtypes import COMPUTED_DTYPES
-from tinystory.errors import UsageError
+from tinystory.errors import UsageError, nearest
 from tinystory.folders import config_file
 
-__all__ = ["BUILT_IN", "CHOICES", "Setting", "allowed", "parse", "resolve_settings", "variable"]
+__all__ = ["BUILT_IN", "CHOICES", "MAX_TOKENS", "Setting", "allowed", "parse", "resolve_settings", "variable"]
 
 BUILT_IN: Mapping[str, Any] = {
     "model": "default",
@@ -40,6 +39,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 """All values of each setting that has only a few."""
 
 MAX_TOKENS = 10_000_000
+"""The largest value of the setting max_tokens."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def resolve_settings(given: Iterable[Setting] = (), environment: Mapping[str, st
     """Return all settings, in the order of `BUILT_IN`.
 
     Args:
-        given: settings from flags, which go before all others; of two with one name, the last one counts.
+        given: settings from flags, which override all others. If two have one name, the last one counts.
         environment: the environment variables.
 
     Raises:
@@ -89,7 +89,7 @@ def parse(name: str, value: object, origin: str = "") -> Any:
     """Check the value of a setting, and return it in the type of the setting.
 
     Args:
-        name: of the setting.
+        name: the name of the setting.
         value: a text, or a value from TOML.
         origin: the place of the value, for the error message.
 
@@ -111,8 +111,8 @@ def allowed(name: str) -> str:
 def _from_file(path: Path) -> Iterator[Setting]:
     for name, value in _read(path).items():
         if name not in BUILT_IN:
-            near = get_close_matches(str(name), BUILT_IN, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BUILT_IN)}"
+            near = nearest(name, BUILT_IN)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(BUILT_IN)}"
             raise UsageError(f"{path}: {name!r} is not a setting; {hint}")
         yield Setting(name, parse(name, value, str(path)), str(path))
 

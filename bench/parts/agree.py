@@ -54,12 +54,12 @@ def _opened(subject: Subject) -> "Iterator[tuple[str, LoadedModel]]":
     """Yield the model in every variant, and once more without torch where that is possible."""
     from tinystory.checkpoint.shipped import find_model
     from tinystory.session.loading import load_without_torch
-    from tinystory.session.steps.numpy_step import pays
+    from tinystory.session.steps.numpy_step import beats_torch
 
     for name in variants_of(subject):
         yield name, open_ours(subject, name)
         variant = VARIANTS[name]
-        if variant.dtype == "float32" and pays(subject.config):
+        if variant.dtype == "float32" and beats_torch(subject.config):
             loaded = load_without_torch(*find_model(str(subject.directory)), compiled=variant.compiled)
             loaded.session.eos_ids = frozenset()
             yield f"{name} without torch", loaded

@@ -114,7 +114,7 @@ def test_an_interrupt_does_not_reach_the_compiler():
 @pytest.mark.parametrize(
     ("command", "part_of_message"),
     [
-        ("no-such-compiler", "the C compiler no-such-compiler (CC) is not there; install one"),
+        ("no-such-compiler", "the C compiler no-such-compiler (CC) cannot be found; install one"),
         ("false", "false is no C compiler like gcc or clang"),
         ('gcc "', "CC is 'gcc \"', which is no command"),
         (f"{sys.executable} -c 'import sys; sys.exit(\"fatal error: nothing\")'", "error: nothing"),
@@ -129,7 +129,7 @@ def test_a_compiler_that_does_not_work_is_one_line(command, part_of_message, mon
 
 def test_no_compiler_is_one_line(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    message = r"a C compiler \(cc, gcc or clang\) is not there; install one, or use --no-compile$"
+    message = r"a C compiler \(cc, gcc or clang\) cannot be found; install one, or use --no-compile$"
     with pytest.raises(UsageError, match=message):
         compiled_code()
 

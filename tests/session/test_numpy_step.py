@@ -12,7 +12,7 @@ from tinystory.model.transformer import Transformer
 from tinystory.session import kv_cache
 from tinystory.session.native import NativeSession
 from tinystory.session.steps import numpy_step
-from tinystory.session.steps.numpy_step import pays
+from tinystory.session.steps.numpy_step import beats_torch
 
 CONFIGS = [
     ModelConfig.llama(61, 2, 4, 32, 300, 40, n_kv_head=2),
@@ -82,9 +82,9 @@ def test_huge_activations_do_not_warn():
 
 
 def test_only_small_plain_llama_models_take_it():
-    assert pays(CONFIGS[0])
-    assert not pays(ModelConfig.gpt2(61, 2, 4, 32, 24))
-    assert not pays(ModelConfig.llama(61, 2, 4, 32, 24, 40, attention_bias=True))
-    assert not pays(ModelConfig.llama(50257, 12, 12, 768, 1024, 2048))
+    assert beats_torch(CONFIGS[0])
+    assert not beats_torch(ModelConfig.gpt2(61, 2, 4, 32, 24))
+    assert not beats_torch(ModelConfig.llama(61, 2, 4, 32, 24, 40, attention_bias=True))
+    assert not beats_torch(ModelConfig.llama(50257, 12, 12, 768, 1024, 2048))
     model = Transformer(CONFIGS[0]).to(torch.bfloat16)
     assert not NativeSession(model)._most_tokens

@@ -29,7 +29,7 @@ def model_hash(directory: Path, stamp: str = "") -> str:
 
     Args:
         directory: a checkpoint, or the checkpoint folder of a training run.
-        stamp: from `file_stamp` at the time when the files were loaded. Empty: hash the files as they are now.
+        stamp: the result of `file_stamp` when the files were loaded. If it is empty, the files are hashed as they are.
 
     Raises:
         CheckpointError: the directory is not a checkpoint, a file cannot be read, or the files have changed since
@@ -87,7 +87,7 @@ def _stamp(directory: Path, names: list[str]) -> str:
 
 
 def _file_stamp(path: Path) -> str:
-    regular_file_size(path, raises=CheckpointError)  # raises for what is not a file
+    regular_file_size(path, raises=CheckpointError)  # refuses everything except a regular file
     status = path.stat()
     # ctime as well: it changes even when a copy keeps the mtime of the old file.
     return f"{path.name}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"

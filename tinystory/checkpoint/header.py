@@ -35,7 +35,7 @@ class CheckpointHeader:
         hf_config: the content of config.json.
         dtype: the format of most weights on the disk: float32, bfloat16 or float16. A model that only
             transformers runs may have another one, under its safetensors name.
-        tensors: for each name of Hugging Face the file, dtype, shape and byte offsets of the tensor.
+        tensors: the file, dtype, shape and byte offsets of each tensor, by the name that Hugging Face gives it.
         bos_id: the token that a story begins with, or None.
         eos_ids: the tokens that end a story.
         provenance: the content of tinystory.json; empty if there is no such file.
@@ -109,14 +109,14 @@ def name_in_file(full_name: str, prefix: str, config: ModelConfig) -> str:
 
     Args:
         full_name: transformers' full name of the tensor.
-        prefix: of the names in this file, as from `hf_layout.name_prefix`.
-        config: of the model; no family has names that need it now.
+        prefix: what the tensor names of this file begin with, as from `hf_layout.name_prefix`.
+        config: the shape of the model. No family needs it for its names now.
     """
     return full_name if prefix or full_name == hf_layout.HEAD else full_name.split(".", 1)[1]
 
 
 def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
-    """Return the dtype that takes the most bytes, by our name for it or else by the one of safetensors."""
+    """Return the dtype that takes the most bytes, by our name for it. If we have none, return the safetensors name."""
     n_bytes: dict[str, int] = {}
     for entry in tensors.values():
         n_bytes[entry.dtype] = n_bytes.get(entry.dtype, 0) + entry.end - entry.start
@@ -132,8 +132,8 @@ def check_doubled_head(header: CheckpointHeader, prefix: str) -> None:
     """Check that a tied head which is stored a second time equals the embedding; transformers would use both.
 
     Args:
-        header: of a checkpoint; nothing is checked if it has no tied head or stores it once.
-        prefix: what stands before the tensor names of the file, as from `hf_layout.name_prefix`.
+        header: the header of a checkpoint. If it has no tied head or stores it once, nothing is checked.
+        prefix: what the tensor names of the file begin with, as from `hf_layout.name_prefix`.
 
     Raises:
         CheckpointError: head and embedding differ.

@@ -148,8 +148,8 @@ def to_hf_config(config: ModelConfig, dtype: str, bos_id: int | None, eos_ids: C
     """Return the content of config.json for transformers 4 and 5, and for other programs that read it.
 
     Args:
-        config: of the model.
-        dtype: of the weights on disk.
+        config: the shape of the model.
+        dtype: the dtype of the weights on disk.
         bos_id: the token that a story begins with.
         eos_ids: the tokens that end a story.
 
@@ -174,19 +174,25 @@ def to_hf_config(config: ModelConfig, dtype: str, bos_id: int | None, eos_ids: C
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-    if gpt2:
-        return shared | {
-            "n_embd": config.d_model,
-            "n_layer": config.n_layer,
-            "n_head": config.n_head,
-            "n_inner": config.d_ff,
-            "n_positions": config.max_seq_len,
-            "layer_norm_epsilon": config.norm_eps,
-            "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
-            "attn_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
-        }
+    return shared | (_gpt2_fields(config) if gpt2 else _llama_fields(config))
+
+
+def _gpt2_fields(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "n_embd": config.d_model,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.d_ff,
+        "n_positions": config.max_seq_len,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
+
+
+def _llama_fields(config: ModelConfig) -> dict[str, Any]:
     scaling = config.rope_scaling
     stretch: dict[str, Any] = {"rope_type": scaling.kind if scaling else "default"}
     if scaling:
@@ -195,7 +201,7 @@ def to_hf_config(config: ModelConfig, dtype: str, bos_id: int | None, eos_ids: C
         stretch["low_freq_factor"] = scaling.low_freq_factor
         stretch["high_freq_factor"] = scaling.high_freq_factor
         stretch["original_max_position_embeddings"] = scaling.original_max_seq_len
-    return shared | {
+    return {
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head,
@@ -220,14 +226,14 @@ def _one_or_list(ids: Collection[int]) -> int | list[int] | None:
 def token_ids(
     hf_config: Mapping[str, Any], generation_config: Mapping[str, Any], vocab_size: int | None
 ) -> tuple[int | None, frozenset[int]]:
-    """Return the BOS id and the EOS ids; generation_config.json goes before config.json, as in transformers.
+    """Return the BOS id and the EOS ids. generation_config.json overrides config.json, as in transformers.
 
     An id outside the vocabulary is ignored: small models often have the default of their family (50256) in the file.
 
     Args:
         hf_config: the content of config.json.
         generation_config: the content of generation_config.json; empty if there is no such file.
-        vocab_size: of the model; None if it is not known.
+        vocab_size: the number of tokens of the model; None if it is not known.
 
     Raises:
         CheckpointError: an id is not a whole number from 0.
@@ -257,8 +263,8 @@ class HfTensor:
 
     Attributes:
         name: transformers' full name of the tensor.
-        shape: in the file.
-        parameters: our names; several parameters are joined along the last axis of the file's tensor.
+        shape: the shape in the file.
+        parameters: our names of the parameters. Several parameters are joined along the last axis of the file's tensor.
         transposed: the file has (in, out) and we have (out, in), as in the Conv1D of GPT-2.
     """
 

@@ -1,6 +1,6 @@
 """Read the weights of a checked checkpoint into a `Transformer`.
 
-Imports torch only when a function is called. Knows no session and no decoder.
+It imports torch only when a function is called. It knows no session and no decoder.
 """
 
 import os
@@ -31,9 +31,9 @@ def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "
     The peak of memory is the weights plus the largest single tensor.
 
     Args:
-        header: of a checkpoint of the GPT-2 or Llama family.
-        dtype: of the parameters: float32, bfloat16, float16 or float64.
-        device: as torch writes it, like "cpu" or "cuda:0".
+        header: the header of a checkpoint of the GPT-2 or Llama family.
+        dtype: the dtype of the parameters: float32, bfloat16, float16 or float64.
+        device: the device as torch writes it, like "cpu" or "cuda:0".
 
     Raises:
         CheckpointError: only transformers runs this architecture, weights are not finite, or a file has changed

@@ -1,4 +1,4 @@
-"""Read the headers of safetensors files: the place, dtype and shape of each tensor. Needs no torch.
+"""Read the headers of safetensors files: the place, dtype and shape of each tensor. It needs no torch.
 
 A file is an 8-byte little-endian length, a JSON header of that length, and the data. Every number of the header is
 checked against the size of the file before memory is taken for it. The data itself is not read here.
@@ -42,7 +42,7 @@ class TensorEntry:
 
     Attributes:
         file: the name of the file in the checkpoint directory.
-        dtype: as safetensors calls it, like "F32".
+        dtype: the name of the dtype in safetensors, like "F32".
         shape: the size of each axis.
         start: the first byte, counted from the beginning of the file.
         end: the byte after the last one.

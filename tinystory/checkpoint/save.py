@@ -60,7 +60,7 @@ def save_checkpoint(
         tokenizer_json: the content of tokenizer.json, BOS template included.
         bos_id: the token that a story begins with.
         eos_ids: the tokens that end a story.
-        dtype: of the weights on disk: float32, bfloat16 or float16.
+        dtype: the dtype of the weights on disk: float32, bfloat16 or float16.
         provenance: the content of tinystory.json: where the weights come from.
         model_card: the content of README.md; None writes no such file.
         extra_files: the content of more files by name, such as a training state.

@@ -19,7 +19,7 @@ def read_vocabulary(directory: Path, vocab_size: int | None) -> dict[str, int] |
 
     Args:
         directory: the checkpoint.
-        vocab_size: of the model, or None if it is not known; it limits the size of the file that is read.
+        vocab_size: the model's number of tokens; None if it is not known. It limits the size of the file.
 
     Raises:
         CheckpointError: the file is not a tokenizer, is too large, or has ids that the model does not have.

@@ -28,7 +28,7 @@ def as_logits_processor(
     pad_id: int | None = None,
     **request: Any,
 ) -> "HFLogitsProcessor":
-    """Return processors of ours as one logits processor for `generate`. Make a new one for every kind of story.
+    """Return our processors as one logits processor for `generate`. Make a new one for each call of `generate`.
 
     Each row of the batch is one story, and the index of the row is the number of its branch, which enters the noise.
     Rows may change places, as in a beam search: a story is recognized by its ids.
@@ -48,7 +48,7 @@ def as_logits_processor(
     from transformers.generation.logits_process import LogitsProcessor as HFLogitsProcessor
 
     class Processor(_Rows, HFLogitsProcessor):
-        """The same rows, of the class that transformers asks for."""
+        """The same rows, in the class that transformers asks for."""
 
     if isinstance(decoder, str):
         decoder = parse_spec(decoder, discover())

@@ -41,8 +41,8 @@ class _Row:
 def run(session: Session, jobs: Sequence[tuple[Decoder, Request]]) -> Iterator[tuple[int, Event]]:
     """Write stories.
 
-    First all jobs without a search step together in one batch, and a story that has ended leaves the batch. Then each
-    search runs alone. It is safe to close the iterator early.
+    First, all jobs without a search are written together in one batch. A story that has ended leaves the batch. Then
+    each search runs alone. It is safe to close the iterator early.
 
     Args:
         session: the model. Its rows are replaced.
@@ -138,7 +138,7 @@ def _run_chains(session: Session, jobs: Sequence[tuple[int, Decoder, Request]]) 
 
 
 def _next_logits(session: Session, rows: Sequence[_Row]) -> "Tensor":
-    """Return (B, V) logits after the last token of each row; if a row was cut, all contexts are read again."""
+    """Return (B, V) logits after the last token of each row. If a row was cut, all contexts are read again."""
     was_cut = [row.fit(session.max_seq_len) for row in rows]
     if any(was_cut):
         return session.prefill([row.context for row in rows])

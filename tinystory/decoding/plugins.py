@@ -1,4 +1,4 @@
-"""Finding decoder stages in installed packages, in the user's folder, and in files that the user names.
+"""Find decoder stages in installed packages, in the user's folder, and in files that the user names.
 
 The built-in stages come through the same entry points as the stages of others. Nothing is searched for in the current
 directory or in a checkpoint. A broken plug-in costs one warning line, and the program still starts. Names are read from
@@ -102,13 +102,13 @@ def _search_path() -> list[str]:
     try:
         if path and not sys.flags.safe_path and os.path.samefile(path[0] or ".", "."):
             del path[0]
-    except OSError:  # one of the two does not exist
+    except OSError:  # one of the two folders does not exist
         pass
     return [entry for entry in path if entry]
 
 
 class _QuietLoader(importlib.machinery.SourceFileLoader):
-    """Runs a Python file as an import does, but neither reads nor writes `__pycache__` beside it."""
+    """A loader that runs a Python file as an import does, but uses no `__pycache__` beside it."""
 
     def get_code(self, fullname: str) -> types.CodeType:
         path = self.get_filename(fullname)
@@ -166,7 +166,7 @@ def source_text(path: Path) -> str:
 
 
 def _position(path: Path, error: BaseException) -> str:
-    """Return the path with the number of its line that was running last."""
+    """Return the path, with the number of the line that ran last."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         line = error.lineno
     else:

@@ -46,8 +46,8 @@ class Registry:
     """The stages by name. A class is imported when it is needed for the first time.
 
     Attributes:
-        aliases: other names of stages, as far as they are known. An entry point shows only after loading that it is
-            an alias.
+        aliases: the stage's own name by its other name. Only loading an entry point shows that it is an alias, so more
+            may be found later.
         conflicts: names that were given twice, each with a message that names both places. Such a name has no stage.
         warnings: one line for each broken plug-in and for each conflict.
     """

@@ -175,7 +175,7 @@ def _settings(cls: type[Stage], tokens: deque[_Token]) -> Iterator[tuple[_Token 
     def item() -> str:
         if tokens and tokens[0].kind == "item":
             return tokens.popleft().text
-        mistake = f"`{tokens[0].text}` stands" if tokens else "nothing stands"
+        mistake = f"`{tokens[0].text}` stands" if tokens else "there is nothing"
         raise UsageError(f"{cls.name}: {mistake} where a value should be (commas in lists, spaces between options)")
 
     while tokens:

@@ -1,11 +1,11 @@
-"""Describe the shape of a model as a frozen dataclass that checks itself. Knows no tensor and no file."""
+"""Describe the shape of a model as a frozen dataclass that checks itself. It knows no tensor and no file."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from tinystory.errors import CheckpointError
 
-__all__ = ["Family", "ModelConfig", "RopeScaling"]
+__all__ = ["Activation", "Family", "ModelConfig", "RopeScaling"]
 
 Family = Literal["gpt2", "llama"]
 Activation = Literal["gelu", "gelu_tanh", "silu"]

@@ -14,6 +14,9 @@ from torch import Tensor
 
 __all__ = ["IGNORE", "head_cross_entropy", "stretch"]
 
+IGNORE = -100
+"""The label of a position that is not scored."""
+
 _LOGITS_AT_ONCE = 2**23
 """About the number of logits in one stretch; 32 MiB in float32."""
 
@@ -50,7 +53,7 @@ def head_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor
 
     Args:
         hidden: the input of the head, (N, C).
-        weight: of the head, (V, C).
+        weight: the matrix of the head, (V, C).
         labels: (N,) int64 below V; tokens with a negative label are not scored.
 
     Returns:
@@ -71,17 +74,17 @@ class _HeadCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=exact)
         head = weight.to(dtype)
-        parts = (torch.split(tensor, n) for tensor in (hidden.to(dtype), labels, hidden_gradient))
-        for own, own_labels, own_gradient in zip(*parts, strict=True):
-            scored = (own_labels >= 0)[:, None]
-            at = own_labels.clamp(min=0)[:, None]
-            logprobs = F.linear(own, head).to(exact).log_softmax(dim=-1)
+        stretches = (torch.split(tensor, n) for tensor in (hidden.to(dtype), labels, hidden_gradient))
+        for part, part_labels, part_gradient in zip(*stretches, strict=True):
+            scored = (part_labels >= 0)[:, None]
+            at = part_labels.clamp(min=0)[:, None]
+            logprobs = F.linear(part, head).to(exact).log_softmax(dim=-1)
             loss -= (logprobs.gather(1, at) * scored).sum()
             # The gradient of a token's loss by its logits is softmax - one-hot.
             gradient = logprobs.exp_().scatter_add_(1, at, logprobs.new_tensor(-1.0).expand(at.shape))
             gradient = gradient.mul_(scored).to(dtype)
-            own_gradient.copy_(gradient @ head)
-            weight_gradient += gradient.T @ own
+            part_gradient.copy_(gradient @ head)
+            weight_gradient += gradient.T @ part
         ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
         return loss
 
@@ -90,7 +93,3 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return hidden_gradient * scale, weight_gradient * scale, None
-
-
-IGNORE = -100
-"""The label of a position that is not scored."""

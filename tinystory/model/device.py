@@ -1,4 +1,4 @@
-"""The device that a model runs on, checked before anything is loaded onto it. Imports torch only when it is called."""
+"""The device of a model, checked before anything is loaded onto it. It imports torch only when it is called."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ def usable_device(name: str) -> "torch.device":
     """Return the torch device of a name, after computing something on it.
 
     Args:
-        name: as torch writes it, like "cpu", "cuda" or "cuda:1".
+        name: the name of the device as torch writes it, like "cpu", "cuda" or "cuda:1".
 
     Raises:
         UsageError: torch does not know the device, or this computer does not have it.

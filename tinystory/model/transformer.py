@@ -37,7 +37,16 @@ from tinystory.model.cross_entropy import head_cross_entropy
 from tinystory.model.gradients import product_dtype, rms_norm, rotate_halves, swiglu, written_out
 from tinystory.model.story_attention import story_attention
 
-__all__ = ["Attention", "FeedForward", "Transformer", "attend", "attend_explicitly", "rope_tables", "rotate"]
+__all__ = [
+    "Attention",
+    "FeedForward",
+    "Transformer",
+    "activation",
+    "attend",
+    "attend_explicitly",
+    "rope_tables",
+    "rotate",
+]
 
 
 Mask = Tensor | list[int] | None
@@ -103,7 +112,7 @@ def rope_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> t
     Args:
         config: a llama config.
         positions: integers of any shape (...).
-        dtype: of the tables; the angles are computed in float64.
+        dtype: the dtype of the tables; the angles are computed in float64.
 
     Returns:
         Two tensors (..., D). As in Hugging Face's layout, the second half of the last axis repeats the first.

@@ -27,7 +27,7 @@ class Fields:
 
     Attributes:
         values: the parsed object.
-        where: the place of the object in error messages, put before the name of a field; like "turns[3]." or "".
+        where: the place of the object in error messages, put before the name of a field; like "nodes[3]." or "".
     """
 
     values: Any
@@ -90,7 +90,7 @@ class Fields:
         """Return a field that is a list of at most `most` items.
 
         Args:
-            name: of the field.
+            name: the name of the field.
             read: converts one item, given the item and its place for error messages.
             most: the largest number of items.
         """

@@ -1,6 +1,6 @@
 """Keep a file of JSON lines that goes on where it was stopped: a line counts only when its newline is in the file.
 
-Knows lines and files. Does not know what the lines mean.
+It knows lines and files, but not what the lines mean.
 """
 
 import json
@@ -23,7 +23,7 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
 class ForeignLine(Exception):
-    """A line of the file does not begin as our lines do, so nothing may be added to the file or cut from it."""
+    """A line of the file does not begin as our lines do. So nothing may be added to the file or cut from it."""
 
 
 class JsonLines:
@@ -72,7 +72,7 @@ class JsonLines:
             self._descriptor = -1
 
     def whole_lines(self) -> Iterator[bytes]:
-        """Yield each whole line with its newline; after the last one, cut off what a crash has left behind it.
+        """Yield each whole line with its newline; after the last one, cut off the rest that a crash has left.
 
         A caller that stops early, for example because a line is wrong, leaves the file as it is.
 
@@ -97,7 +97,7 @@ class JsonLines:
         """Add one line, which must end with a newline.
 
         Raises:
-            OSError: the line cannot be written. The next process to open the file cuts off what is there of it.
+            OSError: the line cannot be written. The next process to open the file cuts off the part that was written.
         """
         rest = memoryview(line)
         while rest:  # a disk that is nearly full takes only a part

@@ -33,16 +33,16 @@ def regular_file_size(path: Path, *, raises: type[TinystoryError] = UnreadableFi
     """Return the size in bytes of a regular file.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         raises: the class of the error; a checkpoint's reader gives `CheckpointError`.
 
     Raises:
-        UnreadableFile: (or `raises`) it is missing, a directory, a pipe or a device (to open one could block for
-            ever), or behind a loop of links.
+        UnreadableFile: (or `raises`) it is missing, or it is a directory, a loop of links, or a pipe or a
+            device, which could block for ever when it is opened.
     """
     try:
         status = os.stat(path)
-    except (OSError, ValueError) as error:  # a name too long, or with a zero in it
+    except (OSError, ValueError) as error:  # the name is too long, or it has a zero byte
         raise raises(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
     if not stat.S_ISREG(status.st_mode):
         raise raises(f"{path} is not a regular file")
@@ -55,7 +55,7 @@ def read_json_object(
     """Return the JSON object in a file.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         max_bytes: the largest size that is read.
         raises: the class of the error, as in `regular_file_size`.
 
@@ -79,19 +79,19 @@ def parse_json_object(
     """Parse a JSON object; `where` names its place in error messages.
 
     Args:
-        raw: the document, UTF-8 where bytes.
-        where: for example a path.
+        raw: the document. Bytes must be UTF-8.
+        where: the name of the place, for example a path.
         unique_keys: refuse an object that has a key twice (at any depth).
         raises: the class of the error, as in `regular_file_size`.
 
     Raises:
-        UnreadableFile: (or `raises`) not JSON, not an object, nested too deeply, or a key stands twice.
+        UnreadableFile: (or `raises`) it is not JSON or not an object, is nested too deeply, or has a key twice.
     """
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
         value = json.loads(text, object_pairs_hook=_without_duplicates if unique_keys else None)
     except RecursionError:
-        raise raises(f"{where} is nested too deeply to be what it claims to be") from None
+        raise raises(f"{where} is nested too deeply to be read") from None
     except ValueError as error:  # also UnicodeDecodeError and an integer of thousands of digits
         raise raises(f"{where} is not valid JSON: {one_line(error)}") from error
     if not isinstance(value, dict):

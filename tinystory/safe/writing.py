@@ -1,6 +1,6 @@
 """Replace files and links as a whole: after a crash at any moment there is the old one or the new one, never a part.
 
-Knows files only, and not what is written into them.
+It knows files only, and not what is written into them.
 """
 
 import contextlib

@@ -18,11 +18,11 @@ from tinystory.session.rows import as_lists, check_prompts
 
 __all__ = ["HFSession"]
 
-_UNKNOWN_MAX_SEQ_LEN = 2048
+_DEFAULT_MAX_SEQ_LEN = 2048
 """The length of the context if the config does not say it."""
 
 _BIDIRECTIONAL = frozenset({"bert", "roberta", "electra", "camembert", "xlm-roberta", "roformer", "megatron-bert"})
-"""Encoders; transformers runs them as causal models with only a warning, although they see later tokens.
+"""Encoders. They see later tokens, but transformers runs them as causal models with only a warning.
 
 A config with `is_decoder` makes such a model causal.
 """
@@ -49,7 +49,7 @@ class HFSession:
         config = model.config.get_text_config()
         self.vocab_size = int(config.vocab_size)
         lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
-        self.max_seq_len = next((n for n in lengths if isinstance(n, int) and n > 0), _UNKNOWN_MAX_SEQ_LEN)
+        self.max_seq_len = next((n for n in lengths if isinstance(n, int) and n > 0), _DEFAULT_MAX_SEQ_LEN)
         self.bos_id = bos_id
         self.eos_ids = eos_ids
         self._opener = opener
@@ -73,8 +73,8 @@ class HFSession:
 
         Args:
             directory: the checkpoint.
-            dtype: of the computation, as torch calls it.
-            device: that the model runs on, as torch writes it.
+            dtype: the dtype of the computation, as torch calls it.
+            device: the device that the model runs on, as torch writes it.
             bos_id: the token that a story begins with, or None.
             eos_ids: the tokens that end a story.
             opener: opens a session of another model by its name.

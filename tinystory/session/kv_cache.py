@@ -35,7 +35,7 @@ class KVCache:
         """Begin without rows and without memory.
 
         Args:
-            config: of the model.
+            config: the shape of the model.
             zeros: makes an array of zeros of a shape, in the dtype and on the device of the computation. Empty memory
                 would not do: masked positions are multiplied by 0, and 0 · NaN is NaN.
         """
@@ -48,7 +48,7 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """The positions that a row has room for; 0 before the first prefill."""
+        """The number of positions that a row has room for; 0 before the first prefill."""
         return 0 if self._memory is None else self._memory.shape[4]
 
     def layers(self) -> list[tuple[Any, Any]]:
@@ -70,7 +70,7 @@ class KVCache:
             to be computed.
         """
         if not self.rows:
-            self._take(len(prompts))
+            self._allocate(len(prompts))
             return [0] * len(prompts)
         shared = [[common_prefix(prompt, row) for row in self.rows] for prompt in prompts]
         parents = [max(range(len(row)), key=row.__getitem__) for row in shared]
@@ -105,15 +105,15 @@ class KVCache:
         part[:, :, rows] = part[:, :, sources]
 
     def _replace(self, n_rows: int, capacity: int) -> None:
-        """Take new memory, and copy into it what fits of the old content."""
+        """Allocate new memory, and copy the old content as far as it fits."""
         memory = self._new_memory(n_rows, capacity)
         n_kept, end = min(n_rows, self._memory.shape[2]), min(capacity, self.capacity)
         memory[:, :, :n_kept, :, :end] = self._memory[:, :, :n_kept, :, :end]
         self._memory = memory
         self.version += 1
 
-    def _take(self, n_rows: int) -> None:
-        """Take the first memory, for `n_rows` empty rows."""
+    def _allocate(self, n_rows: int) -> None:
+        """Allocate the first memory, for `n_rows` empty rows."""
         c = self._config
         self._memory = self._new_memory(n_rows, min(c.max_seq_len, _FIRST_POSITIONS))
         if self._memory.nbytes // self._memory.shape[4] * c.max_seq_len <= _FULL_ROW_BYTES * n_rows:

@@ -1,5 +1,6 @@
 """Load a model by its name: checkpoint, tokenizer and session together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
@@ -15,11 +16,12 @@ from tinystory.model.device import usable_device
 from tinystory.session.threads import choose_threads
 
 if TYPE_CHECKING:
+    from tinystory.session.native import NativeSession
     from tinystory.session.rows import CachedRows
     from tinystory.session.steps.compiling import CompiledCode
     from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["LoadedModel", "load"]
+__all__ = ["LoadedModel", "load", "load_header", "load_without_torch"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class LoadedModel:
     Attributes:
         name: as the user gave it; "default" if the user gave none.
         header: the checkpoint without the values of its weights.
-        tokenizer: of the checkpoint.
+        tokenizer: the tokenizer of the checkpoint.
         session: a session without rows.
-        dtype: of the computation.
-        device: that the model runs on, as torch writes it.
+        dtype: the dtype of the computation.
+        device: the device that the model runs on, as torch writes it.
         threads: the number of threads that compute on the CPU.
         compile_seconds: the time that building compiled code took now; 0.0 if it was built earlier, None if the model
             runs without compiled code.
@@ -67,10 +69,10 @@ def load(
     """Load a shipped model, a local directory or a hub id.
 
     Args:
-        name: of the model; None is the default model.
-        dtype: of the computation, one of `COMPUTED_DTYPES`.
-        device: that the model runs on, as torch writes it.
-        compiled: compute in code built for this processor (`steps/compiling.py`).
+        name: the name of the model; None is the default model.
+        dtype: the dtype of the computation, one of `COMPUTED_DTYPES`.
+        device: the device that the model runs on, as torch writes it.
+        compiled: True to compute in code built for this processor (`steps/compiling.py`).
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or needs code of its own.
@@ -114,38 +116,45 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *,
     session: Session
     seconds = None
     if header.config is not None:
-        from tinystory.session.native import NativeSession
-
-        int8 = dtype == "int8"
-        if int8 and device != "cpu":
-            raise UsageError(f"int8 runs on the CPU only; on {device} use bfloat16")
-        model = load_model(header, "float32" if int8 else dtype, device)
-        session = NativeSession(model, tokenizer.bos_id, tokenizer.eos_ids, opener, int8=int8)
-        seconds = _compile(session, code)
+        native = _native_session(header, tokenizer, dtype, device, opener)
+        seconds = _compile(native, code)
+        session = native
+    elif dtype == "int8":
+        raise UsageError(f"int8 is for Llama and GPT-2 models; {name} runs in float32, bfloat16 or float16")
     else:
-        if dtype == "int8":
-            raise UsageError(f"int8 is for Llama and GPT-2 models; {name} runs in float32, bfloat16 or float16")
         from tinystory.session.hf_session import HFSession
 
-        session = HFSession.from_directory(
-            header.directory,
-            dtype,
-            device,
-            tokenizer.bos_id,
-            tokenizer.eos_ids,
-            opener,
-        )
+        ids = tokenizer.bos_id, tokenizer.eos_ids
+        session = HFSession.from_directory(header.directory, dtype, device, *ids, opener)
     _check_fit(header, tokenizer, session)
+    threads = _set_threads(header, session, dtype, device, compiled=code is not None)
+    return LoadedModel(name, header, tokenizer, session, dtype, device, threads, seconds)
+
+
+def _native_session(
+    header: CheckpointHeader, tokenizer: "Tokenizer", dtype: str, device: str, opener: Callable[[str], Session]
+) -> "NativeSession":
+    """Load the weights of a Llama or GPT-2 model into a session."""
+    from tinystory.session.native import NativeSession
+
+    int8 = dtype == "int8"
+    if int8 and device != "cpu":
+        raise UsageError(f"int8 runs on the CPU only; on {device} use bfloat16")
+    model = load_model(header, "float32" if int8 else dtype, device)
+    return NativeSession(model, tokenizer.bos_id, tokenizer.eos_ids, opener, int8=int8)
+
+
+def _set_threads(header: CheckpointHeader, session: Session, dtype: str, device: str, *, compiled: bool) -> int:
+    """Set the number of torch's threads for a model, and return it."""
     import torch
 
-    threads = torch.get_num_threads()
-    if code is not None:
-        threads = 1
-        torch.set_num_threads(threads)  # torch then computes only the short operations of the decoder
-    elif device == "cpu":
-        n_parameters = sum(entry.n_elements for entry in header.tensors.values())
-        threads = choose_threads(session, n_parameters, dtype)
-    return LoadedModel(name, header, tokenizer, session, dtype, device, threads, seconds)
+    if compiled:
+        torch.set_num_threads(1)  # torch then computes only the short operations of the decoder
+        return 1
+    if device != "cpu":
+        return torch.get_num_threads()
+    n_parameters = sum(entry.n_elements for entry in header.tensors.values())
+    return choose_threads(session, n_parameters, dtype)
 
 
 def _code_for(name: str, header: CheckpointHeader, dtype: str, device: str) -> "CompiledCode":

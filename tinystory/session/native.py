@@ -18,7 +18,7 @@ from tinystory.errors import UsageError
 from tinystory.model.transformer import Attention, FeedForward, Transformer, activation, rope_tables
 from tinystory.session.rows import CachedRows
 from tinystory.session.steps.int8 import Int8Matrix
-from tinystory.session.steps.numpy_step import is_plain, pays
+from tinystory.session.steps.numpy_step import beats_torch, is_plain
 from tinystory.session.steps.weights import Affine, LayerWeights, ModelWeights, Rotations
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class NativeSession(CachedRows):
     ) -> None:
         weight = model.embed.weight
         on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-        uses_numpy = on_cpu and (is_plain if int8 else pays)(model.config)
+        uses_numpy = on_cpu and (is_plain if int8 else beats_torch)(model.config)
         super().__init__(model.config, bos_id, eos_ids, weight.new_zeros, uses_numpy=uses_numpy)
         if int8:  # its kernel takes the same time for two rows as for one
             self._most_alone = min(1, self._most_alone)
@@ -83,11 +83,11 @@ class NativeSession(CachedRows):
         with torch.no_grad():
             self._layers = [_fused(block, int8) for block in model.blocks]
         self._activation = activation(self.config)
-        self._weight = weight
+        self._embed = weight
         self._rope: tuple[Tensor, Tensor] | None = None  # cos, and sin with its first half negated; (S, D)
 
     def compile(self, code: "CompiledCode") -> None:
-        """Do as `CachedRows.compile`, and empty the matrices of the model; only the packed ones stay in memory."""
+        """Compile as `CachedRows.compile` does, and empty the model's matrices; only the packed ones stay in memory."""
         super().compile(code)
         self._layers = []
         for linear in (module for module in self.model.blocks.modules() if isinstance(module, nn.Linear)):
@@ -112,8 +112,8 @@ class NativeSession(CachedRows):
         capacity = self._cache.capacity
         if self.config.family != "llama" or (self._rope is not None and len(self._rope[0]) >= capacity):
             return
-        positions = torch.arange(capacity, device=self._weight.device)
-        cos, sin = rope_tables(self.config, positions, self._weight.dtype)
+        positions = torch.arange(capacity, device=self._embed.device)
+        cos, sin = rope_tables(self.config, positions, self._embed.dtype)
         sin[:, : self.config.d_head // 2].neg_()  # so that rotating is x * cos + swapped_halves(x) * sin
         self._rope = cos, sin
 
@@ -123,28 +123,28 @@ class NativeSession(CachedRows):
     def _model_weights(self) -> ModelWeights:
         def affine(part: Any) -> Affine:
             bias = getattr(part, "bias", None)  # an RMSNorm has none
-            return Affine(_array(part.weight), None if bias is None else _array(bias))
+            return Affine(_as_numpy(part.weight), None if bias is None else _as_numpy(bias))
 
         layers = [LayerWeights(*map(affine, layer)) for layer in self._layers]
-        positions = None if self.model.pos_embed is None else _array(self.model.pos_embed.weight)
-        head = _array(self.model.head.weight)
+        positions = None if self.model.pos_embed is None else _as_numpy(self.model.pos_embed.weight)
+        head = _as_numpy(self.model.head.weight)
         return ModelWeights(
-            _array(self._weight), positions, layers, affine(self.model.norm), head, self.config.norm_eps
+            _as_numpy(self._embed), positions, layers, affine(self.model.norm), head, self.config.norm_eps
         )
 
     def _rotations(self) -> Rotations | None:
         self._extend_rope()
-        return None if self._rope is None else (_array(self._rope[0]), _array(self._rope[1]))
+        return None if self._rope is None else (_as_numpy(self._rope[0]), _as_numpy(self._rope[1]))
 
     def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> Tensor:
         self._extend_rope()
-        device, n_new = self._weight.device, len(token_ids[0])
+        device, n_new = self._embed.device, len(token_ids[0])
         place: _Place
         if min(lengths) == max(lengths):
             place = _EvenPlace(lengths[0], lengths[0] + n_new, device)
         else:
             place = _RaggedPlace(lengths, n_new, device)
-        x = F.embedding(torch.tensor(token_ids, device=device), self._weight)
+        x = F.embedding(torch.tensor(token_ids, device=device), self._embed)
         rope = None
         if self.model.pos_embed is not None:
             x = x + self.model.pos_embed.weight[place.positions]
@@ -193,7 +193,7 @@ class NativeSession(CachedRows):
         return F.linear(hidden, self.model.head.weight).float()
 
 
-def _array(weight: Any) -> Any:
+def _as_numpy(weight: Any) -> Any:
     """Return a tensor as a NumPy array of the same memory; return an int8 matrix unchanged."""
     return weight.detach().numpy() if isinstance(weight, Tensor) else weight
 

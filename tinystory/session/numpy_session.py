@@ -16,7 +16,7 @@ from tinystory.decoding import Decoder, Session
 from tinystory.errors import UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.session.rows import CachedRows
-from tinystory.session.steps.numpy_step import MOST_TOKENS, pays
+from tinystory.session.steps.numpy_step import MOST_TOKENS, beats_torch
 from tinystory.session.steps.weights import Affine, LayerWeights, ModelWeights, Rotations
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def suffices(header: CheckpointHeader, decoder: Decoder, dtype: str, device: str
     That needs a small llama in float32 on the CPU, and a decoder whose stages all have `takes_arrays`.
     """
     config = header.config
-    plain = config is not None and pays(config) and config.rope_scaling is None
+    plain = config is not None and beats_torch(config) and config.rope_scaling is None
     fits = plain and config is not None and config.max_seq_len <= _LONGEST_CONTEXT
     return fits and (dtype, device) == ("float32", "cpu") and all(stage.takes_arrays for stage in decoder.stages)
 
@@ -101,7 +101,7 @@ class NumpySession(CachedRows):
         return array.view(Logits)
 
     def compile(self, code: "CompiledCode") -> None:
-        """Do as `CachedRows.compile`; only the packed matrices stay in memory."""
+        """Compile as `CachedRows.compile` does; only the packed matrices stay in memory."""
         super().compile(code)
         self._weights = self._weights._replace(layers=())
 

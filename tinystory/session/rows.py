@@ -50,7 +50,7 @@ class CachedRows(ABC):
         """Begin without rows.
 
         Args:
-            config: of the model.
+            config: the shape of the model.
             bos_id: the token that a story begins with, or None.
             eos_ids: the tokens that end a story.
             zeros: makes the memory of the cache, as for `KVCache`.

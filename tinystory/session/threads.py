@@ -31,9 +31,9 @@ def choose_threads(session: Session, n_parameters: int, dtype: str) -> int:
     a caller that writes in another thread of Python must set the number there again.
 
     Args:
-        session: of the model; a second session of it writes a few tokens with each number of threads.
-        n_parameters: of the model.
-        dtype: in which the model computes.
+        session: a session of the model. A second one writes a few tokens with each number of threads.
+        n_parameters: the number of the model's weights.
+        dtype: the dtype in which the model computes.
     """
     import torch
 
@@ -45,7 +45,7 @@ def choose_threads(session: Session, n_parameters: int, dtype: str) -> int:
 
 @cache
 def _most() -> int:
-    """Return the number that torch began with, before the first model changed it."""
+    """Return the number of threads that torch had before the first model changed it."""
     import torch
 
     return torch.get_num_threads()
@@ -68,7 +68,7 @@ def _fitting(session: Session, n_parameters: int, dtype: str, most: int) -> int:
 
 
 def fastest(session: Session, candidates: Sequence[int], clock: Callable[[], float] = time.perf_counter) -> int:
-    """Return the smallest number of threads that no larger number beats by a tenth; set torch to the last one tried.
+    """Return the smallest number of threads that no larger number beats by a tenth. Torch keeps the last one tried.
 
     Args:
         session: an empty session; it writes a few tokens.

@@ -1,1 +1,1 @@
-"""What was written and how: the story tree, its file, the trace of each token, and replay."""
+"""The stories of a session and how they were written: the tree, its file, the trace of each token, and replay."""

@@ -1,4 +1,4 @@
-"""Replay: writes a turn of a session again and compares it with the record. It knows no file and no terminal.
+"""Replay: write a turn of a session again and compare it with the record. It knows no file and no terminal.
 
 A chain picks each token again after the recorded tokens before it. So a numerical tie changes one token and not the
 rest. A search does not pick token by token: it is run again, and every difference counts.
@@ -31,8 +31,8 @@ class Difference:
 
     Attributes:
         position: the index of the token in the story; None if the difference is not about one token.
-        recorded: what the file says.
-        found: what the replay gives.
+        recorded: the token, or another fact, in the file.
+        found: the same in the replay.
     """
 
     position: int | None
@@ -60,7 +60,7 @@ class Replayed:
 
 
 def is_local(name: str) -> bool:
-    """Return whether a model may be opened because a file names it: only the models that ship with tinystory may."""
+    """Return whether a model ships with tinystory. Only such a model may be opened because a file names it."""
     return name in SHIPPED_MODELS
 
 
@@ -123,9 +123,9 @@ def _impossible_token(tree: StoryTree, turn: Turn, written: Written, model: Load
     n_prompt = len(request_of(tree, turn.id, model.tokenizer).prompt_ids)
     for position, token_id in enumerate(written_ids(tree, turn.id, model.tokenizer)):
         if token_id >= model.tokenizer.vocab_size:
-            return Difference(position, f"token id {token_id}", f"a vocabulary of {model.tokenizer.vocab_size}")
+            return Difference(position, f"token id {token_id}", f"one of {model.tokenizer.vocab_size} tokens")
         if token_id in model.session.eos_ids and n_prompt <= position < n_prompt + len(written.tokens):
-            return Difference(position, "an end of the story before its end", "none")
+            return Difference(position, "an EOS token before the last token", "none")
     return None
 
 
@@ -176,7 +176,7 @@ def _wrong_length(written: Written, position: int) -> Difference | None:
     n_tokens, limit = len(written.tokens), written.max_new_tokens
     reason = written.finish_reason
     if n_tokens > limit or (reason == "length" and n_tokens < limit) or (reason == "eos" and n_tokens >= limit):
-        return Difference(position, f"{n_tokens} tokens, ended by {reason}", f"a limit of {limit}")
+        return Difference(position, f"{n_tokens} tokens, ended by {reason}", f"another number: max-tokens is {limit}")
     return None
 
 
@@ -185,7 +185,7 @@ def _wrong_text(tree: StoryTree, turn: Turn, model: LoadedModel) -> Difference |
     # A stop text may begin within a token; the rest before it is then spelled by other tokens.
     if turn.tail_ids or model.tokenizer.detokenize(tree.token_ids(turn.id)) == tree.text(turn.id):
         return None
-    return Difference(None, "a text", "that its tokens do not spell")
+    return Difference(None, "a text that its tokens do not spell", "the text of its tokens")
 
 
 def _other_token(pick: Pick, model: LoadedModel) -> Difference:

@@ -1,4 +1,4 @@
-"""What a chat saves of itself: its tree of stories and its settings. It knows no file and no JSON."""
+"""The saved part of a chat: its tree of stories and its settings. It knows no file and no JSON."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,18 +19,18 @@ class SavedChat:
     Attributes:
         tree: the stories, with the turn on the desk and the turns that redo goes to.
         spec: the decoder as text.
-        seed: of every story; None draws a seed for each story.
+        seed: the seed of every story; None draws a seed for each story.
         max_tokens: the largest number of new tokens in one turn.
         stop: texts at which a turn ends.
         words: words that the writer wants in the story.
         tint: the measure that colours the tokens; "off" for none.
         model: the model's name, as the user gave it.
-        model_hash: of the model that wrote last, in hex; empty if no model has written yet.
-        dtype: in which the model computes.
+        model_hash: the hash of the model that wrote last, in hex; empty if no model has written yet.
+        dtype: the dtype in which the model computes.
         automatic: True if the program chose the session's name.
         created: when the chat began, in ISO 8601.
         changed: when the file was written, in ISO 8601.
-        version: of the tinystory that wrote the file.
+        version: the version of the tinystory that wrote the file.
     """
 
     tree: StoryTree
@@ -65,7 +65,7 @@ class Summary:
 
 
 def summary_of(tree: StoryTree) -> Summary:
-    """Return what the list of sessions shows of a tree."""
+    """Return a tree's row in the list of sessions."""
     first_turns = tree.children(ROOT)
     text = next((turn.own for turn in first_turns if turn.own.strip()), "")
     # White space is shortened before the text is cut, so more characters are taken than are shown.

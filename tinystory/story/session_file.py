@@ -1,4 +1,4 @@
-"""Session files: reads and writes a saved chat as one JSON object in a file. It never opens what a file names."""
+"""Read and write session files: a saved chat as one JSON object in a file. It never opens what a file names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def encode(chat: SavedChat, cache: dict[int, str] | None = None) -> bytes:
     """Return the content of a session file: the settings on the first line, then one turn on each line.
 
     Args:
-        chat: what to write.
+        chat: the chat to write.
         cache: the lines of turns that were encoded before, by number; new lines are added. This is safe because
             a turn never changes.
 
@@ -47,8 +47,8 @@ def save_session(path: Path, chat: SavedChat, cache: dict[int, str] | None = Non
     """Write a session file whole or not at all, readable by its owner alone.
 
     Args:
-        path: of the file; missing folders are made.
-        chat: what to write.
+        path: the path of the file; missing folders are made.
+        chat: the chat to write.
         cache: as for `encode`.
 
     Raises:
@@ -84,7 +84,7 @@ def load_session(path: Path) -> SavedChat:
 
 
 def read_summary(path: Path) -> Summary:
-    """Return what the list of sessions shows of a file.
+    """Return a file's row in the list of sessions.
 
     The first line of a file that was written here is enough; the rest is then not read. Any other file is read
     and checked as a whole.

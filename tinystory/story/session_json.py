@@ -1,7 +1,7 @@
 """Saved chats as JSON objects, and back. It knows no file.
 
-Files travel, so every field is checked when it is read: its type, its range, and that a parent stands before its
-children. A spec or the name of a model is only text here; nothing is opened because a file names it.
+A file may come from a stranger, so every field is checked when it is read: its type, its range, and that a parent
+stands before its children. A spec or the name of a model is only text here; nothing is opened because a file names it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Computes from the tokens of a story what each stage did at each token, and what another decoder would have done.
+"""Compute from a story's tokens what each stage did at each token, and what another decoder would have done.
 
 `story_logits` computes the model's logits again. The other functions run a chain over them, and each step goes on
 from the recorded tokens. This module knows sessions and decoders, but no text, no terminal and no file.
@@ -34,7 +34,7 @@ TIE = 1e-3
 """A numerical tie: logits that differ by less than this may change places by float32 rounding."""
 
 _N_NAMED = 10
-"""Removed tokens that an effect names."""
+"""The largest number of removed tokens that an effect names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,9 @@ class StageEffect:
 
     Attributes:
         stage: the stage as in a spec; "model" for the model itself.
-        left: how many tokens are possible after the stage; 1 after the sampler.
+        left: the number of tokens that are possible after the stage; 1 after the sampler.
         removed: the tokens that the stage removed, most likely first (by the model), at most 10.
-        n_removed: how many tokens the stage removed.
+        n_removed: the number of tokens that the stage removed.
         mass: the model's own probability of the tokens that are left, from 0 to 1.
     """
 
@@ -77,7 +77,7 @@ class StageEffect:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How probable a story is under a decoder that may not have written it.
+    """The verdict of a decoder on a story that it may not have written.
 
     Attributes:
         forbidden: the positions of tokens that the decoder cannot pick there, each with the stage that removes it.
@@ -85,7 +85,7 @@ class Verdict:
             one of them is forbidden, None if the sampler does not know its probabilities.
         bits_per_token: the mean surprise of the tokens that are not forbidden, 0 if there are none; None if the
             sampler does not know its probabilities.
-        n_tokens: how many tokens were judged.
+        n_tokens: the number of tokens that were judged.
     """
 
     forbidden: tuple[tuple[int, str], ...]
@@ -117,7 +117,7 @@ class Parting:
 
 
 TurnLogits = tuple[Decoder, Request, Sequence[int], "Tensor"]
-"""What a story was written with, and the story: decoder, request, token_ids, logits."""
+"""A story with the decoder and the request that wrote it: (decoder, request, token_ids, logits)."""
 
 
 def retrace(
@@ -128,7 +128,7 @@ def retrace(
     *,
     eos_ids: frozenset[int] = frozenset(),
 ) -> Iterator[Pick]:
-    """Pick every token after the prompt again; whatever is picked, go on with the recorded token.
+    """Pick every token after the prompt again. Each pick comes after the recorded tokens, not after the picked ones.
 
     Args:
         decoder: a chain with a sampler.

@@ -22,11 +22,11 @@ class Written:
 
     Attributes:
         spec: the decoder, as canonical text.
-        seed: of the noise.
-        number: of the branch among those written at once, from 0; the noise depends on it.
+        seed: the seed of the noise.
+        number: the number of the branch among those written at once, from 0; the noise depends on it.
         model: the model's name, as the user gave it.
-        model_hash: of weights, config and tokenizer, in hex.
-        dtype: in which the model computed.
+        model_hash: the hash of weights, config and tokenizer, in hex.
+        dtype: the dtype in which the model computed.
         max_new_tokens: the largest number of tokens that the model was allowed to write.
         stop: texts at which the turn would have ended.
         heal: the end of the typed text, which the first tokens had to spell again; empty if no word was cut.
@@ -63,7 +63,7 @@ class Turn:
         written: the model's part; None if the model wrote nothing.
         hidden: how many picked tokens at the end are not part of the story, because they spell a stop text.
         tail_ids: the tokens of the text that stands before a stop text, within the first hidden token.
-        vocabulary: names the vocabulary of the tokens; the same ids mean other texts in another vocabulary.
+        vocabulary: a hash of the vocabulary of the tokens. In another vocabulary, the same ids are other texts.
         shared: how many characters of the parent's text it keeps.
         own: the text after those characters.
     """
@@ -114,7 +114,7 @@ class StoryTree:
     Attributes:
         turns: the turns by number.
         current: the number of the turn on the desk; `ROOT` is a blank page.
-        latest: for each turn, the number of the child to which `redo` goes: the one whose story was on the desk last.
+        latest: the number of the child to which `redo` goes, by turn. The story of this child was on the desk last.
     """
 
     turns: dict[int, Turn] = field(default_factory=dict)
@@ -229,7 +229,7 @@ class StoryTree:
         return text
 
     def n_prompt(self, number: int) -> int:
-        """Return how many tokens at the start of a story are its prompt: what its writer began it with."""
+        """Return the number of tokens of a story's prompt, the text that its writer began it with."""
         n = 0
         for turn in self.lineage(number):
             n = len(turn.typed_ids) if turn.kept == 0 else min(n, turn.kept)

@@ -1,4 +1,4 @@
-"""Walks along a recorded story: the model's logits for each token, and what the stages of a chain do with them.
+"""Walk along a recorded story: the model's logits for each token, and what the stages of a chain do with them.
 
 `tracing` is built on this module. It knows sessions and decoders, but no text.
 """
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["WalkedToken", "story_logits", "walk"]
 
 _LARGEST_RESULT = 2**30
-"""Bytes of all logits together."""
+"""The largest number of bytes of all logits together."""
 _LARGEST_CHUNK = 2**26
-"""Bytes of the logits that one call of the model gives."""
+"""The largest number of bytes of the logits that one call of the model gives."""
 
 
 def story_logits(session: Session, token_ids: Sequence[int], window: Window, start: int = 1) -> "Tensor":
     """Compute the model's logits for each token of a story, in the contexts that the loop used.
 
     Args:
-        session: stays as it is; a second session from its `open` does the work.
+        session: a session of the model. It is not changed; a second session from its `open` does the work.
         token_ids: the T tokens of the story; the last one is only predicted.
         window: chooses what stays of a story that outgrows the context, as in its `Request`.
         start: the first position, from 1 to T. Give the length of the prompt: if a story outgrows the context, its

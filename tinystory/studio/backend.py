@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "ModelBackend"]
 
 _POLL_SECONDS = 0.05
-"""How often a wait asks whether it is cancelled."""
+"""Seconds between two questions whether a wait is cancelled."""
 
 
 class Backend(Protocol):
-    """A model that writes stories. Its vocabulary works at once; what needs `wait` before it says so."""
+    """A model that writes stories. Its vocabulary works at once; a method that needs `wait` before it says so."""
 
     @property
     def name(self) -> str:
@@ -135,9 +135,9 @@ class ModelBackend:
 
         Args:
             name: a directory, a hub id or a shipped model; None for the default model.
-            dtype: in which the model computes.
-            device: where it computes, as torch names it.
-            compiled: compute with code compiled for this processor.
+            dtype: the dtype in which the model computes.
+            device: the device that the model runs on, as torch writes it.
+            compiled: True to compute in code built for this processor.
 
         Raises:
             CheckpointError: the checkpoint is missing or invalid.
@@ -157,7 +157,7 @@ class ModelBackend:
         return not self._done.is_set()
 
     def facts(self) -> Sequence[tuple[str, str]]:
-        """Return what the header says, and how the model runs."""
+        """Return the facts of the header, and how the model runs."""
         config = self._header.config
         facts = [("model", self.name), ("folder", str(self._header.directory))]
         if config is not None:

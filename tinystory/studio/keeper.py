@@ -1,4 +1,4 @@
-"""Keeps the session of a chat in a file: gives it a name, and saves it after each change."""
+"""Keep the session of a chat in a file: give it a name, and save it after each change."""
 
 import os
 import re
@@ -24,11 +24,11 @@ __all__ = ["Keeper", "session_names"]
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 _NAME_RULE = "a session's name has 1 to 80 letters, digits, dashes, underscores and dots, and does not begin with a dot"
 _N_WORDS = 5
-"""Words of the first story in an automatic name."""
+"""The largest number of words of the first story in an automatic name."""
 _LONGEST_SLUG = 50
-"""Characters of these words together."""
+"""The largest number of characters of these words together."""
 _STALE_SECONDS = 3600
-"""The age at which a half-written file is removed."""
+"""The age in seconds at which a half-written file is removed."""
 
 
 def session_names(folder: Path) -> list[str]:
@@ -46,8 +46,8 @@ class Keeper:
 
     Attributes:
         studio: the studio whose stories are kept; each of its changes is saved.
-        folder: of the session files.
-        name: of the present session; empty until there is something to keep.
+        folder: the folder of the session files.
+        name: the name of the present session; empty until there is something to keep.
         automatic: True if the keeper chose the name.
     """
 
@@ -117,7 +117,7 @@ class Keeper:
             self.automatic = False
             self.save()
             return
-        if self._file(checked(name)).exists():
+        if self._file(checked_name(name)).exists():
             raise UsageError(f"there is a session {name} already: choose another name, or /load {name}")
         lock = self._locked(name)
         if lock is None:
@@ -140,7 +140,7 @@ class Keeper:
         """Save the present session, and put another one on the desk.
 
         Args:
-            name: of the other session.
+            name: the name of the other session.
             given: names of settings that stay as they are in the studio.
 
         Returns:
@@ -196,7 +196,7 @@ class Keeper:
     def _check_exists(self, name: str) -> None:
         """Refuse a name that no session has; raises UsageError."""
         names = session_names(self.folder)
-        if name in names or self._file(checked(name)).exists():
+        if name in names or self._file(checked_name(name)).exists():
             return
         near = nearest(name, names)
         hint = f"did you mean {near}?" if near else "/sessions lists them" if names else "none has been kept yet"
@@ -261,11 +261,11 @@ class Keeper:
         return self.folder / f"{name}.json"
 
 
-def checked(name: str) -> str:
-    """Return a session's name.
+def checked_name(name: str) -> str:
+    """Return the name of a session.
 
     Raises:
-        UsageError: the text cannot be a name.
+        UsageError: a session cannot have this name.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{shown(name)} cannot name a session: {_NAME_RULE}")

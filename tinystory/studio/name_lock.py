@@ -1,4 +1,4 @@
-"""Locks the name of a session, so that two chats never write one file. It knows no session and no studio."""
+"""Lock the name of a session, so that two chats never write one file. It knows no session and no studio."""
 
 import errno
 import os
@@ -21,8 +21,8 @@ class NameLock:
     """A lock on a name, held by this process until `release` or until the process ends.
 
     Attributes:
-        path: of the lock file.
-        descriptor: of the open lock file.
+        path: the path of the lock file.
+        descriptor: the descriptor of the open lock file.
     """
 
     path: Path

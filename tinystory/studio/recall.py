@@ -1,4 +1,4 @@
-"""Finds tokens of the story on the desk and their logits, for the commands that show how a story was written."""
+"""Find tokens of the story on the desk and their logits, for the commands that show how a story was written."""
 
 import re
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ __all__ = [
     "eos_ids",
     "index_of",
     "logits_at",
+    "n_bos_of",
     "place",
     "quoted",
     "token_name",
@@ -33,7 +34,7 @@ NEXT = "next"
 """The position of the token after the story, as users type it."""
 
 _CONTEXT = 60
-"""Characters of the story that name a place."""
+"""The number of characters of the story that are shown to name a place."""
 
 
 def desk_ids(studio: Studio) -> tuple[int, ...]:
@@ -56,8 +57,8 @@ def index_of(studio: Studio, position: str, origin: str, *, beyond: bool = False
     """Return the index in `desk_ids` of a position as users count: 1, 2 … without BOS, or -1, -2 … from the end.
 
     Args:
-        studio: with the story on the desk.
-        position: as the user typed it.
+        studio: the studio with the story on the desk.
+        position: the position as the user typed it.
         origin: the command, for messages.
         beyond: True if the position may be `next`, the token after the story.
 
@@ -101,7 +102,7 @@ def logits_at(studio: Studio, index: int) -> "Tensor":
 
 
 def turn_logits(studio: Studio, turn: Turn) -> TurnLogits:
-    """Return what a turn was written with, and its tokens and logits.
+    """Return the decoder and the request that wrote a turn, and its tokens and logits.
 
     Raises:
         UsageError: no model has written the turn, or another model or a search has.

@@ -1,4 +1,4 @@
-"""What a studio saves of itself, and how it gets it back. It knows no file."""
+"""Turn a studio into a saved chat, and put a saved chat back into a studio. It knows no file."""
 
 from collections.abc import Collection
 from typing import cast
@@ -15,10 +15,10 @@ __all__ = ["restore", "saved_chat", "settings_of"]
 
 
 def saved_chat(studio: Studio, *, automatic: bool = True, created: str = "") -> SavedChat:
-    """Return what a session file keeps of a studio.
+    """Return the part of a studio that a session file keeps.
 
     Args:
-        studio: with the stories and the settings.
+        studio: the studio with the stories and the settings.
         automatic: True if the program chose the session's name.
         created: when the chat began, in ISO 8601.
     """
@@ -49,8 +49,8 @@ def restore(studio: Studio, chat: SavedChat, given: Collection[str]) -> list[str
     """Put a saved chat into a studio; a setting that cannot be used stays as it is in the studio.
 
     Args:
-        studio: is changed.
-        chat: from a session file.
+        studio: the studio, which is changed.
+        chat: the chat from a session file.
         given: names of settings that stay as they are in the studio.
 
     Returns:

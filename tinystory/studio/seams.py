@@ -1,4 +1,4 @@
-"""Seams: joins typed text to a story, with the right space between them and the right tokens on both sides."""
+"""Join typed text to a story, with the right space between them and the right tokens on both sides."""
 
 import re
 from bisect import bisect_right
@@ -46,7 +46,7 @@ def lengthened(vocabulary: Speller, token_ids: Sequence[int], text: str) -> tupl
     A word at the seam is tokenised as a whole. If no kept tokens give exactly this text, all of it is tokenised.
 
     Args:
-        vocabulary: of the tokens.
+        vocabulary: the vocabulary of the tokens.
         token_ids: the tokens of the story, BOS included; empty if there is no story.
         text: the text of all tokens together.
 

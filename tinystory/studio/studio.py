@@ -39,7 +39,7 @@ class Studio:
         decoder: picks the tokens of the next turn.
         backend: the model.
         open_model: opens another model by its name; raises TinystoryError if it cannot.
-        seed: of every story; None draws a seed for each story.
+        seed: the seed of every story; None draws a seed for each story.
         max_tokens: the largest number of new tokens in a turn.
         stop: texts at which a turn ends.
         words: words that the writer wants in the story; they are only ticked off.
@@ -50,7 +50,7 @@ class Studio:
         results: the finished story of each turn that was written in this chat, by the turn's number.
         draw_seed: draws a seed if none is set.
         fresh_noise: True if an unfinished story has to go on with a new seed.
-        on_change: is called after a turn was added, and after another turn came on the desk.
+        on_change: called after a turn was added, and after another turn was put on the desk.
         choose: asks the person for a token, as in `Request`.
         first_decoder: the decoder at the start of the chat, for /reset.
     """
@@ -129,7 +129,7 @@ class Studio:
         """Ask for the turn that follows the desk: it goes on with an unfinished story, or else begins a new one.
 
         Args:
-            text: what the writer typed. If it is empty, an unfinished story goes on, past a stop text.
+            text: the text that the writer typed. If it is empty, an unfinished story goes on, past a stop text.
         """
         turn = self.tree.turn
         if turn is None or turn.ended:
@@ -227,7 +227,7 @@ class Studio:
 
         Args:
             requests: from the methods above; `backend.wait` must have returned True.
-            cancel: is called after each token; True stops the writing.
+            cancel: called after each token; True stops the writing.
 
         Yields:
             The events of `backend.write`; their `story` is an index into `requests`.
@@ -256,7 +256,7 @@ class Studio:
                     self._finish(unfinished)
 
     def story_request(self, request: TurnRequest, cancel: Callable[[], bool] = lambda: False) -> StoryRequest:
-        """Return a turn's request as the model gets it."""
+        """Return the request for the model from a turn's request."""
         n_prompt = len(request.typed_ids) if not request.kept else min(self.tree.n_prompt(request.parent), request.kept)
         prompt_ids = self._prompt_ids(request)
         return StoryRequest(
@@ -378,7 +378,7 @@ class Studio:
         return self.backend.detokenize(self._prompt_ids(request)) + request.heal
 
     def _seed(self, *, going_on: bool = False) -> int:
-        """Return the seed that is set; or if `going_on`, the seed of the story on the desk; or else a new seed."""
+        """Return the seed that is set. Without one, return the story's seed if `going_on`, or else a new seed."""
         if self.seed is not None:
             return self.seed
         turn = self.tree.turn

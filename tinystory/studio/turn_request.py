@@ -17,10 +17,10 @@ class TurnRequest:
         typed: the text that the writer adds.
         typed_ids: the tokens of `typed`, without those of `heal`.
         decoder: picks the tokens.
-        seed: of the noise.
+        seed: the seed of the noise.
         max_new_tokens: the largest number of new tokens.
         heal: the end of `typed` that the model's first tokens have to spell again; empty if no word was cut.
-        number: of the branch among those written at once, from 0; the noise depends on it.
+        number: the number of the branch among those written at once, from 0; the noise depends on it.
     """
 
     parent: int

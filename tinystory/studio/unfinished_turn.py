@@ -18,7 +18,7 @@ class UnfinishedTurn:
     """A turn that is being written: its two requests, and what has come so far.
 
     Attributes:
-        request: what the studio was asked for.
+        request: the request to the studio.
         story_request: the same, as the model gets it.
         texts: the parts of the text.
         tokens: the picked tokens.
@@ -39,7 +39,7 @@ class UnfinishedTurn:
         return [*(self.story_request.prompt_ids or ()), *(token.id for token in self.tokens)]
 
     def take(self, event: TextEvent) -> None:
-        """Add what an event brings."""
+        """Add the text, tokens or result of an event."""
         if isinstance(event, Text):
             self.texts.append(event.text)
             self.tokens.extend(event.tokens)

@@ -26,7 +26,7 @@ MEASURES: Mapping[str, tuple[Callable[[Token], float], tuple[float, ...], tuple[
 TINT_HELP: Mapping[str, str] = {
     "off": "no colours",
     "prob": "the model's probability of the token",
-    "surprise": "the same, in bits",
+    "surprise": "the model's surprise at the token, in bits",
     "rank": "the token's place among all tokens",
     "entropy": "how unsure the model was before the token",
 }

@@ -102,22 +102,22 @@ def _cases(vocab_size: int) -> "Iterator[tuple[str, Tensor]]":
     """Yield (V,) float32 logits that break careless stages, each with a label."""
     import torch
 
-    random = Noise(0, "conformance", 0, vocab_size)
-    normal = torch.from_numpy(random.gumbel(np.arange(vocab_size)).astype(np.float32))
-    sparse = normal.clone()
-    sparse[torch.from_numpy(random.uniform(np.arange(vocab_size) + vocab_size) < 0.5)] = -torch.inf
+    noise = Noise(0, "conformance", 0, vocab_size)
+    gumbel = torch.from_numpy(noise.gumbel(np.arange(vocab_size)).astype(np.float32))
+    sparse = gumbel.clone()
+    sparse[torch.from_numpy(noise.uniform(np.arange(vocab_size) + vocab_size) < 0.5)] = -torch.inf
     sparse[-1] = 0.0
     only = torch.full((vocab_size,), -torch.inf)
     only[vocab_size // 2] = -3.0
-    yield "random", normal
-    yield "ties", normal.round()
+    yield "random", gumbel
+    yield "ties", gumbel.round()
     yield "all equal", torch.zeros(vocab_size)
     yield "half of them -inf", sparse
     yield "one token left", only
-    yield "all negative", normal - 50.0
-    yield "huge", normal.sign() * 1e4
+    yield "all negative", gumbel - 50.0
+    yield "huge", gumbel.sign() * 1e4
     yield "one far ahead", torch.where(torch.arange(vocab_size) == 0, 1e4, -1e4)
-    yield "random again", normal.flip(0)
+    yield "random again", gumbel.flip(0)
 
 
 def _check_calls(stage: Stage, vocab_size: int, findings: Findings) -> None:

@@ -38,7 +38,7 @@ class Cost:
     model_tokens: float
 
 
-class _Table(ToySession):
+class _TableSession(ToySession):
     """A session with logits from a small table, so that it takes almost no time. `seconds` is the time that it took."""
 
     def __init__(self, **options: Any) -> None:
@@ -65,12 +65,12 @@ class _Table(ToySession):
     def logits_after(self, token_ids: Sequence[int]) -> "Tensor":
         return self._logits[sum(token_ids[-2:]) % len(self._logits)]
 
-    def open(self, model: str | None = None) -> "_Table":
-        return _Table(vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
+    def open(self, model: str | None = None) -> "_TableSession":
+        return _TableSession(vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
 
 
 def measure(stage: Stage, decoder: Decoder, vocab_size: int = 2048) -> Cost:
-    """Time a stage on one thread of the CPU.
+    """Return the cost of a stage, measured on one thread of the CPU.
 
     Args:
         stage: a processor or sampler, which is timed alone; or a search.
@@ -79,7 +79,7 @@ def measure(stage: Stage, decoder: Decoder, vocab_size: int = 2048) -> Cost:
     """
     import torch
 
-    session = _Table(vocab_size=vocab_size, max_seq_len=512)
+    session = _TableSession(vocab_size=vocab_size, max_seq_len=512)
     request = toy_request([index % 30 + 2 for index in range(_N_PROMPT)], _N_TOKENS, vocab_size, opener=session.open)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as for a small model, where a second thread costs more than it gives
@@ -91,7 +91,7 @@ def measure(stage: Stage, decoder: Decoder, vocab_size: int = 2048) -> Cost:
         torch.set_num_threads(n_threads)
 
 
-def _stage_cost(stage: Any, session: _Table, request: Request) -> Cost:
+def _stage_cost(stage: Any, session: _TableSession, request: Request) -> Cost:
     token_ids, times = list(request.prompt_ids), []
     state = stage.start(request)
     for _ in range(_N_TOKENS):
@@ -105,7 +105,7 @@ def _stage_cost(stage: Any, session: _Table, request: Request) -> Cost:
     return Cost(1e6 * statistics.median(times), 1.0)
 
 
-def _search_cost(decoder: Decoder, session: _Table, request: Request) -> Cost:
+def _search_cost(decoder: Decoder, session: _TableSession, request: Request) -> Cost:
     before = time.perf_counter()
     n_tokens = 0
     for _, event in run(session, [(decoder, request)]):

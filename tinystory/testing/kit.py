@@ -53,14 +53,14 @@ def _findings(
     max_new_tokens: int | None,
 ) -> Findings:
     findings = Findings()
-    decoder = subject if isinstance(subject, Decoder) else _around(subject)
+    decoder = subject if isinstance(subject, Decoder) else _decoder_with(subject)
     check_stages(decoder, vocab_sizes, findings)
     if not findings.problems:  # a stage that fails alone fails in every story, too
         check_stories(decoder, session, max_new_tokens, findings)
     return findings
 
 
-def _around(stage: Stage) -> Decoder:
+def _decoder_with(stage: Stage) -> Decoder:
     """Return a whole decoder with this stage."""
     if isinstance(stage, Search):
         return Decoder((), PlainDraw() if stage.takes_sampler else None, stage)

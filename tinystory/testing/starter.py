@@ -92,7 +92,7 @@ class {cls}(Search):
 KINDS: Mapping[str, tuple[str, str, str]] = {
     "processor": (_PROCESSOR, "it removes tokens below a share of the top probability (min-p)", "{name} | sample 0.8"),
     "sampler": (_SAMPLER, "it mixes greedy decoding and plain draws by chance", "top-k 40 | {name}"),
-    "search": (_SEARCH, "it looks one token ahead of each of the likeliest", "top-k 40 | {name}"),
+    "search": (_SEARCH, "it looks one token beyond each of the likeliest tokens", "top-k 40 | {name}"),
 }
 """For each kind of stage: the code, a description of its method, and a spec that uses it."""
 

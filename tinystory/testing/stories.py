@@ -202,7 +202,7 @@ class _Stories:
         last = events[-1] if events else None
         are_events = all(isinstance(event, Commit | Draft | Finish) for event in events)
         n_finishes = sum(isinstance(event, Finish) for event in events)
-        self.expect(are_events, "events", f"{case}: there is something else than Commit, Draft and Finish")
+        self.expect(are_events, "events", f"{case}: an event is not a Commit, Draft or Finish")
         self.expect(n_finishes == 1, "events", f"{case}: there are {n_finishes} Finish events, not one")
         if not self.expect(isinstance(last, Finish), "events", f"{case}: the last event is not a Finish"):
             return None

@@ -150,8 +150,8 @@ class Tokenizer:
 class Detokenizer:
     """The text of tokens that arrive one by one.
 
-    All parts together, with that of `finish`, are the text that `Tokenizer.detokenize` gives for all ids. If there are
-    ids `before` the first one, the parts are the rest of that text.
+    The parts that `add` and `finish` return are, together, the text that `Tokenizer.detokenize` gives for all ids. Ids
+    in `before` stand before the first token, and their text is left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:

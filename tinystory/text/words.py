@@ -41,7 +41,7 @@ def begins_inside_word(text: str) -> bool:
 
 
 def whole(words: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern that finds the words in a folded text: at each place, the longest, in the group `word`."""
+    """Return a pattern that finds words in a folded text. At each place, the group `word` is the longest one."""
     longest_first = sorted(map(_spelled, words), key=len, reverse=True)
     return re.compile("(?=(?P<word>" + "|".join(map(_edged, longest_first)) + "))")
 
@@ -79,7 +79,7 @@ class Watched(NamedTuple):
 
 
 class Watch:
-    """Follows a text token by token, and finds the tokens that would complete one of some words.
+    """A watch that follows a text token by token, and finds the tokens that would complete one of its words.
 
     Args:
         words: the words; at least one.
@@ -101,7 +101,7 @@ class Watch:
         return [_folded(piece) for piece in self._raw]
 
     def begin(self, token_ids: Sequence[int]) -> Watched:
-        """Return the end of a text of some tokens."""
+        """Return the end of the text of these tokens."""
         n_whole = len(token_ids)
         while n_whole and n_whole > len(token_ids) - 3 and self._raw[token_ids[n_whole - 1]].endswith(HALF):
             n_whole -= 1

@@ -1,1 +1,1 @@
-"""Turns decoder events into text: stop texts, healing, batches, and files of finished stories."""
+"""Turn decoder events into text: stop texts, healing, batches, and files of finished stories."""

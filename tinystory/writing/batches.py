@@ -1,4 +1,4 @@
-"""Puts many stories into batches of prompts of similar length, so that little is computed for padding."""
+"""Put stories with prompts of similar length into one batch, so that little is computed for padding."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ def rows_that_fit(config: ModelConfig | None) -> int:
     """Return a good number of rows for a batch: 32, or fewer if their keys and values need more than 2 GiB.
 
     Args:
-        config: of the model; None if only transformers knows it. Keys and values count as float32.
+        config: the shape of the model; None if only transformers knows it. Keys and values count as float32.
     """
     if config is None:
         return _MOST_ROWS

@@ -1,4 +1,4 @@
-"""Writes stories: turns decoder events into text events, and adds stop texts, one notice and statistics.
+"""Write stories: turn decoder events into text events, and add stop texts, one notice and statistics.
 
 The commands and the chat call `write`. This module knows sessions and tokenizers, but no story tree and no terminal.
 """
@@ -20,7 +20,7 @@ from tinystory.writing.stops import StopFilter
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DraftText", "Ended", "Story", "StoryRequest", "Text", "TextEvent", "Trimmed", "write"]
+__all__ = ["DraftText", "Ended", "Story", "StoryRequest", "Text", "TextEvent", "Trimmed", "bits_per_token", "write"]
 
 
 def _never() -> bool:
@@ -34,15 +34,15 @@ class StoryRequest:
     Attributes:
         prompt: the text to begin with; if it is empty, the story begins with BOS.
         decoder: picks the tokens.
-        seed: of the noise.
+        seed: the seed of the noise.
         max_new_tokens: the largest number of new tokens.
         stop: texts at which the story ends; they are not part of it.
-        number: of the branch among the stories of one prompt, from 0; the noise depends on it.
+        number: the number of the branch among the stories of one prompt, from 0; the noise depends on it.
         cancel: is called after every token; True ends the story with the tokens that it has.
         prompt_ids: the exact tokens of `prompt`, for a story that goes on; None tokenises `prompt`.
         n_prompt: how many of these tokens the writer typed at the story's beginning; None for all.
-        heal: a text that the new tokens have to spell first: the end of the typed text, which `prompt_ids` lacks.
-            It is ignored if the tokens of the vocabulary are not known as bytes.
+        heal: the end of the typed text, which `prompt_ids` lacks. The first new tokens have to spell it. It is ignored
+            if the tokens of the vocabulary are not known as bytes.
         choose: asks a person for a token, as in `Request`.
     """
 
@@ -161,7 +161,7 @@ def write(session: Session, tokenizer: Tokenizer, requests: Sequence[StoryReques
                 yield Text(index, rest)
             yield Ended(index, writer.story(event))
             for waiting in writers:
-                waiting.wait()
+                waiting.restart_clock()
 
 
 @dataclass
@@ -212,8 +212,8 @@ class _Writer:
             return decoder
         return replace(decoder, processors=(Healing(heal, self.tokenizer.token_bytes), *decoder.processors))
 
-    def wait(self) -> None:
-        """Start the clock again, if this story is written alone and has not begun."""
+    def restart_clock(self) -> None:
+        """Start the clock again if this story is written alone and has not begun."""
         alone = self.decoder.search is not None or not self.session.can_reorder
         if alone and self.first_token_at is None:
             self.started = time.perf_counter()

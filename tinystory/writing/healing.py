@@ -1,8 +1,8 @@
-"""Token healing: makes a story go on well after a text that ends within a word.
+"""Heal tokens: make a story go on well after a text that ends within a word.
 
 Example: a writer cuts the story to "Once upon a ti". Its last tokens spell "ti", and after them the model has hardly
 seen "me". So the last word is taken back, and the model is asked for tokens that begin with " ti" again. It may now
-write the one token " time". The idea is that of Microsoft's guidance (2023).
+write the one token " time". The idea comes from Microsoft's library guidance (2023).
 """
 
 import math
@@ -26,7 +26,7 @@ class Healing(LogitsProcessor):
     it spells the beginning of that part, or if it begins with all of it.
 
     Attributes:
-        text: what was taken back from the end of the prompt.
+        text: the text that was taken back from the end of the prompt.
         token_bytes: the bytes of each token, by token id.
     """
 

@@ -1,4 +1,4 @@
-"""The statistics of a finished story in words: for the line under it, or for a column. Knows no terminal."""
+"""The statistics of a finished story in words: for the line under it, or for a column. It knows no terminal."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ REASONS: Mapping[FinishReason, str] = {
     "stop": "stop text",
     "cancelled": "cancelled",
 }
-"""Why a story ended, in the words of the screen."""
+"""The finish reasons in the words of the screen."""
 
 
 def statistics_items(story: "Story") -> list[str]:

@@ -1,4 +1,4 @@
-"""Stop texts: finds the place in a growing text at which a story ends. It knows only text."""
+"""Find the stop text in a growing text at which a story ends. It knows only text."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ __all__ = ["StopFilter"]
 class StopFilter:
     """A filter that passes text on up to the first stop text.
 
-    It holds back an end of the text that may be the beginning of a stop text, until more text decides.
+    It holds back the end of the text while this may be the beginning of a stop text.
 
     Attributes:
         stops: the stop texts, none of them empty.

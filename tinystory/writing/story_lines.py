@@ -23,9 +23,9 @@ class StoryLines:
 
     Attributes:
         path: the file.
-        seed: the seed of the first prompt, which is the seed of a story less the index of its prompt. None if neither
-            the caller nor the file has given it.
-        n_done: how many of the wanted stories the file has.
+        seed: the seed of the first prompt. The seed of a story is this number plus the index of its prompt. None if
+            neither the caller nor the file has given it.
+        n_done: the number of wanted stories that the file has.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class StoryLines:
         Args:
             path: in a folder that exists.
             subject: fields that every line must have, with their values.
-            n_prompts: how many prompts there are.
-            n_per_prompt: how many stories are wanted from each prompt.
+            n_prompts: the number of prompts.
+            n_per_prompt: the number of stories that are wanted from each prompt.
             seed: the seed of the first prompt; None takes the seed of the stories in the file.
 
         Raises:
@@ -77,7 +77,7 @@ class StoryLines:
         """Add a story.
 
         Raises:
-            OSError: the story cannot be written. The next process to open the file cuts off what is there of it.
+            OSError: the story cannot be written. The next process to open the file cuts off the part that was written.
         """
         self._lines.append(line(record))
         self._mark(record["index"], record["story"])
@@ -123,5 +123,5 @@ class StoryLines:
 
 
 def line(record: Mapping[str, Any]) -> bytes:
-    """Return a story as it stands in a file; the key `index` must come first."""
+    """Return the line of a story in the file; the key `index` must come first."""
     return json.dumps(record).encode() + b"\n"

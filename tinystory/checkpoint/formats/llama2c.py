@@ -8,9 +8,9 @@ reordered. The tokenizer file becomes a `tokenizer.json` that encodes as llama2.
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tinystory.checkpoint.load import meta_model
 from tinystory.checkpoint.save import save_checkpoint
@@ -162,7 +162,7 @@ def tokenizer_json(path: Path, vocab_size: int) -> str:
 
     Args:
         path: the tokenizer file.
-        vocab_size: of the model.
+        vocab_size: the number of tokens of the model.
 
     Raises:
         CheckpointError: the file is damaged, or does not have `vocab_size` tokens.
@@ -180,15 +180,26 @@ def tokenizer_json(path: Path, vocab_size: int) -> str:
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) != vocab_size:
         raise CheckpointError(f"{path} has {vocab_size - len(vocab)} tokens twice")
+    merges = _merges(vocab, [score for score, _ in scored_tokens])
+    return json.dumps(_document(vocab, merges), ensure_ascii=False)
 
+
+def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[list[str]]:
+    """Return every pair of text tokens that makes a token, the best score first."""
     merges: list[tuple[float, int, list[str]]] = []
-    for i in range(_FIRST_TEXT_ID, vocab_size):
-        token = tokens[i]
+    for token, i in vocab.items():
+        if i < _FIRST_TEXT_ID:
+            continue
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if vocab.get(left, 0) >= _FIRST_TEXT_ID and vocab.get(right, 0) >= _FIRST_TEXT_ID:
-                merges.append((-scored_tokens[i][0], i, [left, right]))
-    document = {
+                merges.append((-scores[i], i, [left, right]))
+    return [pair for _, _, pair in sorted(merges, key=lambda merge: merge[:2])]
+
+
+def _document(vocab: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
+    """Return the object of the tokenizer.json."""
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -219,10 +230,9 @@ def tokenizer_json(path: Path, vocab_size: int) -> str:
         "model": {
             "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": True, "ignore_merges": False,
-            "vocab": vocab, "merges": [pair for _, _, pair in sorted(merges, key=lambda merge: merge[:2])],
+            "vocab": vocab, "merges": merges,
         },
     }  # fmt: skip
-    return json.dumps(document, ensure_ascii=False)
 
 
 def _read_tokens(path: Path, vocab_size: int) -> list[_ScoredToken]:

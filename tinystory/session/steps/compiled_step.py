@@ -81,7 +81,7 @@ class PackedModel:
 
         Args:
             code: the compiled functions.
-            config: of the model.
+            config: the shape of the model.
             weights: float32, or int8 for the matrices of the blocks; they are not needed afterwards.
         """
         self.functions = code.library
@@ -138,7 +138,7 @@ class CompiledStep:
 
         Args:
             model: the packed weights.
-            rotations: for at least as many positions as the cache has; None for learned positions.
+            rotations: the tables for at least as many positions as the cache has; None for learned positions.
             caches: keys and values of each layer, (B, K, S, D) float32.
         """
         self._model, self._functions = model, model.functions

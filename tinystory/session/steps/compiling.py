@@ -26,7 +26,7 @@ SOURCE = Path(__file__).with_name("step.c")
 OPTIONS = ("-O3", "-std=gnu11", "-fopenmp-simd", "-fno-math-errno", "-fPIC", "-shared")
 _FOR_THIS_PROCESSOR: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
 """Options that make a compiler use all instructions of this processor; the first that the compiler knows is used."""
-_WITHOUT = "use --no-compile"
+_NO_COMPILE = "use --no-compile"
 _MOST_SECONDS = 120
 """Time limit of one call of the compiler."""
 
@@ -64,7 +64,7 @@ def compiled_code() -> CompiledCode:
         _build([*compiler, *OPTIONS, "-x", "c", str(SOURCE)], path)
         return CompiledCode(_declared(ctypes.CDLL(str(path))), time.perf_counter() - started)
     except OSError as error:
-        hint = f"free some space, allow writing there, set XDG_CACHE_HOME, or {_WITHOUT}"
+        hint = f"free some space, allow writing there, set XDG_CACHE_HOME, or {_NO_COMPILE}"
         raise UsageError(f"--compile: the library cannot be kept or loaded: {error}; {hint}") from error
 
 
@@ -73,7 +73,7 @@ def _compiler() -> tuple[list[str], bytes]:
     command = _command()
     if not command or not shutil.which(command[0]):
         missing = f"the C compiler {command[0]} (CC)" if command else "a C compiler (cc, gcc or clang)"
-        raise UsageError(f"--compile: {missing} is not there; install one, or {_WITHOUT}")
+        raise UsageError(f"--compile: {missing} cannot be found; install one, or {_NO_COMPILE}")
     for processor in _FOR_THIS_PROCESSOR:
         result = _run([*command, *processor, "-dM", "-E", "-x", "c", os.devnull])
         if result.returncode == 0:
@@ -83,11 +83,11 @@ def _compiler() -> tuple[list[str], bytes]:
 
 def _command() -> list[str]:
     """Return the command of the variable CC, else the first known compiler of this computer; empty without one."""
-    named = os.environ.get("CC", "")
+    setting = os.environ.get("CC", "")
     try:
-        command = shlex.split(named)
+        command = shlex.split(setting)
     except ValueError as error:
-        raise UsageError(f"--compile: CC is {named!r}, which is no command: {error}") from error
+        raise UsageError(f"--compile: CC is {setting!r}, which is no command: {error}") from error
     if command:
         return command
     installed = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
@@ -109,7 +109,7 @@ def _check_own(path: Path) -> None:
     status = path.stat()
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(
-            f"--compile: {path} can be written by others, so no code is loaded from it; remove it, or {_WITHOUT}"
+            f"--compile: {path} can be written by others, so no code is loaded from it; remove it, or {_NO_COMPILE}"
         )
 
 
@@ -136,9 +136,11 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[bytes]":
             start_new_session=True,  # a Ctrl-C must not reach the compiler and look like its failure
         )
     except subprocess.TimeoutExpired as error:
-        raise UsageError(f"--compile: {command[0]} has not ended after {_MOST_SECONDS} seconds; {_WITHOUT}") from error
+        raise UsageError(
+            f"--compile: {command[0]} has not ended after {_MOST_SECONDS} seconds; {_NO_COMPILE}"
+        ) from error
     except OSError as error:
-        reason = f"cannot be run: {error.strerror}; name another compiler in CC, or {_WITHOUT}"
+        reason = f"cannot be run: {error.strerror}; name another compiler in CC, or {_NO_COMPILE}"
         raise UsageError(f"--compile: {command[0]} {reason}") from error
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tinystory.model.config import ModelConfig
 from tinystory.session.steps.weights import Array, Matrix, ModelWeights, Rotations
 
-__all__ = ["MOST_TOKENS", "NumpyStep", "is_plain", "pays"]
+__all__ = ["MOST_TOKENS", "NumpyStep", "beats_torch", "is_plain"]
 
 MOST_TOKENS = 32
 """The most tokens at once for which NumPy is faster than torch."""
@@ -40,8 +40,8 @@ def is_plain(config: ModelConfig) -> bool:
     return config.family == "llama" and config.activation == "silu" and not biased
 
 
-def pays(config: ModelConfig) -> bool:
-    """Return whether NumPy can compute a model and is faster than torch for it."""
+def beats_torch(config: ModelConfig) -> bool:
+    """Return whether NumPy can compute a model, and beats torch for it."""
     return is_plain(config) and config.n_parameters <= _LARGEST
 
 
@@ -87,8 +87,8 @@ class NumpyStep:
         """Put weights and cache together.
 
         Args:
-            weights: of a model for which `is_plain` is true.
-            rotations: for at least as many positions as the cache has.
+            weights: the weights of a model for which `is_plain` is true.
+            rotations: the tables for at least as many positions as the cache has.
             caches: keys and values of each layer, (B, K, S, D).
         """
         self._embed, self._head, self._norm, self._eps = weights.embed, weights.head, weights.norm.weight, weights.eps
