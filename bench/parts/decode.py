@@ -60,11 +60,11 @@ def measure_batch(subject: Subject) -> list[Measurement]:
         for variant in variants_of(subject):
             loaded = open_ours(subject, variant)
             for spec, drawn in SPECS.items():
-                one = our_writer(loaded, spec, n_tokens)
+                one_row = our_writer(loaded, spec, n_tokens)
                 for n_rows in ROWS:
                     ours = our_writer(loaded, spec, n_tokens, n_rows)
                     work = Work(prompt_of(loaded), n_tokens, n_rows, **drawn)
-                    others: dict[str, Callable[[], list[int]]] = {"one row": one}
+                    others: dict[str, Callable[[], list[int]]] = {"one row": one_row}
                     others |= {name: partial(writer, work) for name, writer in peers.items()}
                     for name, theirs in others.items():
                         ours()

@@ -97,8 +97,8 @@ class Tour:
             time.sleep(0.02)
 
     def ready(self):
-        """Wait for an empty prompt, with the toolbar under it."""
-        self.until(lambda: re.search(r"^>\n+ [^\n]+\Z", self.screen().rstrip("\n"), re.MULTILINE), "the prompt")
+        """Wait for an empty input line, with the toolbar under it."""
+        self.until(lambda: re.search(r"^>\n+ [^\n]+\Z", self.screen().rstrip("\n"), re.MULTILINE), "the input line")
 
     def press(self, *keys):
         self._tmux("send-keys", *keys)
