@@ -79,7 +79,7 @@ def describe_stories(
     Args:
         stories: the texts; a story without words counts as a story.
         n_tokens: tokens of each story, without BOS and EOS.
-        finished: whether the writer ended each story itself; None means that all were ended so.
+        finished: whether the writer ended each story itself; None means that it ended all of them.
         runs: the result of `known_runs` for these stories.
         runs_in_training: whether the reference of these runs was the training text; if not, only `unknown_words` is
             taken from them.

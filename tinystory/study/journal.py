@@ -63,7 +63,7 @@ class Journal:
         """Add a record; it is on the disk when this returns.
 
         Raises:
-            OSError: the record cannot be written. The next process that opens the journal cuts off its part.
+            OSError: the record cannot be written. The next opening of the journal cuts off a part that was written.
         """
         line = _line(record)
         self._lines.append(line)

@@ -59,7 +59,9 @@ def _turn_that_wrote(studio: Studio, index: int) -> Turn:
     desk = tree.turns[tree.current]
     if desk.vocabulary != studio.backend.vocabulary:
         check_same_model(studio, desk)
-        raise UsageError("the story has the vocabulary of another model; /tree shows that model, /model opens it")
+        raise UsageError(
+            "the story has the vocabulary of another model; /tree shows the story, /model opens that model"
+        )
     token = tree.path(tree.current)[index]
     turn = tree.turns[token.turn]
     if token.token is None:
