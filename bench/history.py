@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.evaluation.figures import new_figure, save_figure
+from tinystory.evaluation.plotting import new_figure, save_figure
 from tinystory.training.plotting import read_metrics
 
 __all__ = ["append", "curves", "plot", "read"]

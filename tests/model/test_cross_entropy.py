@@ -84,6 +84,12 @@ def test_many_tokens_are_longer_stretches_rather_than_more_of_them():
     assert stretch(5, 2**24) == 1
 
 
+def test_on_a_cpu_stretches_are_those_that_its_cache_holds():
+    assert stretch(4096, 2048, in_cache=True) == 512 < stretch(4096, 2048)
+    assert stretch(2048, 50257, in_cache=True) == stretch(2048, 50257)
+    assert stretch(2**20, 2048, in_cache=True) == 2**16
+
+
 @pytest.fixture(scope="module")
 def plan(stories, tokenizer):
     return BatchPlan(tokenize(stories, tokenizer), 64, 4, seed=1)

@@ -11,7 +11,7 @@ from tinystory.data.batches import BatchPlan, collate
 from tinystory.data.prepare import tokenize
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.config import ModelConfig
-from tinystory.model.transformer import Transformer, attend
+from tinystory.model.transformer import Transformer
 from tinystory.training.distributed import Ranks
 from tinystory.training.step import (
     TrainConfig,
@@ -223,17 +223,3 @@ def test_teachers_pull_the_model_towards_the_mean_of_their_probabilities(ids):
     found.backward()
     assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
     assert all(p.grad is not None for p in student.parameters())
-
-
-def test_attention_story_by_story_is_computed_in_float32_under_autocast():
-    """The CPU's bfloat16 kernel is the slower one; what comes out is bfloat16 as before."""
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 2, 40, 16, generator=generator) for _ in range(2))
-    v = torch.randn(1, 2, 40, 16, generator=generator).bfloat16()
-    lengths = [15, 1, 24]
-    stories = zip(*(x.split(lengths, dim=2) for x in (q, k, v.float())), strict=True)
-    expected = torch.cat([attend(*story) for story in stories], dim=2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = attend(q, k, v, lengths)
-    assert found.dtype == torch.bfloat16
-    assert found.equal(expected.bfloat16())

@@ -10,8 +10,9 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from tinystory.checkpoint.shipped import find_model
+from tinystory.commands.shared.decoders import find_decoders
 from tinystory.commands.shared.groups import StoryOptions
-from tinystory.commands.shared.models import find_decoders, load_with_torch
+from tinystory.commands.shared.models import load_with_torch
 from tinystory.commands.shared.notices import warn
 from tinystory.commands.shared.prompt import seed_of
 from tinystory.decoding import Decoder

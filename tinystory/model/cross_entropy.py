@@ -22,9 +22,25 @@ _MOST_STRETCHES = 16
 loop over the stretches."""
 
 
-def stretch(n_tokens: int, vocab_size: int) -> int:
-    """Return the number of tokens in one stretch, given the number of all tokens."""
-    return max(1, _LOGITS_AT_ONCE // vocab_size, -(-n_tokens // _MOST_STRETCHES))
+_LOGITS_IN_CACHE = 2**20
+"""About the number of logits in one stretch on a CPU: they are still in its cache when they are read again."""
+
+_FEWEST_IN_CACHE = 256
+"""Tokens. With fewer, the products are too small, and the head's gradient is added to too often."""
+
+
+def stretch(n_tokens: int, vocab_size: int, *, in_cache: bool = False) -> int:
+    """Return the number of tokens in one stretch.
+
+    Args:
+        n_tokens: the number of all tokens.
+        vocab_size: logits of one token.
+        in_cache: True for a CPU that runs the loop without `torch.compile`.
+    """
+    n = _LOGITS_AT_ONCE // vocab_size
+    if in_cache:
+        n = min(n, max(_LOGITS_IN_CACHE // vocab_size, _FEWEST_IN_CACHE))
+    return max(1, n, -(-n_tokens // _MOST_STRETCHES))
 
 
 def head_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -50,7 +66,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        n = stretch(len(labels), len(weight))
+        n = stretch(len(labels), len(weight), in_cache=device == "cpu" and not torch.compiler.is_compiling())
         loss = torch.zeros((), dtype=exact, device=hidden.device)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=exact)

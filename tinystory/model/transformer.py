@@ -34,6 +34,8 @@ from torch import Tensor, nn
 
 from tinystory.model.config import ModelConfig, RopeScaling
 from tinystory.model.cross_entropy import head_cross_entropy
+from tinystory.model.gradients import product_dtype, rms_norm, rotate_halves, swiglu, written_out
+from tinystory.model.story_attention import story_attention
 
 __all__ = ["Attention", "FeedForward", "Transformer", "attend", "attend_explicitly", "rope_tables", "rotate"]
 
@@ -81,10 +83,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     Args and result are those of `attend_explicitly`. In addition, the mask may be a list of lengths; see `Mask`.
     """
     if isinstance(mask, list):  # many short causal squares: a CPU computes far less than for one large masked one
-        with torch.autocast(q.device.type, enabled=False):  # on a CPU, bfloat16 is slower here than float32
-            exact = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
-            stories = zip(*(x.split_with_sizes(mask, dim=2) for x in exact), strict=True)
-            return torch.cat([attend(*story) for story in stories], dim=2).to(v.dtype)
+        if (group := q.shape[1] // k.shape[1]) > 1:
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        heads = [x.to(v.dtype).flatten(0, 1) for x in (q, k, v)]  # each (B H, T, D)
+        return story_attention(heads[0], heads[1], heads[2], mask).view(q.shape)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -133,6 +135,8 @@ def _scaled(inverse_frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair (x[i], x[i + D/2]) of the last axis by its angle; the tables are those of `rope_tables`."""
+    if written_out(x) and x.dtype == cos.dtype:
+        return rotate_halves(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -151,7 +155,17 @@ def _norm(config: ModelConfig) -> nn.Module:
     """
     if config.family == "gpt2":
         return nn.LayerNorm(config.d_model, eps=config.norm_eps)
-    return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return RMSNorm(config.d_model, eps=config.norm_eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's RMSNorm, computed by `gradients.rms_norm` where that is faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm the last axis: (..., C) -> (..., C)."""
+        if written_out(x):
+            return rms_norm(x, self.weight, self.eps or 0.0, product_dtype(x))
+        return super().forward(x)
 
 
 class Attention(nn.Module):
@@ -218,7 +232,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network to each position: (B, T, C) -> (B, T, C)."""
-        inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        if self.gate is None:
+            inner = self.activation(self.up(x))
+        elif written_out(x) and self.activation is F.silu:
+            inner = swiglu(self.gate(x), self.up(x))
+        else:
+            inner = self.activation(self.gate(x)) * self.up(x)
         out: Tensor = self.dropout(self.down(inner))
         return out
 
@@ -283,7 +302,7 @@ class Transformer(nn.Module):
         if self.pos_embed is not None:
             x = x + self.pos_embed(positions)
         else:
-            rope = rope_tables(self.config, positions[:, None], x.dtype)  # two (B or 1, 1, T, D)
+            rope = rope_tables(self.config, positions[:, None], product_dtype(x))  # two (B or 1, 1, T, D)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, rope, mask)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinystory.evaluation.figures import new_figure, save_figure
+from tinystory.evaluation.plotting import new_figure, save_figure
 
 __all__ = ["PANELS", "plot_metrics", "plot_runs", "read_metrics"]
 

@@ -34,10 +34,17 @@ def run(options: DecodersOptions) -> int:
     Raises:
         UsageError: options do not go together, or a decoder is unknown.
     """
-    from tinystory.commands.decoders import check, new, show
-
+    # Each job imports only what it needs: a list of decoders needs no checkpoint.
     if options.name == "new":
+        from tinystory.commands.decoders import new
+
         return new.run(options)
     if options.out or options.kind:
         raise UsageError("-o and --kind go with `tinystory decoders new NAME`")
-    return check.run(options) if options.name == "check" else show.run(options)
+    if options.name == "check":
+        from tinystory.commands.decoders import check
+
+        return check.run(options)
+    from tinystory.commands.decoders import show
+
+    return show.run(options)

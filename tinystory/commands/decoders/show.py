@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinystory.commands.decoders import DecodersOptions
-from tinystory.commands.shared.models import find_decoders
+from tinystory.commands.shared.decoders import find_decoders
 from tinystory.decoding import Stage
 from tinystory.decoding.options import Option, options_of
 from tinystory.decoding.spec import example_of, format_value

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from tinystory.checkpoint.shipped import find_model
 from tinystory.commands.generate import GenerateOptions
+from tinystory.commands.shared.decoders import find_decoders
 from tinystory.commands.shared.fields import common_fields, event_fields
 from tinystory.commands.shared.interrupts import exit_code, interrupts
-from tinystory.commands.shared.models import find_decoders, load_to_write, load_with_torch
+from tinystory.commands.shared.models import load_to_write, load_with_torch
 from tinystory.commands.shared.notices import note
 from tinystory.commands.shared.prompt import seed_of
 from tinystory.data.prompts import PromptFile

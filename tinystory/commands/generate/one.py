@@ -5,9 +5,10 @@ from typing import Any
 
 from tinystory.checkpoint.shipped import find_model
 from tinystory.commands.generate import GenerateOptions
+from tinystory.commands.shared.decoders import find_decoders
 from tinystory.commands.shared.fields import story_fields
 from tinystory.commands.shared.interrupts import exit_code, interrupts
-from tinystory.commands.shared.models import find_decoders, import_torch_meanwhile, load_to_write
+from tinystory.commands.shared.models import import_torch_meanwhile, load_to_write
 from tinystory.commands.shared.notices import note, warn
 from tinystory.commands.shared.printers import JsonLines, Printer, print_json, print_stories, print_text
 from tinystory.commands.shared.prompt import prompt_of, seed_of

@@ -5,23 +5,15 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tinystory.commands.shared.groups import DecoderFileOptions, ModelOptions, PromptOptions
-from tinystory.commands.shared.notices import note, warn
-from tinystory.decoding.plugins import Registry, discover
+from tinystory.commands.shared.groups import ModelOptions, PromptOptions
+from tinystory.commands.shared.notices import note
 from tinystory.session.loading import LoadedModel, load_header, load_without_torch
 
 if TYPE_CHECKING:
     from tinystory.checkpoint import CheckpointHeader
     from tinystory.decoding import Decoder
 
-__all__ = ["find_decoders", "import_torch_meanwhile", "load_to_write", "load_with_torch"]
-
-
-def find_decoders(options: DecoderFileOptions) -> Registry:
-    """Return all decoders: the installed ones and those in the files of the user. Print a line for each broken one."""
-    registry = discover(options.decoder_file)
-    warn(options, registry.warnings)
-    return registry
+__all__ = ["import_torch_meanwhile", "load_to_write", "load_with_torch"]
 
 
 def load_to_write(options: ModelOptions, name: str, header: "CheckpointHeader", *decoders: "Decoder") -> LoadedModel:
