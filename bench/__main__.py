@@ -1,19 +1,19 @@
-"""Measure how fast tinystory is: beside transformers and others on the same weights, beside limits, and beside itself.
+"""Measure the speed of tinystory, beside other programs with the same weights, beside limits, and beside itself.
 
 Every figure comes from interleaved pairs (ours, theirs, then theirs, ours), so that other work of the machine slows
-both sides alike. A ratio is taken within a pair; above 1, tinystory is ahead. CPU time counts the work, wall time what
-a person waits. The parts:
+both sides alike. A ratio is taken within a pair; above 1, tinystory is ahead. CPU time measures the work; wall time is
+the time that a person waits. The parts:
 
     start     a whole process, from its start to the first byte of the story; the help
     memory    the largest memory of that process
     decode    tokens per second of one story; no story ends early, so that all have the same number of tokens
-    batch     the same with several rows at once, beside one row and beside transformers
-    roofline  bytes per second that decoding reads, beside what a copy moves
+    batch     the same with several rows at once, compared with one row and with transformers
+    roofline  bytes per second that decoding reads, compared with the bytes that a copy moves
     agree     greedy stories of every variant that are equal to those of the plain model
     stages    microseconds of every processor and sampler
-    search    tokens per second of a search, beside plain decoding
-    studio    the time of slash commands, beside writing one story
-    chat      the time of a chat to its input line and to its first token, beside importing torch
+    search    tokens per second of a search, compared with plain decoding
+    studio    the time of slash commands, compared with writing one story
+    chat      the time of a chat to its input line and to its first token, compared with importing torch
     train     scored tokens per second of training, with the shape of the model of -m and AdamW on both sides
 """
 
@@ -69,9 +69,9 @@ class BenchOptions(Settings):
     """The options of `python -m bench`.
 
     Attributes:
-        parts: that are measured.
+        parts: the parts to measure.
         model: a folder, a hub id or the name of a shipped model.
-        shapes: names of `SHAPES`, or `SHIPPED` for the model.
+        shapes: names of `SHAPES`; `SHIPPED` stands for `model`.
         json: a file for the record of the run.
         history: a file of records, to which the run is added.
         plot: a file for a picture of the ratios.

@@ -1,4 +1,4 @@
-"""A plain float32 loop in eager PyTorch, as a careful programmer writes it in an afternoon. It runs Llama models.
+"""A plain float32 loop in eager PyTorch, as a careful programmer writes it by hand. It runs Llama models.
 
 It joins the projections, allocates the cache once, computes the rotations once, and uses no mask for a single token.
 It uses no session, no decoder and no text of tinystory.

@@ -7,6 +7,7 @@ from typing import Any
 
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.evaluation.plotting import new_figure, save_figure
+from tinystory.training.plotting import read_metrics
 
 __all__ = ["append", "curves", "plot", "read"]
 
@@ -34,15 +35,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Return the runs of a file, oldest first, or none without a file. A line cut off by a crash is left out."""
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "measurements" in record:
-            records.append(record)
-    return records
+    return [record for record in read_metrics(path) if "measurements" in record]
 
 
 def label(measurement: BenchRecord) -> str:

@@ -1,4 +1,4 @@
-"""The side of tinystory: a model in each variant of its computation, and the stories that it writes."""
+"""Our side of the benchmark: a model in each variant of its computation, and the stories that it writes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,7 +21,7 @@ SEED = 7
 
 
 class Variant(NamedTuple):
-    """How a model is loaded."""
+    """A way to load a model."""
 
     dtype: str = "float32"
     compiled: bool = False
@@ -45,7 +45,7 @@ def variants_of(subject: Subject) -> tuple[str, ...]:
             compiled_code()  # build it now, so that no measurement includes it
         except UsageError as error:
             names = tuple(name for name in names if not VARIANTS[name].compiled)
-            subject.leave_out("what is compiled", str(error))
+            subject.leave_out("compiled code", str(error))
     return names
 
 
@@ -97,11 +97,11 @@ def written(
     Args:
         loaded: our model.
         decoders: the story of each has the noise of branch 0.
-        n_tokens: of each story.
+        n_tokens: the number of new tokens of each story.
         prompts: every decoder writes from each of them.
 
     Returns:
-        For each story the token ids of the prompt and those of the completion.
+        For each story the token ids of the prompt and those of the new text.
     """
     from tinystory.writing.generate import StoryRequest
 

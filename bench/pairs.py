@@ -16,7 +16,7 @@ COLUMNS = ("beside", "tinystory", "other", "ratio", "range", "aim", "pairs")
 
 @dataclass(frozen=True)
 class TimedRun:
-    """What one side wrote in one run, and how long that took.
+    """The output of one side in one run, and the time that it took.
 
     Attributes:
         output: the text of a process, or token ids.
@@ -42,9 +42,9 @@ class Measurement:
     """One figure of both sides, with a value of each side in every pair.
 
     Attributes:
-        part: of the benchmark.
+        part: the part of the benchmark.
         what: the work that is measured.
-        unit: of the values.
+        unit: the unit of the values.
         value: takes the value from a run.
         more_is_better: true if a larger value is better.
         peer: the name of the other side.

@@ -61,7 +61,7 @@ def commit() -> str | None:
 
 
 def processor() -> str:
-    """Return the name of the processor, or the kind of machine if the system does not say it."""
+    """Return the name of the processor, or the kind of machine if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -38,7 +38,7 @@ def random_model(config: ModelConfig) -> "Transformer":
 
 
 def save_random(directory: Path, config: ModelConfig) -> None:
-    """Write a checkpoint with random weights and the words of the shipped model."""
+    """Write a checkpoint with random weights and the vocabulary of the shipped model."""
     from tinystory.checkpoint.save import save_checkpoint
 
     tokenizer_json = widened((DEFAULT_MODEL / "tokenizer.json").read_text(encoding="utf-8"), config.vocab_size)

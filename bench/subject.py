@@ -1,4 +1,4 @@
-"""What a part of the benchmark gets: a model, the settings, and a place for its notes."""
+"""The subject of a measurement: a model, the settings, and a place for notes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +12,14 @@ __all__ = ["Settings", "Subject"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a part measures.
+    """The settings of every measurement.
 
     Attributes:
-        pairs: of each measurement.
-        tokens: of a story.
-        threads: of both sides.
-        rows: of a training step.
-        steps: of a training that are timed.
+        pairs: the number of pairs of each measurement.
+        tokens: the number of new tokens of a story.
+        threads: the number of threads of both sides.
+        rows: the number of rows of a training step.
+        steps: the number of training steps that are timed.
         variants: names of `ours.VARIANTS`.
         data: sources of stories to train on; without any, tokens are random.
     """
@@ -35,13 +35,13 @@ class Settings:
 
 @dataclass
 class Subject:
-    """The model that is measured, how it is measured, and what is noticed.
+    """A model to measure, with the settings and the notes of the parts that measure it.
 
     Attributes:
-        name: of the model.
-        directory: of its checkpoint.
+        name: the name of the model.
+        directory: the folder of its checkpoint.
         config: its shape.
-        settings: of the call.
+        settings: the settings of the call.
         checks: results that show that both sides did the same work; parts add to it.
         notes: a line for each thing that was left out; parts add to them.
     """

@@ -15,7 +15,7 @@ class Work:
         n_tokens: the number of new tokens of each row; an end of story does not end it.
         n_rows: the number of stories that are written together.
         top_k: each token is drawn from this many likeliest tokens; 1 is greedy.
-        temperature: of the draw.
+        temperature: the temperature of the draw.
     """
 
     prompt_ids: tuple[int, ...]

@@ -124,18 +124,18 @@ def _code(value: Any) -> str:
     return f"`{format_value(value) if text is None else text or 'none'}`"
 
 
-def _figures_text(known: Mapping[str, Any]) -> Iterator[str]:
+def _figures_text(entry: Mapping[str, Any]) -> Iterator[str]:
     """Yield the sample and the figures."""
-    command = f"tinystory generate {json.dumps(PROMPT)} -d {shlex.quote(known['spec'])} -s {SEED} -n {SAMPLE_TOKENS}"
-    if known["story"] is None:
-        yield f"No sample: {known['why']}."
+    command = f"tinystory generate {json.dumps(PROMPT)} -d {shlex.quote(entry['spec'])} -s {SEED} -n {SAMPLE_TOKENS}"
+    if entry["story"] is None:
+        yield f"No sample: {entry['why']}."
         return
-    yield f"```\n$ {command}\n{known['story'].strip()}\n```"
+    yield f"```\n$ {command}\n{entry['story'].strip()}\n```"
     figures = [
-        (known["speed"], "{:.2f} times the tokens per CPU second of plain `sample`"),
-        (known["bits_per_token"], "{:.2f} bits per token under the model's own distribution"),
-        (known["tokens_left"], "{:.0f} of " + f"{known['vocab_size']:,} tokens left on average"),
-        (known["forbidden"], "{:.1%} of the tokens of real stories made impossible"),
+        (entry["speed"], "{:.2f} times the tokens per CPU second of plain `sample`"),
+        (entry["bits_per_token"], "{:.2f} bits per token under the model's own distribution"),
+        (entry["tokens_left"], "{:.0f} of " + f"{entry['vocab_size']:,} tokens left on average"),
+        (entry["forbidden"], "{:.1%} of the tokens of real stories made impossible"),
     ]
     yield "Measured: " + "; ".join(text.format(value) for value, text in figures if value is not None) + "."
 
@@ -183,7 +183,7 @@ def _figures(model: "LoadedModel", decoder: Decoder, plain: Decoder, real: Seque
     left, forbidden = _along(decoder, real, model) if decoder.search is None else (None, None)
     try:
         about["story"] = _write(model, decoder, SEED, SAMPLE_TOKENS)[0]
-        # In turn, each first as often as the other, so that a busy machine slows down both in the same way.
+        # The two write in turn, and each is first equally often, so that a busy machine slows down both alike.
         pairs = []
         for seed in range(N_STORIES):
             both = (decoder, plain) if seed % 2 else (plain, decoder)
@@ -192,8 +192,8 @@ def _figures(model: "LoadedModel", decoder: Decoder, plain: Decoder, real: Seque
     except TinystoryError as error:
         about["why"] = str(error)
         return about | _rounded(speed=None, bits_per_token=None, tokens_left=left, forbidden=forbidden)
-    speed = statistics.median(own[1] / reference[1] for own, reference in pairs)
-    bits = statistics.mean(own[2] for own, _ in pairs)
+    speed = statistics.median(tested[1] / reference[1] for tested, reference in pairs)
+    bits = statistics.mean(tested[2] for tested, _ in pairs)
     return about | _rounded(speed=speed, bits_per_token=bits, tokens_left=left, forbidden=forbidden)
 
 
@@ -218,17 +218,17 @@ def _along(decoder: Decoder, real: Sequence[Any], model: "LoadedModel") -> tuple
     """Return how many tokens a chain leaves on average in real stories, and the share of their tokens it removes."""
     from tinystory.story.walk import walk
 
-    counts, gone = [], []
+    counts, removed = [], []
     for ids, logits in real:
         request = Request((ids[0],), len(ids), SEED, vocabulary=model.tokenizer, opener=model.session.open)
         for place in walk(decoder, request, ids, logits, model.session.eos_ids):
-            scores = place.received[-1]
+            left = place.received[-1]
             if place.chain.sampler:
-                log_probs = place.chain.sampler.log_probs(scores, place.step.for_stage(place.state[-1]))
-                scores = scores if log_probs is None else log_probs
-            counts.append(int((scores > -math.inf).sum()))
-            gone.append(not bool((scores[sorted(place.wanted)] > -math.inf).any()))
-    return (statistics.mean(counts), statistics.mean(gone))
+                log_probs = place.chain.sampler.log_probs(left, place.step.for_stage(place.state[-1]))
+                left = left if log_probs is None else log_probs
+            counts.append(int((left > -math.inf).sum()))
+            removed.append(not bool((left[sorted(place.wanted)] > -math.inf).any()))
+    return (statistics.mean(counts), statistics.mean(removed))
 
 
 if __name__ == "__main__":

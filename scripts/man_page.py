@@ -13,14 +13,14 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "tinystory.1"
 
 NAME = "tinystory - write stories with small language models"
 FILES = {
-    "$XDG_CONFIG_HOME/tinystory/config.toml": "Settings; ~/.config where the variable is not set. The same names as "
-    "above, as in max_tokens = 300. tinystory config tells its path and what holds.",
-    "$XDG_CONFIG_HOME/tinystory/decoders/": "Decoders of the user's own, one Python file each.",
+    "$XDG_CONFIG_HOME/tinystory/config.toml": "Settings, with the names above, as in max_tokens = 300. Without the "
+    "variable, ~/.config takes its place. tinystory config shows its path and every setting.",
+    "$XDG_CONFIG_HOME/tinystory/decoders/": "Your own decoders, one Python file each.",
 }
 VARIABLES = {
-    "NO_COLOR": "Anything but empty: no colour, unless --color says otherwise.",
-    "TINYSTORY_NO_PLUGINS": "Anything but empty or 0: only the decoders that come with tinystory.",
-    "HF_HOME, HF_HUB_OFFLINE, HF_TOKEN": "As huggingface_hub has them, where a model is a hub id.",
+    "NO_COLOR": "If it is set and not empty, there is no colour, unless --color asks for it.",
+    "TINYSTORY_NO_PLUGINS": "If it is set, and not empty or 0, only the decoders of tinystory itself are loaded.",
+    "HF_HOME, HF_HUB_OFFLINE, HF_TOKEN": "For a model with a hub id, as in the documentation of huggingface_hub.",
 }
 EXIT_CODES = {
     "0": "Done.",
@@ -32,8 +32,8 @@ EXIT_CODES = {
 }
 EXAMPLES = {
     "tinystory": "Write with the model in the terminal.",
-    "tinystory generate 'Once upon a time' -d 'top-k 40 | sample 0.8' -s 7": "One story; the same with each run.",
-    "tinystory decoders top-p": "What a decoder does, and its options.",
+    "tinystory generate 'Once upon a time' -d 'top-k 40 | sample 0.8' -s 7": "Write one story, the same in each run.",
+    "tinystory decoders top-p": "Show what a stage does, and its options.",
     'eval "$(tinystory completion bash)"': "Complete commands, flags and decoders in this shell.",
 }
 
@@ -43,7 +43,7 @@ def page() -> str:
     parser = build_parser()
     lines = ['.TH TINYSTORY 1 "" "tinystory" "User Commands"', ".SH NAME", _text(NAME), ".SH SYNOPSIS"]
     lines += [".B tinystory", "[COMMAND] [ARGUMENT ...] [FLAG ...]", ".SH DESCRIPTION"]
-    lines += [_text(f"{parser.description} Without a command, chat is meant.")]
+    lines += [_text(f"{parser.description} Without a command, tinystory runs chat.")]
     commands = _commands(parser)
     common = set.intersection(*({_key(action) for action in command._actions} for command in commands.values()))
     lines += [".SH COMMANDS"]
@@ -51,9 +51,9 @@ def page() -> str:
         lines += _command(name, command, common)
     shared = [action for action in next(iter(commands.values()))._actions if _key(action) in common]
     lines += [".SH FLAGS OF EVERY COMMAND", *_actions(shared)]
-    lines += [".SH SETTINGS", "A flag comes before a variable, a variable before the file."]
+    lines += [".SH SETTINGS", "A flag wins over a variable, and a variable wins over the file."]
     for setting in map(Setting, BUILT_IN, BUILT_IN.values()):
-        described = f"{allowed(setting.name)} (built in: {setting.shown})"
+        described = f"{allowed(setting.name)} (default: {setting.shown})"
         lines += _entry(f"{setting.name}, {variable(setting.name)}", described)
     sections = {"FILES": FILES, "ENVIRONMENT": VARIABLES, "EXIT STATUS": EXIT_CODES, "EXAMPLES": EXAMPLES}
     for heading, entries in sections.items():

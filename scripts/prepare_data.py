@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prepare_data: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("prepare_data: interrupted; what was there before is untouched", file=sys.stderr)
+        print("prepare_data: interrupted; the files that were there before are untouched", file=sys.stderr)
         return 130
     return 0
 

@@ -4,8 +4,9 @@
 
 A word gets the form that it has most often after the same two tokens, else after the same one token, else anywhere. An
 unknown word gets a capital if most words after the same token have one. Every tenth story with capitals is first held
-out, to report how many of its words are restored exactly. Two kinds of stories are left out: parts of stories, whose
-first words are not those of several stories with capitals, and stories whose publisher has damaged some characters.
+out, to report how many of its words are restored exactly. Two kinds of stories are left out: stories
+whose first three words begin fewer than three stories with capitals, because they are parts of stories, and stories
+with characters that were decoded in a wrong way.
 """
 
 import argparse

@@ -75,7 +75,7 @@ def measure_chat(subject: Subject) -> list[Measurement]:
             lambda: finished([sys.executable, "-m", "tinystory", "--help"]),
             lambda: finished([sys.executable, "-c", "pass"]),
         ),
-        "prompt": (lambda: to_prompt(directory), lambda: finished(torch)),
+        "prompt": (lambda: to_input_line(directory), lambda: finished(torch)),
         "story": (lambda: to_story(directory), lambda: finished(torch)),
     }
     for name, (ours, theirs) in sides.items():
@@ -99,7 +99,7 @@ def finished(command: Sequence[str]) -> TimedRun:
     return TimedRun("", usage.ru_utime + usage.ru_stime, time.perf_counter() - started)
 
 
-def to_prompt(directory: Path) -> TimedRun:
+def to_input_line(directory: Path) -> TimedRun:
     """Run a chat until its input line is on the screen."""
     command = [sys.executable, "-m", "tinystory", "chat", "-m", str(directory), "--seed", str(SEED)]
     with Chat(command) as chat:

@@ -60,11 +60,11 @@ def measure_batch(subject: Subject) -> list[Measurement]:
         for variant in variants_of(subject):
             loaded = open_ours(subject, variant)
             for spec, drawn in SPECS.items():
-                one = our_writer(loaded, spec, n_tokens)
+                one_row = our_writer(loaded, spec, n_tokens)
                 for n_rows in ROWS:
                     ours = our_writer(loaded, spec, n_tokens, n_rows)
                     work = Work(prompt_of(loaded), n_tokens, n_rows, **drawn)
-                    others: dict[str, Callable[[], list[int]]] = {"one row": one}
+                    others: dict[str, Callable[[], list[int]]] = {"one row": one_row}
                     others |= {name: partial(writer, work) for name, writer in peers.items()}
                     for name, theirs in others.items():
                         ours()
@@ -83,18 +83,20 @@ def check(
 
     Args:
         subject: gets the result among its checks.
-        session: of our model.
-        work: that both sides did.
+        session: the session of our model.
+        work: the work that both sides did.
         peer: the name of the other side.
         ours: our token ids.
         theirs: the token ids of the other side.
         exact: a greedy story may differ only at numerical ties.
 
     Raises:
-        TinystoryError: the numbers of tokens differ, or the stories differ and it is no tie.
+        TinystoryError: the numbers of tokens differ, or the stories differ at a place that is no tie.
     """
     if {len(ours), len(theirs)} != {work.n_tokens}:
-        raise TinystoryError(f"{work.n_tokens} tokens asked, {len(ours)} and {len(theirs)} written by ours and {peer}")
+        raise TinystoryError(
+            f"tinystory wrote {len(ours)} tokens and {peer} {len(theirs)}; both were asked for {work.n_tokens}"
+        )
     if work.top_k > 1:
         return
     verdict: dict[str, int] = {"same": ours == theirs}

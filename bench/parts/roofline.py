@@ -31,24 +31,24 @@ L3 = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 
 def bytes_per_token(config: ModelConfig, start: int, n_tokens: int, dtype: str = "float32") -> float:
-    """Return the bytes that a token of a story has to read, as a mean.
+    """Return the mean number of bytes that a token of a story has to read.
 
     Args:
-        config: of the model.
+        config: the shape of the model.
         start: the number of positions before that of the first token.
-        n_tokens: of the story.
+        n_tokens: the number of new tokens of the story.
         dtype: one of `WIDTHS`.
     """
     looked_up = 0 if config.tied_head else config.vocab_size  # rows of tables; a token reads one row
     looked_up += config.max_seq_len if config.family == "gpt2" else 0
     head = config.vocab_size * config.d_model
     in_blocks = config.n_parameters - looked_up * config.d_model - head
-    positions = start + (n_tokens + 1) / 2  # that the mean token attends to, its own included
+    positions = start + (n_tokens + 1) / 2  # seen by a token, on average, with its own
     return in_blocks * WIDTHS[dtype] + 4 * (head + positions * 2 * config.n_layer * config.n_kv_head * config.d_head)
 
 
 def cache_bytes(path: Path = L3) -> int:
-    """Return the bytes of the last cache of the processor, or 32 MiB if the system does not say it."""
+    """Return the bytes of the last cache of the processor, or 32 MiB if the system does not tell."""
     try:
         text = path.read_text(encoding="ascii").strip()
         return int(text[:-1]) * {"K": 2**10, "M": 2**20}[text[-1]]

@@ -1,4 +1,4 @@
-"""The part `search`: tokens per second of the story that a search gives, beside plain decoding of the same model."""
+"""The part `search`: tokens per second of the story that a search gives, beside plain decoding."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The part `stages`: what every processor and sampler costs per token, beside a sort of the logits.
+"""The part `stages`: the time of every processor and sampler per token, compared with a sort of the logits.
 
 A call is the call of the stage and the `observe` after it, in the middle of a story, on float32 logits (V,) like those
 of a small model. A stage is left out with a note if it asks a person, or needs more than its example gives.
@@ -65,7 +65,7 @@ def measure_stages(subject: Subject) -> list[Measurement]:
 
 
 def _inputs(cls: "type[Stage]", logits: "Tensor") -> dict[str, Any]:
-    """Return the logits (V,) as a tensor, and as an array if the stage takes arrays, by their words in the table."""
+    """Return logits (V,) as a tensor, and as an array if the stage takes arrays, by the text that the table adds."""
     from tinystory.session.numpy_session import Logits
 
     return {"": logits} | ({", array": logits.numpy().view(Logits)} if cls.takes_arrays else {})

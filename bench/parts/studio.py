@@ -1,6 +1,6 @@
-"""The part `studio`: what slash commands cost, beside writing one story.
+"""The part `studio`: the time of slash commands, compared with writing one story.
 
-The commands are a comparison of eight decoders and a look back at a story.
+The commands are `/compare` with eight decoders, and `/whatif`.
 """
 
 from functools import partial

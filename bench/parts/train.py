@@ -1,4 +1,4 @@
-"""The part `train`: scored tokens per second of our training loop, beside a plain `Trainer` of transformers.
+"""The part `train`: scored tokens per second of our training steps, compared with a plain `Trainer` of transformers.
 
 Both sides have the same architecture, weights, stories, rows and AdamW. A row is one story, padded to the longest one
 of its batch. The time is from the end of the second step to the end of the last one. It includes the whole step:
@@ -119,7 +119,7 @@ def _our_training(
     batching: "Batching",
     bf16: bool = False,
 ) -> TimedRun:
-    """Train some steps in the same way as `scripts/train.py`."""
+    """Train some steps with the functions of `training/step.py`, which the training loop calls, too."""
     import torch
 
     from tinystory.data.batches import BatchPlan

@@ -190,7 +190,7 @@ def test_a_story_that_is_not_greedy_is_noticed(subject):
     assert numerical_ties(loaded.session, prompt_ids, ids) <= 1
     with pytest.raises(TinystoryError, match="greedy token 2 is not the likeliest"):
         numerical_ties(loaded.session, prompt_ids, [*ids[:2], (ids[2] + 1) % 300])
-    with pytest.raises(TinystoryError, match="6 tokens asked, 6 and 5 written"):
+    with pytest.raises(TinystoryError, match=r"wrote 6 tokens and .* 5; both were asked for 6"):
         check(subject, loaded.session, Work(prompt_ids, 6), "loop", ids, ids[:5], exact=True)
 
 

@@ -149,7 +149,7 @@ def test_a_story_longer_than_the_context_goes_on_with_one_notice(tiny):
     found = json.loads(out)
     assert found["finish_reason"] in ("eos", "length")
     err = tiny("generate", "Once upon a time. " * 40, "-d", "greedy", "-n", "100")[2]
-    assert err.count("out of sight") == 1
+    assert err.count("its oldest sentences") == 1
 
 
 def test_text_cannot_steer_the_terminal(tiny):

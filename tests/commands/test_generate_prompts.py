@@ -205,7 +205,7 @@ def test_a_prompt_without_a_token_keeps_no_other_from_its_story(generate, monkey
     code, found, err = generate("-d", "greedy")
     assert code == 1
     assert sorted(one["index"] for one in found) == [0, 1, 2, 3, 4]
-    assert "no token in this model's vocabulary" in err
+    assert "this model's vocabulary has no BOS" in err
     assert "the prompt with index 5" in err
 
 

@@ -265,7 +265,7 @@ def test_whatif_of_plain_sampling_is_the_models_own_surprise(told):
     recorded = -sum(token.logprob for token in told.tree.turn.written.tokens) / math.log(2)
     shown = run(told, "/whatif sample")
     assert "could have written all of the 40 tokens" in shown
-    assert f"{recorded / 40:.3f} bits per token with it, together 2^-{recorded:.1f}" in shown
+    assert f"{recorded / 40:.3f} bits per token with this decoder, together 2^-{recorded:.1f}" in shown
 
 
 def test_whatif_answers_at_once(studio, stories):

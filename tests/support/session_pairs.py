@@ -18,12 +18,12 @@ def expect_the_same_story(fast, plain, prompt, **close):
         token = torch.tensor([n % 61])
         torch.testing.assert_close(fast.decode(token), plain.decode(token), **close)
         torch.testing.assert_close(fast.hidden(), plain.hidden(), **close)
-    for one in (fast, plain):
-        one.rewind([200])
-        one.reorder(torch.tensor([0, 0]))
-        one.decode(torch.tensor([5, 6]))
-        one.reorder(torch.tensor([1]))
-    got, expected = (one.decode(torch.tensor([[7]])) for one in (fast, plain))
+    for session in (fast, plain):
+        session.rewind([200])
+        session.reorder(torch.tensor([0, 0]))
+        session.decode(torch.tensor([5, 6]))
+        session.reorder(torch.tensor([1]))
+    got, expected = (session.decode(torch.tensor([[7]])) for session in (fast, plain))
     assert got.shape == (1, 1, fast.vocab_size)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected.float(), **close)

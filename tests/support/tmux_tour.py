@@ -36,12 +36,12 @@ class Tour:
     """A chat in a tmux session of its own.
 
     Attributes:
-        told: the commands that have been typed.
+        commands: the names of the slash commands that have been typed.
         folder: where it runs.
     """
 
     def __init__(self, folder, size=(80, 24), options=(), **environment):
-        self.told, self.folder = set(), folder
+        self.commands, self.folder = set(), folder
         self._name = f"tinystory-tour-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         editor = folder / "editor.sh"
         editor.write_text(f'#!/bin/sh\nprintf "%s" " {ADDED_LINE}" >> "$1"\n', encoding="utf-8")
@@ -97,8 +97,8 @@ class Tour:
             time.sleep(0.02)
 
     def ready(self):
-        """Wait for an empty prompt, with the toolbar under it."""
-        self.until(lambda: re.search(r"^>\n+ [^\n]+\Z", self.screen().rstrip("\n"), re.MULTILINE), "the prompt")
+        """Wait for an empty input line, with the toolbar under it."""
+        self.until(lambda: re.search(r"^>\n+ [^\n]+\Z", self.screen().rstrip("\n"), re.MULTILINE), "the input line")
 
     def press(self, *keys):
         self._tmux("send-keys", *keys)
@@ -133,7 +133,7 @@ class Tour:
                 self.press("Enter")
 
         if text.startswith("/") and not text.startswith("//"):
-            self.told.add(text[1:].split()[0])
+            self.commands.add(text[1:].split()[0])
         return self.after(act, *patterns, prompt=enter)
 
     def copied(self):

@@ -39,7 +39,7 @@ def run(options: ChatOptions) -> int:
         from tinystory.commands import generate
 
         if options.resume is not None:
-            raise UsageError("--resume opens a session at a terminal; here standard input or output is none")
+            raise UsageError("--resume opens a session at a terminal; here standard input or output is not a terminal")
         return generate.run(options_from(options, generate.GenerateOptions))
     from tinystory.commands.shared.notices import plain_terminal
     from tinystory.commands.shared.prompt import prompt_of, stops_of

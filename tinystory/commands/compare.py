@@ -75,7 +75,7 @@ class _Compared(Printer):
 
     def end(self) -> None:
         # The notices come at the end: before, they would stand among the columns.
-        outgrown = "has outgrown the model's context: its oldest sentences were out of sight"
+        outgrown = "has outgrown the model's context: at the end, the model did not see its oldest sentences"
         warn(self.options, [f"the story of {spec} {outgrown}" for spec in self.trimmed])
 
     def fields(self, index: int) -> dict[str, Any]:

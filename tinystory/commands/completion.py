@@ -1,6 +1,7 @@
 """`tinystory completion`: the script that a shell loads, and the answers that this script asks tinystory for.
 
-The values of a flag follow from its setting, from its metavar (a new FILE needs nothing here), or from a name below.
+The values of a flag follow from its setting, its metavar or its name. So a new flag with the metavar FILE needs no
+change here.
 Tab runs only installed plug-ins, and no decoder file that is named on the line.
 """
 
@@ -74,7 +75,7 @@ def decoder_specs(prefix: str) -> dict[str, str]:
 
 
 def _name_the_default_command() -> None:
-    """Insert `chat` into the line where the parser would: `tinystory --theme` means `tinystory chat --theme`."""
+    """Insert `chat` into the line, as the parser does: `tinystory --theme` means `tinystory chat --theme`."""
     line = os.environ["COMP_LINE"]
     flags = re.match(r"\s*\S+(?= +-)", line)
     if flags:
@@ -120,7 +121,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {"device": ("cpu", "cuda", "mps"), "seed
 """Values that are offered for settings with many more values."""
 
 _ACTIONS = {"new": "write a decoder of your own", "check": "test whether a decoder keeps the contract"}
-"""What `tinystory decoders` can do apart from showing decoders."""
+"""The other actions of `tinystory decoders`, besides showing decoders."""
 
 _BY_NAME: Mapping[str, object] = {
     "name": lambda prefix, **_: _suggestions("decoders", prefix) | _ACTIONS,

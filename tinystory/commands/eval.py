@@ -57,7 +57,7 @@ class EvalOptions(StoryOptions):
 
     Attributes:
         data: the real stories: a file, a saved dataset or the name of one on the hub.
-        limit: take the first stories only, this many.
+        limit: the number of stories to take, from the first on; None takes all.
         cut: score only the part of a long story that fits into the context.
         stories: how many stories the model writes for the report; None for no report.
         train: the training text, in which the report looks up words and 8-grams.
@@ -136,7 +136,10 @@ def _story_report(
     assert options.stories is not None
     real, others = _real_side(stories, options.stories, keep_others=training is None)
     if len(real) < options.stories:
-        warn(options, [f"{options.data} has {len(stories):,} stories: {len(real):,} of them are the real side"])
+        warn(
+            options,
+            [f"{options.data} has {len(stories):,} stories: {len(real):,} of them are compared with the model's"],
+        )
     seed = seed_of(options.seed)
     written = _write(options, model, decoder, seed, options.stories)
     n_cut = sum(story.finish_reason == "length" for story in written)

@@ -1,4 +1,4 @@
-"""`tinystory replay`: writes the stories of a session again and compares them with the file."""
+"""`tinystory replay`: write the stories of a session again, and compare them with the file."""
 
 import dataclasses
 import json

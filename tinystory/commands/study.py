@@ -46,12 +46,12 @@ class StudyOptions(StoryOptions):
         real: held-out real stories: a file, a saved dataset or the name of one on the hub.
         out: the folder of the study.
         prompts: a file of prompts; None writes from scratch.
-        limit: take the first prompts only, this many.
+        limit: the number of prompts to take, from the first on; None takes all.
         train: the training text, whose words are known words.
         decoders: the specs to study.
         grid: a file with more specs.
         seeds: the number of seeds; the first one is `seed`.
-        search_seeds: searches write with the first of these seeds only, this many.
+        search_seeds: how many of these seeds searches write with, from the first on; None means all.
         page: the file of the page; None is study.md in `out`.
         json: print one JSON object instead of the table.
     """
@@ -108,7 +108,7 @@ def run(options: StudyOptions) -> int:
     failed = _collect(options, model, plan, real, journal)
     vocabulary = {word for story in training for word in words(story)} if training else None
     results = findings(plan, real, journal.records, vocabulary=vocabulary, failed=failed)
-    results |= _surroundings(options, model, skipped)
+    results |= _circumstances(options, model, skipped)
     _write_files(options, results)
     if options.json:
         sys.stdout.write(json.dumps(results) + "\n")
@@ -193,8 +193,8 @@ def _collect(
     return failed
 
 
-def _surroundings(options: StudyOptions, model: LoadedModel, skipped: Mapping[str, str]) -> dict[str, Any]:
-    """Return what else the page says about the study. Of a file it says only the name."""
+def _circumstances(options: StudyOptions, model: LoadedModel, skipped: Mapping[str, str]) -> dict[str, Any]:
+    """Return the other facts of the page: command, model, device and versions. A file appears only with its name."""
     import torch
 
     return {

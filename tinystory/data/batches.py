@@ -315,8 +315,8 @@ class BatchPlan:
         while len(self.pieces):
             order = self.epoch(epoch)
             for number in range(batch, len(order)):
-                behind = (epoch, number + 1) if number + 1 < len(order) else (epoch + 1, 0)
-                yield *behind, order[number]
+                next_place = (epoch, number + 1) if number + 1 < len(order) else (epoch + 1, 0)
+                yield *next_place, order[number]
             epoch, batch = epoch + 1, 0
 
     def collate(self, rows: BatchRows) -> Batch:

@@ -71,8 +71,8 @@ def prepare(
 ) -> TokenShards:
     """Tokenise stories into a folder, or reuse the folder if it was made from the same things.
 
-    The things are: tokenizer, selection, column, and the name, size and modification time of each source file. Of a
-    hub dataset they are its name and split; if the dataset has changed on the hub, use `rebuild`. A folder that was
+    The things are: tokenizer, selection, column, and the name, size and modification time of each source file. For a
+    hub dataset, they are its name and split; if the dataset has changed on the hub, use `rebuild`. A folder that was
     made from other things is replaced when the new build is complete. Only one process may prepare a folder at a time.
 
     Args:

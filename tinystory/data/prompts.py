@@ -30,8 +30,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class PromptFile:
     """The prompts of a file. Each is stripped, because white space at its end would be a part of the next token.
 
-    Iterating reads the prompts, as often as wanted, but not twice at the same time. Of a text file, only one prompt is
-    in memory.
+    Iterating reads the prompts, as often as wanted, but not twice at the same time. For a text file, only one prompt
+    is in memory.
 
     Attributes:
         name: the name of the file, for messages.

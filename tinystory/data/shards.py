@@ -1,4 +1,4 @@
-"""Read tokenised stories from disk through the memory map, in as little memory as a batch takes.
+"""Read tokenised stories from memory-mapped files, so that only the stories in use take memory.
 
 `prepare.py` writes such a folder:
     manifest.json                    the recipe, counts and checksums; names the build
@@ -53,9 +53,9 @@ class TokenShards:
 
     Attributes:
         recipe: the tokenizer, sources and selection from which the stories were made.
-        report: what the sources held.
+        report: the counts of the sources.
         reused: whether `prepare` has reused the folder instead of writing it.
-        build: the name of the folder with the numbers.
+        build: the name of the folder that has the token ids.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -33,9 +33,11 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> list[float | None]:
     for n in range(1, _LONGEST + 1):
         counts = [Counter(ngrams(text, n)) for text in texts]
         highest = _two_highest(counts)
-        for index, own in enumerate(counts):
-            if n_ngrams := own.total():
-                matched = sum(min(count, highest[ngram][highest[ngram][2] == index]) for ngram, count in own.items())
+        for index, ngram_counts in enumerate(counts):
+            if n_ngrams := ngram_counts.total():
+                matched = sum(
+                    min(count, highest[ngram][highest[ngram][2] == index]) for ngram, count in ngram_counts.items()
+                )
                 logs[index] += math.log((matched or _MISSED) / n_ngrams) / _LONGEST
     lengths = [len(text) for text in texts]
     return [
@@ -47,10 +49,10 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> list[float | None]:
 
 
 def _two_highest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """Return for each n-gram its highest count in a text, its highest in another text, and the index of the first."""
+    """Return for each n-gram its highest count, its highest count in another text, and the index of the first text."""
     highest: dict[tuple[str, ...], tuple[int, int, int]] = {}
-    for index, own in enumerate(counts):
-        for ngram, count in own.items():
+    for index, ngram_counts in enumerate(counts):
+        for ngram, count in ngram_counts.items():
             first, second, owner = highest.get(ngram, (0, 0, -1))
             highest[ngram] = (count, first, index) if count > first else (first, max(second, count), owner)
     return highest

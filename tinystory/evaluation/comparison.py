@@ -19,10 +19,11 @@ FEWEST, MOST = 2, 8
 class Measures:
     """The figures of one story in a comparison.
 
-    The two shares are of the completion only, because all stories have the same prompt; they depend on its length.
+    The two shares are taken of the text without the prompt, because all stories have the same prompt. They depend on
+    the length of that text.
 
     Attributes:
-        tokens: number of tokens of the completion.
+        tokens: number of new tokens.
         tokens_per_second: speed, while the other stories were written, too.
         bits_per_token: mean surprise under the model's own distribution, before the decoder changes it.
         distinct_2: share of different word pairs among all word pairs, from 0 to 1; None if there is no pair.
@@ -98,8 +99,8 @@ def measures(story: Story) -> Measures:
 
 def figures(story: Story) -> list[str]:
     """Return the figures under a story in a column: its statistics, then the shares of `Measures`, from 0 to 1."""
-    found = measures(story)
-    shares = (("distinct-2", found.distinct_2), ("repeated 4-grams", found.repeated_4grams))
+    story_measures = measures(story)
+    shares = (("distinct-2", story_measures.distinct_2), ("repeated 4-grams", story_measures.repeated_4grams))
     return [
         *statistics_items(story),
         *(f"{name} {'–' if share is None else f'{share:.2f}'}" for name, share in shares),

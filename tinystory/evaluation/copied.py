@@ -37,10 +37,10 @@ def known_runs(stories: Sequence[str], reference: Iterable[str]) -> list[NDArray
     """
     split = [words(story) for story in stories]
     number = {word: i for i, word in enumerate(dict.fromkeys(chain.from_iterable(split)), start=1)}
-    own = _Text([_numbers(story, number) for story in split])
-    longest = np.zeros(len(own.room), np.int32)
+    target = _Text([_numbers(story, number) for story in split])
+    longest = np.zeros(len(target.room), np.int32)
     for text in _chunks(_numbers(words(story), number) for story in reference):
-        _extend(longest, own, text)
+        _extend(longest, target, text)
     return np.split(longest, np.cumsum([len(story) for story in split])[:-1]) if split else []
 
 
@@ -103,16 +103,16 @@ def _chunks(stories: Iterable[NDArray[np.uint64]]) -> Iterator[_Text]:
         yield _Text(held)
 
 
-def _extend(longest: NDArray[np.int32], own: _Text, reference: _Text) -> None:
+def _extend(longest: NDArray[np.int32], target: _Text, reference: _Text) -> None:
     """Raise the lengths in `longest`, in place, to those of the runs that this part of the reference has.
 
     A run of n words can begin only where a run of n − 1 words begins, in both texts. So each round looks only at the
     starts that the round before has left, and these soon become few.
     """
-    starts, reference_starts = np.arange(len(own.room)), np.arange(len(reference.room))
+    starts, reference_starts = np.arange(len(target.room)), np.arange(len(reference.room))
     n = 1
     while len(starts) and len(reference_starts):
-        keys, key_of = np.unique(own.hashes(starts, n), return_inverse=True)
+        keys, key_of = np.unique(target.hashes(starts, n), return_inverse=True)
         reference_keys = reference.hashes(reference_starts, n)
         place = np.minimum(np.searchsorted(keys, reference_keys), len(keys) - 1)
         match = keys[place] == reference_keys
@@ -121,5 +121,5 @@ def _extend(longest: NDArray[np.int32], own: _Text, reference: _Text) -> None:
         starts, reference_starts = starts[in_reference[key_of]], reference_starts[match]
         longest[starts] = np.maximum(longest[starts], n)
         n += 1
-        starts = starts[own.room[starts] >= n]
+        starts = starts[target.room[starts] >= n]
         reference_starts = reference_starts[reference.room[reference_starts] >= n]

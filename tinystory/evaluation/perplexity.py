@@ -190,7 +190,10 @@ def _score(session: Session, batch: Sequence[ScoredWindow]) -> tuple[float, int]
 
 
 def _tally(logits: Tensor, labels: Tensor) -> tuple[float, int]:
-    """Return surprise in nats and hits of (B, T, V) logits, summed where the (B, T) labels are not `IGNORE`."""
+    """Return the sum of surprise in nats, and the number of right tokens, of (B, T, V) logits.
+
+    A position whose label in (B, T) is `IGNORE` does not count.
+    """
     logits, labels = logits.flatten(0, 1), labels.flatten().to(logits.device)
     surprise = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     return surprise.double().sum().item(), int((logits.argmax(dim=-1) == labels).sum())

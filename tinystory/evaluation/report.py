@@ -1,7 +1,7 @@
 """Measure texts, to compare generated stories with real ones.
 
-Pure functions of texts; they know no model, no tokenizer and no file. A share is a number from 0 to 1, or None if its
-whole is empty.
+Pure functions of texts; they know no model, no tokenizer and no file. A share is a number from 0 to 1, or None if
+there is nothing to divide by.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ def describe_stories(
     Args:
         stories: the texts; a story without words counts as a story.
         n_tokens: tokens of each story, without BOS and EOS.
-        finished: whether the writer ended each story itself; None means that all were.
+        finished: whether the writer ended each story itself; None means that it ended all of them.
         runs: the result of `known_runs` for these stories.
         runs_in_training: whether the reference of these runs was the training text; if not, only `unknown_words` is
             taken from them.

@@ -244,8 +244,8 @@ class App:
             async with in_terminal():
                 browsers: list[Browser] = []
                 self._guarded(lambda: browsers.append(browser_of(self.studio)))
-                # Both read from one parser, and the input line's timer for the key just pressed may still run. It
-                # would take an Escape that is meant for the browser.
+                # The browser and the input line read keys from one parser. The input line's timer for the key just
+                # pressed may still run, and it would take an Escape that is meant for the browser.
                 await asyncio.sleep(2 * prompt.ttimeoutlen)
                 choice = await browsers[0].application(color=self.settings.color).run_async() if browsers else None
             if choice:

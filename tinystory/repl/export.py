@@ -32,7 +32,7 @@ __all__ = ["FORMATS", "SVG", "export"]
 _WIDTH = 80
 _TITLE = 40
 
-# The templates of rich name fonts on the web. These files need no network.
+# The templates of rich load fonts from the web. These templates need no network.
 SVG = """\
 <svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -142,7 +142,10 @@ def _escaped(text: str) -> str:
 
 
 def _json(studio: Studio) -> str:
-    """Return a session file, for `replay`, with the turns of this story only, each with the story's text up to it."""
+    """Return a session file for `replay` that has only the turns of this story.
+
+    Each turn has also the text of the story up to its end.
+    """
     tree = studio.tree
     lineage = tree.lineage(tree.current)
     story_tree = replace(
@@ -202,4 +205,4 @@ FORMATS: Mapping[str, Callable[[Studio], str]] = {
     ".html": _html,
     ".svg": _svg,
 }
-"""The function that gives the content of a file, by the ending of its name."""
+"""The functions that return the content of a file, by the ending of its name."""

@@ -15,7 +15,10 @@ _LONGEST = 20_000
 
 
 def open_history(path: Path) -> History:
-    """Return a history in a file that only its owner may read; in memory, without a notice, if there can be none."""
+    """Return a history in a file that only its owner may read.
+
+    If the file cannot be used, the history is in memory; the user gets no notice.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # O_NONBLOCK: a pipe of that name must not block the start.

@@ -1,6 +1,6 @@
 """The input line: its keys, its history, its completion and the toolbar under it.
 
-The keys stand on top of those of prompt_toolkit (Emacs or vi, history, search, completion).
+These keys are added to those of prompt_toolkit (Emacs or vi, history, search, completion).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""How stories are shown: while they are written, side by side, and again when the desk changes."""
+"""Show stories: while they are written, side by side, and again when the desk changes."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing

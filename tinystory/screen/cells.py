@@ -71,5 +71,5 @@ def _fitting(parts: Iterable[str], room: int) -> list[str]:
 
 
 def _regional(character: str) -> bool:
-    """Return whether it is one of the letters of which two make a flag."""
+    """Return whether a character is a regional indicator; two of them make a flag."""
     return _FIRST_REGIONAL <= character <= _LAST_REGIONAL

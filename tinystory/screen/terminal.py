@@ -1,4 +1,4 @@
-"""The terminal while no input line is shown: typed keys wait for the next one, and Ctrl-C can be a flag."""
+"""The terminal while no input line is shown: typed keys wait for the next input line, and Ctrl-C can set a flag."""
 
 import signal
 import sys
@@ -41,7 +41,7 @@ class Hushed:
             termios.tcsetattr(self._stdin, termios.TCSANOW, self._modes)
 
     def _hush(self) -> None:
-        """Turn off echo and line mode, since lines have a limited length. Ctrl-C and Ctrl-Z still work."""
+        """Turn off echo and line mode, which limits the length of a line. Ctrl-C and Ctrl-Z still work."""
         if sys.platform == "win32" or not self._stdin.isatty() or not self._stdout.isatty():
             return
         try:
@@ -74,7 +74,7 @@ class Writing(Hushed):
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C was pressed."""
+        """True if Ctrl-C was pressed."""
         return self._first is not None
 
     def __enter__(self) -> Self:

@@ -114,7 +114,7 @@ class LineBreaker:
 class Wrapping(Generic[S]):
     """Running text that is broken between words while it arrives in pieces.
 
-    A line ends with a newline in place of the spaces there. Nothing that has been written is written over. A word is
+    Where a line ends, a newline replaces the spaces. Nothing that has been written is written over. A word is
     therefore held back only near the edge of the screen, until its end has come.
     """
 

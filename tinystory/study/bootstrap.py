@@ -143,9 +143,9 @@ def _with_and_without(stories: Sequence[Sequence[str]], n: int, n_ngrams: int) -
         return np.nan, np.full(len(stories), np.nan)
     number: dict[tuple[str, ...], int] = {}
     ids = [[number.setdefault(ngram, len(number)) for ngram in ngrams(story, n)] for story in stories]
-    own = [np.bincount(np.array(story, np.int64), minlength=len(number)) for story in ids]
-    together = np.sum(own, axis=0)
-    without = [rarefied(together - story, n_ngrams) for story in own]
+    counts = [np.bincount(np.array(story, np.int64), minlength=len(number)) for story in ids]
+    together = np.sum(counts, axis=0)
+    without = [rarefied(together - story, n_ngrams) for story in counts]
     return rarefied(together, n_ngrams) / n_ngrams, np.array(without) / n_ngrams
 
 

@@ -33,7 +33,7 @@ _SEARCHES_TOGETHER = 4
 """The most stories of one batch of a search. It writes them one by one, so a stop loses fewer of a small batch."""
 
 Progress = Callable[[int, int, str], None]
-"""Takes the number of parts that are done, the number of all parts, and what is done now."""
+"""Takes the number of parts that are done, the number of all parts, and the name of the next one."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _covering(
     for number, excerpt in enumerate(excerpts):
         missing = [spec for spec in chains if spec not in done.get(number, ())]
         if missing:
-            yield "what is impossible", partial(_covered, session, tokenizer, plan, missing, number, excerpt)
+            yield "impossible tokens", partial(_covered, session, tokenizer, plan, missing, number, excerpt)
 
 
 def _covered(

@@ -58,19 +58,19 @@ def findings(
         return dict(measured(groups, profile, reference, distinct_ngrams=ngrams, vocabulary=vocabulary))
 
     real_measures = measures_of(real_groups, real_profile, reference_of(real_profile, leave_one_out=True))
-    likeness = real_side(real_measures, len(plan.prompts))
+    real_figures = real_side(real_measures, len(plan.prompts))
     reference = reference_of(real_profile)
     profiles = {spec: profile_of(groups, plan.max_tokens) for spec, groups in sides.items()}
     measures = {spec: measures_of(groups, profiles[spec], reference) for spec, groups in sides.items()}
     ones = np.ones((1, len(plan.prompts)))
-    near = {spec: float(distances(own, likeness, ones)[0]) for spec, own in measures.items()}
-    resampled = {spec: distances(own, likeness, weights) for spec, own in measures.items()}
-    order, tied = rank(near, resampled)
+    plain_distances = {spec: float(distances(figures, real_figures, ones)[0]) for spec, figures in measures.items()}
+    resampled = {spec: distances(figures, real_figures, weights) for spec, figures in measures.items()}
+    order, tied = rank(plain_distances, resampled)
     rows = [
         {
             "spec": spec,
             "seeds": list(plan.seeds_of(spec)),
-            "distance": _distance(near[spec], resampled[spec]),
+            "distance": _distance(plain_distances[spec], resampled[spec]),
             "measures": _estimates(measures[spec] | _impossible(spec, len(plan.prompts), records), weights),
             "profile": profiles[spec].mean(),
             **_speed(plan, spec, records),
@@ -78,10 +78,10 @@ def findings(
         for spec in order
     ]
     return {
-        "winner": order[0] if order and np.isfinite(near[order[0]]) else None,
+        "winner": order[0] if order and np.isfinite(plain_distances[order[0]]) else None,
         "tied": tied,
-        "criterion": {name: asdict(side) for name, side in likeness.items()},
-        "left_out_of_criterion": [name for name in CRITERION if name not in likeness],
+        "criterion": {name: asdict(side) for name, side in real_figures.items()},
+        "left_out_of_criterion": [name for name in CRITERION if name not in real_figures],
         "prompts": len(plan.prompts),
         "seeds": list(plan.seeds),
         "max_tokens": plan.max_tokens,
@@ -156,13 +156,13 @@ def _distance(value: float, resampled: Floats) -> dict[str, float | None]:
 
 
 def _speed(plan: Plan, spec: str, records: Sequence[StudyRecord]) -> dict[str, float | int]:
-    own_records = [
+    spec_records = [
         record
         for record in records
         if record["kind"] == "stories" and record["spec"] == spec and record["seed"] in plan.seeds_of(spec)
     ]
-    tokens = sum(len(story["bits"]) for record in own_records for story in record["stories"])
-    seconds = sum(record["cpu_seconds"] for record in own_records)
+    tokens = sum(len(story["bits"]) for record in spec_records for story in record["stories"])
+    seconds = sum(record["cpu_seconds"] for record in spec_records)
     return {
         "tokens": tokens,
         "cpu_seconds": round(seconds, 3),

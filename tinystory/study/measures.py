@@ -32,7 +32,7 @@ class StoryGroup:
     Attributes:
         texts: the texts after the prompts.
         bits: the surprise of each token under the model's own distribution, in bits, without the ends of the stories.
-        finished: whether the writer ended each story, and not the limit.
+        finished: whether the writer ended each story itself, before max-tokens.
     """
 
     texts: tuple[str, ...]

@@ -11,12 +11,12 @@ _METHOD = """\
 Every decoder continues the same prompts with the same noise. The noise depends only on the seed, the number of the
 prompt, the position and the token. So decoders differ only in what they do. Only the text after a prompt is measured.
 
-Decoders are compared with real stories, and not with an ideal such as "no repetition". Held-out stories stand beside
-each prompt. They are divided after as many words as the prompt has. The part before is given to the model. The part
-after it, up to the same number of tokens, is measured as if a decoder had written it. A story that is not longer than
-the prompt is left out, and no story is used twice. The real stories form groups with one story for each prompt, as the
-stories of one seed do. Every figure is taken of a group and then averaged over the groups, so it does not matter that
-there are more groups of real stories.
+Decoders are compared with real stories, and not with an ideal such as "no repetition". Each prompt is paired with
+held-out real stories. They are divided after as many words as the prompt has. The part before is given to the model.
+The part after it, up to the same number of tokens, is measured as if a decoder had written it. A story that is not
+longer than the prompt is left out, and no story is used twice. The real stories form groups with one story for each
+prompt, as the stories of one seed do. Every figure is taken of a group and then averaged over the groups, so it does
+not matter that there are more groups of real stories.
 
 | column | meaning |
 | --- | --- |
@@ -30,7 +30,7 @@ difference that chance alone gives |
 | self-BLEU | mean BLEU-4 of a story, with the other stories of its group as references (no match counts as 0.1); a \
 high value means that the stories are alike |
 | repeated 4-grams | share of word 4-grams that occur earlier in the same story |
-| ended properly | share of stories that ended before the limit, with a complete sentence |
+| ended properly | share of stories that ended before max-tokens, with a complete sentence |
 | unknown words | share of words that the training text does not have; the last word of a story that was cut off is \
 not counted, because it may be half a word |
 | impossible | share of the tokens of real stories, with their ends, that the decoder could not have picked; a dash \

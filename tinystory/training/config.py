@@ -155,7 +155,7 @@ def fields_of() -> dict[str, tuple[str, "dataclasses.Field[Any]", Any]]:
 
 
 def field_help() -> dict[str, str]:
-    """Return what each field of a run means, in one line: name -> the text of its class docstring."""
+    """Return one line of help for each field of a run: name -> the text in the docstring of its class."""
     texts = {}
     for cls in SECTIONS.values():
         attributes = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2]
@@ -235,7 +235,7 @@ def _build(values: Mapping[str, Any], origin: str) -> RunConfig:
 
 
 def _typed(name: str, value: Any, kind: Any, origin: str) -> Any:
-    """Return a value in the type of its field: an int may be a float, and one text or a list a tuple of texts.
+    """Return a value in the type of its field: an int becomes a float; one text or a list becomes a tuple of texts.
 
     Raises:
         UsageError: the value has another type.

@@ -20,12 +20,13 @@ from tinystory.training.ranks import local_rank, place_among_ranks
 __all__ = ["Ranks", "joined"]
 
 _TIMEOUT = timedelta(seconds=50)
-"""The time that a rank waits for the others in a step. So a rank that hangs ends the run within a minute."""
+"""The longest time that a rank waits for the others in a step. So a rank that hangs ends the run within a minute."""
 
 _PATIENCE = timedelta(hours=6)
-"""The time that `wait` waits: the first rank may have to tokenise gigabytes of stories."""
+"""The longest time of `wait`: the first rank may have to tokenise gigabytes of stories."""
 
 _patient: list[Any] = []
+"""The process group of `wait`, which has the longer time limit; empty outside `joined`."""
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ class StepReport:
     Attributes:
         loss: mean loss in nats per token.
         n_tokens: how many tokens were predicted.
-        learning_rate: of AdamW.
-        gradient_norm: before clipping.
+        learning_rate: the learning rate of AdamW.
+        gradient_norm: the norm of the gradient before clipping.
     """
 
     loss: float
@@ -153,8 +153,8 @@ class Trainer:
     def _backward(self, rows: BatchRows, n_tokens: int) -> float:
         """Add up the gradients of a batch; return its mean loss in nats per token, over all ranks."""
         hyper, ranks, state = self.opened.config.training, self.ranks, self.state
-        own = share(rows, ranks.rank, ranks.size)
-        parts = [own[i : i + hyper.micro_rows] for i in range(0, len(own), hyper.micro_rows)]
+        own_rows = share(rows, ranks.rank, ranks.size)
+        parts = [own_rows[i : i + hyper.micro_rows] for i in range(0, len(own_rows), hyper.micro_rows)]
         # The last batch of an epoch may leave a rank without rows; it takes part with one position of padding.
         micro_batches = [self.plan.collate(part) for part in parts] or [collate(self.plan.pieces, [[]], 1)]
         loss = float(ranks.sum(backward(self.forward, micro_batches, n_tokens, hyper, ranks, self.teachers)))
@@ -330,7 +330,7 @@ def _has_matplotlib() -> bool:
 
 
 def provenance(config: RunConfig, state: TrainState, validation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a checkpoint's `tinystory.json`. Of data files it has only the names, not the folders."""
+    """Return the content of a checkpoint's `tinystory.json`. For data files it has only the names, not the folders."""
     stored = config.to_json()
     stored["data"] |= {name: [Path(source).name for source in stored["data"][name]] for name in ("data", "valid")}
     return dict(validation) | {

@@ -21,7 +21,7 @@ PANELS = (
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a `metrics.jsonl`, without a line that a crash has cut off."""
+    """Return the records of a file of JSON lines, such as `metrics.jsonl`, without a line that a crash has cut off."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

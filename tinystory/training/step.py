@@ -254,7 +254,7 @@ def averaged(model: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
     if not average:
         yield
         return
-    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    raw = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(average[name])
@@ -263,7 +263,7 @@ def averaged(model: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(own[name])
+                parameter.copy_(raw[name])
 
 
 @dataclass(frozen=True)
@@ -301,8 +301,8 @@ def evaluate_loss(model: Transformer, loaded: Iterable[Batch], config: TrainConf
             scored = batch.labels != IGNORE
             hidden = model.hidden(batch.token_ids, batch.positions, batch.mask())[scored]
             n = stretch(len(hidden), model.config.vocab_size)
-            for own, labels in zip(torch.split(hidden, n), torch.split(batch.labels[scored], n), strict=True):
-                logits = model.head(own).float()
+            for part, labels in zip(torch.split(hidden, n), torch.split(batch.labels[scored], n), strict=True):
+                logits = model.head(part).float()
                 loss = F.cross_entropy(logits, labels, reduction="sum")
                 correct = (logits.argmax(-1) == labels).sum()
                 sums += torch.stack((loss.double(), correct.double(), sums.new_tensor(len(labels))))

@@ -16,7 +16,7 @@ class DecodersOptions(DecoderFileOptions):
     Attributes:
         name: the decoder to show, or `new`, or `check`; None lists all decoders.
         subject: the name of the new decoder, or the file, name or spec to check.
-        kind: of the new decoder: `processor`, `sampler` or `search`; None is a processor.
+        kind: the kind of the new decoder: `processor`, `sampler` or `search`; None is a processor.
         out: where the new decoder is written; None is a file with its name.
         json: print JSON.
     """

@@ -1,4 +1,4 @@
-"""`tinystory decoders`: the decoders that there are, described by themselves. It does not import torch."""
+"""`tinystory decoders`: list all decoders, or show one. It does not import torch."""
 
 import dataclasses
 import json

@@ -55,7 +55,7 @@ class _Share:
         return len(range(self.rank, n_prompts, self.size))
 
     def part(self, path: Path, rank: int | str | None = None) -> Path:
-        """Return the file that a rank writes, this one if none is named.
+        """Return the file that a rank writes; None stands for this rank.
 
         The number of ranks is part of the name, because other ranks share the prompts in another way.
         """
@@ -179,8 +179,8 @@ class _Writer:
                     return exit_code(interrupted)
         if without_token:
             raise TinystoryError(
-                f"{len(without_token)} stories could not be begun: their prompts have no token in this model's "
-                f"vocabulary, and it has no BOS; the first is the prompt with index {min(without_token)}"
+                f"{len(without_token)} stories could not be begun: their prompts have no token, and this model's "
+                f"vocabulary has no BOS; the first is the prompt with index {min(without_token)}"
             )
         return 0
 

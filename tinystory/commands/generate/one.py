@@ -55,14 +55,17 @@ class _Plain(Printer):
         self.begun = False
 
     def show(self, event: TextEvent) -> None:
-        if not self.begun:  # only now has the decoder accepted its work; an error before stands alone
+        if not self.begun:  # the decoder has accepted the request; an earlier error is printed alone
             self.begun = True
             print_text(visible(self.prompt))
         super().show(event)
         if isinstance(event, Text) and event.story == 0:
             print_text(visible(event.text))
         elif isinstance(event, Trimmed) and event.story == 0:
-            warn(self.options, ["the story has outgrown the model's context: its oldest sentences are out of sight"])
+            warn(
+                self.options,
+                ["the story has outgrown the model's context: the model no longer sees its oldest sentences"],
+            )
         while self.current in self.stories:
             self._finish(self.stories[self.current])
             self.current += 1

@@ -59,7 +59,7 @@ class ModelOptions(Options):
     Attributes:
         model: a folder, a hub id or the name of a shipped model.
         device: where the model runs, as torch names it.
-        dtype: of the computation; one of `settings.CHOICES`.
+        dtype: the number format of the computation; one of `settings.CHOICES`.
         compile: compute in code that a C compiler builds for this processor.
         color: `auto`, `always` or `never`.
     """

@@ -19,10 +19,10 @@ class Printer:
     """One form of output, for the stories of one call.
 
     Attributes:
-        options: of the command.
-        model: that writes.
-        prompt: of every story.
-        seed: of the call.
+        options: the options of the command.
+        model: the model that writes.
+        prompt: the prompt of every story.
+        seed: the seed of the call.
         specs: the canonical spec of each story.
         stories: the finished stories by their place in `specs`.
     """

@@ -1,4 +1,4 @@
-"""The prompt, the seed and the stop texts of a command, from the command line or in its place."""
+"""The prompt, the seed and the stop texts of a command, with a value for each that the command line lacks."""
 
 import random
 import sys

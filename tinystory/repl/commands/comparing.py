@@ -48,13 +48,13 @@ def _compare(studio: Studio, argument: str) -> Reply:
 
 @command("diff", "A B", "show where the stories of two turns part, and which stage parted them")
 def _diff(studio: Studio, argument: str) -> Reply:
-    """Give two numbers of /tree. With one seed the noise is the same: stories differ only where decoders differ."""
+    """Give the numbers of two turns, as /tree shows them. With one seed, stories differ only where decoders differ."""
     numbers = argument.split()
     if len(numbers) != 2:
         raise UsageError("/diff takes the numbers of two turns, like /diff 2 3; /tree shows them")
     a, b = (_turn(studio, number) for number in numbers)
     if a.vocabulary != b.vocabulary or a.vocabulary != studio.backend.vocabulary:
-        raise UsageError("these stories are not both in the tokens of this model; /model changes the model")
+        raise UsageError("this model does not have the vocabulary of both stories; /model changes the model")
     a_ids, b_ids = (_ids(studio, turn) for turn in (a, b))
     n = common_prefix(a_ids, b_ids)
     if n == min(len(a_ids), len(b_ids)):
@@ -74,10 +74,10 @@ def _diff(studio: Studio, argument: str) -> Reply:
 
 @command("whatif", "SPEC", "show which tokens of the story another decoder could not have picked", argument="spec")
 def _whatif(studio: Studio, argument: str) -> Reply:
-    """Show these tokens in red, or in brackets without colours; then how probable the story is for that decoder.
+    """Show the tokens that SPEC could not have picked in red; without colours, in brackets.
 
-    All tokens after the prompt are judged, also those that you typed later. The model computes the story again;
-    nothing is written.
+    Below the story stands how probable it is for SPEC. All tokens after the prompt are judged, also those that you
+    typed later. The model computes the story again; nothing is written.
     """
     if not argument:
         raise UsageError("/whatif takes a decoder, like /whatif top-k 5")
@@ -138,7 +138,7 @@ def _why(studio: Studio, turns: tuple[Turn, Turn], sources: list[Turn], index: i
     except UsageError as error:
         return f"why is not known: {error}"
     if cause is None:
-        return "why is not known: computed once more, they do not part"
+        return "why is not known: when they are computed again, they do not part"
     side = {"a": f" (in {turns[0].id})", "b": f" (in {turns[1].id})"}.get(cause.side, "")
     return f"why: {cause.cause}{side}"
 
@@ -189,7 +189,7 @@ def _verdict(decoder: Decoder, verdict: Verdict) -> list[Printable]:
         return blocks
     subject = "the others have" if n_forbidden else "they have"
     total = "" if n_forbidden else f", together 2^{verdict.log_prob / math.log(2):,.1f}"
-    return [*blocks, Line(f"{subject} {abs(verdict.bits_per_token):.3f} bits per token with it{total}")]
+    return [*blocks, Line(f"{subject} {abs(verdict.bits_per_token):.3f} bits per token with this decoder{total}")]
 
 
 def _short_names(names: list[str]) -> tuple[str, ...]:

@@ -59,7 +59,9 @@ def _turn_that_wrote(studio: Studio, index: int) -> Turn:
     desk = tree.turns[tree.current]
     if desk.vocabulary != studio.backend.vocabulary:
         check_same_model(studio, desk)
-        raise UsageError("the story is in the tokens of another model; /tree shows it, /model brings it back")
+        raise UsageError(
+            "the story has the vocabulary of another model; /tree shows the story, /model opens that model"
+        )
     token = tree.path(tree.current)[index]
     turn = tree.turns[token.turn]
     if token.token is None:
@@ -70,7 +72,7 @@ def _turn_that_wrote(studio: Studio, index: int) -> Turn:
 
 
 def _removed(studio: Studio, likeliest: tuple[int, ...], n_removed: int) -> str:
-    """Return some of the tokens that a stage removed, in words; empty if it removed none."""
+    """Return some of the tokens that a stage removed, as text; empty if it removed none."""
     if not n_removed:
         return ""
     names = " ".join(token_name(studio, token_id) for token_id in likeliest[:_N_REMOVED])
@@ -78,7 +80,7 @@ def _removed(studio: Studio, likeliest: tuple[int, ...], n_removed: int) -> str:
 
 
 def _chances(turn_logits: TurnLogits, picks: list[Pick]) -> str:
-    """Return the probability of the last pick, in words: in the model, and in the decoder if its sampler knows it."""
+    """Return the probability of the last pick, as text: by the model, and by the decoder if its sampler knows it."""
     by_model = float(picks[-1].received[0].log_softmax(dim=-1)[picks[-1].token_id])
     by_decoder = _sampler_logprob(turn_logits, picks)
     decoder = "" if by_decoder is None else f", {math.exp(by_decoder):.1%} by this decoder"
@@ -100,7 +102,7 @@ def _sampler_logprob(turn_logits: TurnLogits, picks: list[Pick]) -> float | None
 def _difference(studio: Studio, pick: Pick) -> Iterator[Line]:
     """Yield a line if the decoder, computed again, picks another token than the one in the story."""
     if pick.tie:
-        yield Line(f"a numerical tie: {token_name(studio, pick.picked)} has the same score within rounding", "dim")
+        yield Line(f"a numerical tie: {token_name(studio, pick.picked)} has the same logit within rounding", "dim")
     elif pick.picked != pick.token_id:
         now = token_name(studio, pick.picked) if pick.picked >= 0 else "no token"
         yield Line(f"computed once more, this decoder picks {now} here: the story was written in another way", "note")

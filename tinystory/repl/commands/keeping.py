@@ -73,7 +73,7 @@ def _export(studio: Studio, argument: str) -> Reply:
 
 @command("copy", "", "put the story on the clipboard")
 def _copy(studio: Studio, argument: str) -> Reply:
-    """Ask the terminal to do this (OSC 52), also from another computer. Some terminals must be set to allow it."""
+    """Send the story to the clipboard of your terminal (OSC 52), also over ssh. Some terminals must allow it first."""
     if not studio.text:
         raise UsageError("there is no story on the desk to copy")
     return Reply(clipboard=studio.text)
