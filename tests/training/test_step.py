@@ -13,12 +13,12 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.model.transformer import Transformer
 from tinystory.training.distributed import Ranks
+from tinystory.training.schedule import learning_rate_scale
 from tinystory.training.step import (
     TrainConfig,
     averaged,
     backward,
     evaluate_loss,
-    learning_rate_scale,
     loss_sum,
     make_optimizers,
     optimizer_step,

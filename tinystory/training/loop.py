@@ -31,14 +31,8 @@ from tinystory.training.opening import OpenRun, load_state, load_stories, load_t
 from tinystory.training.plotting import plot_metrics, read_metrics
 from tinystory.training.run import TrainState
 from tinystory.training.sampling import sample_stories
-from tinystory.training.step import (
-    averaged,
-    backward,
-    evaluate_loss,
-    learning_rate_scale,
-    optimizer_step,
-    update_average,
-)
+from tinystory.training.schedule import learning_rate_scale
+from tinystory.training.step import averaged, backward, evaluate_loss, optimizer_step, update_average
 
 __all__ = ["LoopOptions", "StepReport", "Trainer", "git_commit", "train"]
 

@@ -17,13 +17,12 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.cross_entropy import IGNORE, stretch
 from tinystory.model.transformer import Transformer
 from tinystory.training.distributed import Ranks
+from tinystory.training.schedule import SCHEDULES
 
 __all__ = [
-    "Losses", "TrainConfig", "autocast", "averaged", "backward", "evaluate_loss", "learning_rate_scale", "loss_sum",
-    "make_optimizers", "optimizer_step", "update_average",
+    "Losses", "TrainConfig", "autocast", "averaged", "backward", "evaluate_loss", "loss_sum", "make_optimizers",
+    "optimizer_step", "update_average",
 ]  # fmt: skip
-
-SCHEDULES = ("wsd", "cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -98,27 +97,6 @@ class TrainConfig:
             raise UsageError(
                 f"schedule is {self.schedule!r}; it must be {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}"
             )
-
-
-def learning_rate_scale(progress: float, config: TrainConfig) -> float:
-    """Return the factor by which the peak learning rates are multiplied.
-
-    Args:
-        progress: how much of the run is done, from 0 to 1.
-        config: has the schedule.
-
-    Returns:
-        A factor above 0 and at most 1, if progress is below 1.
-    """
-    rising = (progress + 1e-3) / config.warmup if config.warmup > 0 else 1.0
-    if config.schedule == "constant":
-        falling = 1.0
-    elif config.schedule == "cosine":
-        since = max(0.0, (progress - config.warmup) / max(1 - config.warmup, 1e-9))
-        falling = 0.1 + 0.9 * (1 + math.cos(math.pi * min(since, 1.0))) / 2
-    else:
-        falling = (1 - progress) / config.decay if config.decay > 0 else 1.0
-    return max(0.0, min(1.0, rising, falling))
 
 
 def make_optimizers(model: Transformer, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
