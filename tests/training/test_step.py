@@ -13,7 +13,6 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.model.transformer import Transformer
 from tinystory.training.distributed import Ranks
-from tinystory.training.schedule import learning_rate_scale
 from tinystory.training.step import (
     TrainConfig,
     averaged,
@@ -49,20 +48,6 @@ def steps(model, optimizers, plan, n, config):
         if len(losses) == n:
             return losses
     raise AssertionError
-
-
-def test_the_rate_rises_holds_and_falls_to_zero():
-    config = TrainConfig(warmup=0.1, decay=0.5)
-    assert 0 < learning_rate_scale(0, config) < 0.02
-    assert learning_rate_scale(0.05, config) == pytest.approx(0.5, abs=0.02)
-    assert learning_rate_scale(0.1, config) == learning_rate_scale(0.5, config) == 1.0
-    assert learning_rate_scale(0.75, config) == pytest.approx(0.5)
-    assert learning_rate_scale(1, config) == 0
-    cosine = TrainConfig(schedule="cosine", warmup=0.0)
-    assert [round(learning_rate_scale(p, cosine), 3) for p in (0, 0.5, 1)] == [1.0, 0.55, 0.1]
-    constant = TrainConfig(schedule="constant", warmup=0.0)
-    assert {learning_rate_scale(p, constant) for p in (0, 0.3, 1)} == {1.0}
-    assert learning_rate_scale(0.4, TrainConfig(warmup=0, decay=0)) == 1.0
 
 
 def test_muon_gets_the_hidden_matrices_and_nothing_else():

@@ -16,7 +16,7 @@ from tinystory.safe.writing import sync_folder
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["ForeignLine", "JsonLines", "parse_line"]
+__all__ = ["ClosedAtExit", "ForeignLine", "JsonLines", "parse_line"]
 
 _MAX_LINE_BYTES = 2**26
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
@@ -26,7 +26,23 @@ class ForeignLine(Exception):
     """A line of the file does not begin as our lines do. So nothing may be added to the file or cut from it."""
 
 
-class JsonLines:
+class ClosedAtExit:
+    """A context manager whose `close` is called at the end of `with`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what the object holds. A second call does nothing."""
+        raise TypeError(f"{type(self).__name__} defines no close")
+
+
+class JsonLines(ClosedAtExit):
     """A file that is open to get more lines.
 
     A crash may leave a part of a last line. `whole_lines` skips that part and then cuts it off. Pipes and devices can
@@ -56,14 +72,6 @@ class JsonLines:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file and release its lock. A second call does nothing."""

@@ -6,11 +6,10 @@ The first line names the subject of the study. Knows the file, and not what the 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tinystory.errors import UsageError
-from tinystory.safe.lines import ForeignLine, JsonLines, parse_line
+from tinystory.safe.lines import ClosedAtExit, ForeignLine, JsonLines, parse_line
 from tinystory.safe.showing import visible
 
 __all__ = ["Journal"]
@@ -18,7 +17,7 @@ __all__ = ["Journal"]
 _FORMAT = 1
 
 
-class Journal:
+class Journal(ClosedAtExit):
     """A file of records that grows by whole lines.
 
     Attributes:
@@ -46,14 +45,6 @@ class Journal:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; the records can still be read."""

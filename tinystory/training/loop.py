@@ -136,7 +136,7 @@ class Trainer:
         state.epoch, state.batch = epoch, batch
         n_tokens = self.plan.count(rows)
         loss = self._backward(rows, n_tokens)
-        scale = learning_rate_scale(self.progress(), hyper)
+        scale = learning_rate_scale(self.progress(), hyper.schedule, warmup=hyper.warmup, decay=hyper.decay)
         norm = optimizer_step(state.model, state.optimizers, scale, hyper)
         state.step += 1
         state.n_tokens += n_tokens

@@ -6,11 +6,10 @@ Every line says how its story was made. So files can be joined with `cat` and ta
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tinystory.errors import UsageError
-from tinystory.safe.lines import ForeignLine, JsonLines, parse_line
+from tinystory.safe.lines import ClosedAtExit, ForeignLine, JsonLines, parse_line
 from tinystory.safe.showing import visible
 
 __all__ = ["StoryLines", "line"]
@@ -18,7 +17,7 @@ __all__ = ["StoryLines", "line"]
 _BEGIN = b'{"index": '
 
 
-class StoryLines:
+class StoryLines(ClosedAtExit):
     """The stories of a file, each named by the index of its prompt and its number among the stories of that prompt.
 
     Attributes:
@@ -61,12 +60,8 @@ class StoryLines:
             self._lines.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file and release its lock."""
         self._lines.close()
 
     def has(self, index: int, number: int) -> bool:
