@@ -93,6 +93,11 @@ sys.exit(chat(ChatSettings(model=sys.argv[2], seed=1, color=False, max_tokens=30
 """
 
 
+def _hear_ctrl_c():
+    """Undo what a shell does to its background jobs, in which these tests may run: there, SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A process on a pseudo-terminal, with everything that it has printed."""
 
@@ -109,7 +114,13 @@ class Terminal:
         }
         self.log = ""
         self.child = pexpect.spawn(
-            sys.executable, ["-c", code, *args], env=environment, encoding="utf-8", dimensions=size, timeout=20
+            sys.executable,
+            ["-c", code, *args],
+            env=environment,
+            encoding="utf-8",
+            dimensions=size,
+            timeout=20,
+            preexec_fn=_hear_ctrl_c,
         )
         self.child.delaybeforesend = None
 
