@@ -97,7 +97,7 @@ def _model_fields(header: CheckpointHeader, dtype: str) -> list[Field]:
     floats: dict[str, float] = {}
     texts = {
         "general.architecture": name,
-        "general.name": header.directory.name,
+        "general.name": header.directory.resolve().name,
         "tinystory.provenance": json.dumps(header.provenance, ensure_ascii=False),
     }
     if name == "gpt2":
@@ -235,7 +235,8 @@ def _encoded(name: str, values: NDArray[np.float32], storage: str) -> bytes:
 
     if np.abs(values).max() > _Q8_LARGEST:
         raise CheckpointError(f"the weights {name} are too large for Q8_0; export them as F32")
-    return np.asarray(quantize(values, GGMLQuantizationType.Q8_0)).tobytes()
+    blocks: NDArray[np.uint8] = quantize(values, GGMLQuantizationType.Q8_0)
+    return blocks.tobytes()
 
 
 # --- the container ---
