@@ -5,12 +5,14 @@ import random
 import struct
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf_files import SPM_TOKENS, gguf_bytes, llama_fields, llama_tensors, quantised, text, typed
 
 from tinystory.checkpoint.formats.gguf import import_gguf, read_gguf
+from tinystory.checkpoint.formats.gguf_header import is_gguf
 from tinystory.errors import CheckpointError, TinystoryError
 
 N = len(SPM_TOKENS)
@@ -136,8 +138,15 @@ def test_good_file_is_good(tmp_path):
 
 def test_what_is_no_file_is_refused_and_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path, tmp_path / "none", type(tmp_path)("/dev/zero")):
+    for path in (tmp_path / "pipe", tmp_path, tmp_path / "none", Path("/dev/zero")):
+        assert not is_gguf(path)
         refused(path, tmp_path / "out")
+
+
+def test_a_gguf_file_is_known_by_its_first_bytes(tmp_path):
+    for content, expected in ((GOOD, True), (b"GGUF", True), (b"GGU", False), (b"\0\1\0\0" * 9, False)):
+        (tmp_path / "m.bin").write_bytes(content)
+        assert is_gguf(tmp_path / "m.bin") is expected
 
 
 def test_broken_scales_are_refused(tmp_path):

@@ -268,7 +268,8 @@ def _value(kind: ValueType, value: Any) -> bytes:
         return struct.pack(_SCALAR_FORMS[kind], value)
     if isinstance(value, list):
         return struct.pack("<IQ", ValueType.STRING, len(value)) + b"".join(map(_text, value))
-    return struct.pack("<IQ", ValueType.INT32, len(value)) + value.astype("<i4").tobytes()
+    content: bytes = value.astype("<i4").tobytes()
+    return struct.pack("<IQ", ValueType.INT32, len(value)) + content
 
 
 def _text(text: str) -> bytes:

@@ -19,7 +19,8 @@ from tinystory.errors import CheckpointError
 from tinystory.safe.reading import regular_file_size, shown
 
 __all__ = [
-    "ALIGNMENT", "MAGIC", "STORAGE_TYPES", "GgufHeader", "GgufTensor", "StorageType", "ValueType", "read_gguf_header",
+    "ALIGNMENT", "MAGIC", "STORAGE_TYPES", "GgufHeader", "GgufTensor", "StorageType", "ValueType", "is_gguf",
+    "read_gguf_header",
 ]  # fmt: skip
 
 MAGIC = b"GGUF"
@@ -45,6 +46,7 @@ _SCALARS = {
     ValueType.UINT32: "<I", ValueType.INT32: "<i", ValueType.FLOAT32: "<f", ValueType.BOOL: "<B",
     ValueType.UINT64: "<Q", ValueType.INT64: "<q", ValueType.FLOAT64: "<d",
 }  # fmt: skip
+_SIZES = {form: struct.calcsize(form) for form in _SCALARS.values()}
 _FIXED_SIZE_ARRAYS = {
     ValueType.UINT8: "<u1", ValueType.INT8: "<i1", ValueType.UINT16: "<u2", ValueType.INT16: "<i2",
     ValueType.UINT32: "<u4", ValueType.INT32: "<i4", ValueType.FLOAT32: "<f4", ValueType.BOOL: "<u1",
@@ -120,6 +122,16 @@ class GgufHeader:
     version: int
     fields: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
+
+
+def is_gguf(path: Path) -> bool:
+    """Return whether a readable regular file begins as a GGUF file does."""
+    try:
+        regular_file_size(path)
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (CheckpointError, OSError):
+        return False
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
@@ -243,7 +255,8 @@ class _HeaderReader:
             if count > _MAX_STRINGS:
                 raise self._damaged(f"the metadata field {shown(key)} has {count} strings")
             if key in _KEPT_STRING_ARRAYS:
-                return [self._text(f"item {i} of {shown(key)}") for i in range(count)]
+                what = f"an item of {shown(key)}"
+                return [self._text(what) for _ in range(count)]
             for _ in range(count):
                 self._step_over(self._number("<Q"))
             return []
@@ -262,7 +275,7 @@ class _HeaderReader:
             raise self._damaged(f"{what} is not UTF-8") from error
 
     def _number(self, form: str) -> Any:
-        start = self._step_over(struct.calcsize(form))
+        start = self._step_over(_SIZES[form])
         return struct.unpack_from(form, self._raw, start)[0]
 
     def _step_over(self, n_bytes: int) -> int:
