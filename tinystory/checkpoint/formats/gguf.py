@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tinystory.checkpoint.formats.gguf_config import ROPE_FACTORS, read_config
 from tinystory.checkpoint.formats.gguf_header import GgufHeader, read_gguf_header
 from tinystory.checkpoint.formats.gguf_tokenizer import GgufTokenizer, read_tokenizer
-from tinystory.checkpoint.formats.gguf_values import INSTALL_HINT, PLAIN_TYPES, has_gguf_package, read_values
+from tinystory.checkpoint.formats.gguf_values import INSTALL_HINT, PLAIN_TYPES, has_gguf_package, opened, read_values
 from tinystory.checkpoint.header import save_checkpoint
 from tinystory.checkpoint.load import _check_memory, meta_model
 from tinystory.errors import CheckpointError
@@ -193,11 +193,7 @@ def _read_model(source: GgufModel) -> "Transformer":
 
     model = meta_model(config)
     state: dict[str, Tensor] = {}
-    try:
-        file = header.path.open("rb")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {header.path}: {error.strerror}") from error
-    with file:
+    with opened(header.path) as file:
         for part in tensor_parts(config):
             values = torch.from_numpy(read_values(file, header.tensors[part.name]))
             if part.n_head:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinystory.checkpoint.formats.gguf_header import GgufHeader
-from tinystory.checkpoint.formats.gguf_values import read_values
+from tinystory.checkpoint.formats.gguf_values import opened, read_values
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig, RopeScaling
 from tinystory.safe.reading import shown
@@ -59,7 +59,7 @@ def _is_tied(header: GgufHeader) -> bool:
         return True
     if (head.storage, head.shape) != (embedding.storage, embedding.shape):
         return False
-    with header.path.open("rb") as file:
+    with opened(header.path) as file:
         for done in range(0, head.n_bytes, _BLOCK_BYTES):
             blocks = []
             for tensor in (head, embedding):
@@ -88,6 +88,8 @@ def _llama_config(header: GgufHeader, shared: dict[str, Any]) -> ModelConfig:
     if scale and not math.isclose(scale, d_head**-0.5, rel_tol=1e-5):
         raise CheckpointError(f"llama.attention.scale is {scale}, which is not known here")
     theta = float(_number(fields, "llama.rope.freq_base", 10_000))
+    if not 1e-6 <= theta <= 1e12:
+        raise CheckpointError(f"llama.rope.freq_base is {theta}; it must be a positive number")
     return ModelConfig.llama(
         **shared,
         n_kv_head=_count(fields, "llama.attention.head_count_kv", n_head),
@@ -117,7 +119,7 @@ def _rope_scaling(header: GgufHeader, theta: float, d_head: int) -> RopeScaling 
     if factor != 1 or factors.shape != (d_head // 2,) or factors.storage.name != "F32":
         raise CheckpointError(f"{ROPE_FACTORS} is not a row of {d_head // 2} F32 factors beside no other stretching")
     context = _count(fields, "llama.rope.scaling.original_context_length", _LLAMA3_CONTEXT)
-    with header.path.open("rb") as file:
+    with opened(header.path) as file:
         values = read_values(file, factors).astype(np.float64)
     return _fitted_scaling(values, theta, d_head, context)
 
@@ -128,30 +130,39 @@ def _fitted_scaling(factors: NDArray[np.float64], theta: float, d_head: int, con
     Raises:
         CheckpointError: no such rule does.
     """
-    if np.isfinite(factors).all() and 1 < factors.max() <= 1e6 and factors.min() > 0.5:
-        largest = float(str(np.float32(factors.max())))
-        blend = (1 / factors - 1 / largest) / (1 - 1 / largest)  # 1: as before, 0: stretched fully
-        rotations = context * theta ** -(np.arange(0, d_head, 2) / d_head) / (2 * math.pi)
-        between = (blend > 1e-3) & (blend < 1 - 1e-3)
-        candidates = [(1.0, 4.0)]
-        if between.sum() >= 2:  # there, blend is a straight line over the rotations
-            slope, intercept = np.polyfit(rotations[between], blend[between], 1)
-            if slope > 0 and intercept < 0:
-                candidates.append((round(-intercept / slope, 4), round((1 - intercept) / slope, 4)))
-        for low, high in candidates:
-            if 0 < low < high:
-                scaling = RopeScaling("llama3", largest, low, high, context)
-                if np.allclose(rope_factors(scaling, theta, d_head), factors, rtol=1e-5, atol=0):
-                    return scaling
+    if not (np.isfinite(factors).all() and 1 < factors.max() <= 1e6 and factors.min() > 0.5):
+        raise CheckpointError(f"{ROPE_FACTORS} has a factor that Llama 3 cannot have; not known here")
+    largest = float(str(np.float32(factors.max())))
+    blend = (1 / factors - 1 / largest) / (1 - 1 / largest)  # 1: as before, 0: stretched fully
+    rotations = _rotations(context, theta, d_head)
+    candidates = [(1.0, 4.0)]
+    between = np.flatnonzero((blend > 1e-3) & (blend < 1 - 1e-3))
+    if len(between) and rotations[between[0]] > rotations[between[-1]]:  # there, blend is a line over the rotations
+        first, last = between[0], between[-1]
+        slope = (blend[first] - blend[last]) / (rotations[first] - rotations[last])
+        low = rotations[last] - blend[last] / slope if slope > 0 else 0
+        if low > 0:
+            candidates.append((round(low, 4), round(low + 1 / slope, 4)))
+    for low, high in candidates:
+        if not 0 < low < high:
+            continue
+        scaling = RopeScaling("llama3", largest, float(low), float(high), context)
+        if np.allclose(rope_factors(scaling, theta, d_head), factors, rtol=1e-5, atol=0):
+            return scaling
     raise CheckpointError(f"{ROPE_FACTORS} does not stretch the rotary positions as Llama 3 does; not known here")
 
 
 def rope_factors(scaling: RopeScaling, theta: float, d_head: int) -> NDArray[np.float64]:
     """Return by what Llama 3 divides each rotary frequency; (D / 2,)."""
-    rotations = scaling.original_max_seq_len * theta ** -(np.arange(0, d_head, 2) / d_head) / (2 * math.pi)
+    rotations = _rotations(scaling.original_max_seq_len, theta, d_head)
     blend = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = blend.clip(0, 1)
     return np.asarray(1 / (blend + (1 - blend) / scaling.factor))
+
+
+def _rotations(context: int, theta: float, d_head: int) -> NDArray[np.float64]:
+    """Return how often each rotary frequency turns within a context; (D / 2,)."""
+    return np.asarray(context * theta ** -(np.arange(0, d_head, 2) / d_head) / (2 * math.pi))
 
 
 def _count(fields: Mapping[str, Any], key: str, default: int = 0) -> int:
