@@ -1,9 +1,9 @@
-"""A plain float32 loop in eager PyTorch: what a careful person writes in an afternoon, and the mark to beat.
+"""A plain float32 loop in eager PyTorch, as a careful programmer writes it by hand. It runs Llama models.
 
-It has fused projections, a preallocated cache, rotations computed once and no mask for a single token; it has none of
-tinystory's sessions, decoders or text. Llama models without biases.
+It joins the projections, allocates the cache once, computes the rotations once, and uses no mask for a single token.
+It uses no session, no decoder and no text of tinystory.
 
-Shapes: T new positions, S cached ones, H query heads, K key/value heads, D d_head.
+Shapes: T new positions, S cached positions, H query heads, K key/value heads, D d_head, C d_model, V vocab_size.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ __all__ = ["EagerLoop"]
 
 
 class Layer(NamedTuple):
-    """One block's weights, and its keys and values (1, K, S, D)."""
+    """The weights of one block, and its keys and values (1, K, S, D)."""
 
     attn_norm: Tensor
     qkv: Tensor
@@ -34,14 +34,18 @@ class Layer(NamedTuple):
 
 
 class EagerLoop:
-    """A model and its loop."""
+    """A model with its cache, and the loop that writes a story."""
 
     def __init__(self, directory: Path) -> None:
-        """Read a checkpoint; raises NotImplementedError for another kind of model."""
+        """Read a checkpoint.
+
+        Raises:
+            NotImplementedError: the model is not a plain Llama model without biases.
+        """
         model = load_model(read_header(directory), "float32", "cpu")
         self.config = c = model.config
         if c.family != "llama" or c.activation != "silu" or c.attention_bias or c.attention_out_bias or c.ff_bias:
-            raise NotImplementedError("it computes plain llama models only")
+            raise NotImplementedError("it computes plain Llama models only")
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         self.embed, self.norm = state["embed.weight"], state["norm.weight"]
         self.head = self.embed if c.tied_head else state["head.weight"]
@@ -58,7 +62,11 @@ class EagerLoop:
 
     @torch.inference_mode()
     def write(self, work: Work) -> list[int]:
-        """One story; raises ValueError for several."""
+        """Write one story and return its new token ids.
+
+        Raises:
+            ValueError: more than one row is asked for.
+        """
         if work.n_rows != 1:
             raise ValueError("it writes one story at a time")
         token_ids: list[int] = []
@@ -76,7 +84,7 @@ class EagerLoop:
             logits = self.forward(token[None], len(work.prompt_ids) + len(token_ids) - 1)
 
     def forward(self, token_ids: Tensor, start: int) -> Tensor:
-        """Append (1, T) ids from a position on; the last one's logits, (V,)."""
+        """Append token ids (1, T) at a position. Return the logits (V,) after the last one."""
         c, end = self.config, start + token_ids.shape[1]
         cos, sin = self.cos[start:end, None], self.sin[start:end, None]  # (T, 1, D)
         x = F.embedding(token_ids, self.embed)

@@ -1,4 +1,4 @@
-"""Runs of the benchmark over time: one JSON object a line, and a picture of the ratios."""
+"""The history of the benchmark: a file with one JSON object for each run, and a picture of the ratios."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.evaluation.figures import new_figure, save_figure
+from tinystory.evaluation.plotting import new_figure, save_figure
+from tinystory.training.plotting import read_metrics
 
 __all__ = ["append", "curves", "plot", "read"]
 
@@ -14,11 +15,15 @@ BenchRecord = Mapping[str, Any]
 
 MOST_BARS = 100
 MOST_LINES = 12
-"""Of a part; more could not be told apart."""
+"""The most lines in the picture of a part; more could not be told apart."""
 
 
 def append(path: Path, record: BenchRecord) -> None:
-    """Add a run; raises TinystoryError where that cannot be written."""
+    """Add a run to a file.
+
+    Raises:
+        TinystoryError: the file cannot be written.
+    """
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -27,45 +32,40 @@ def append(path: Path, record: BenchRecord) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The runs, oldest first; none where there is no file. A line cut off by a crash is left out."""
+    """Return the runs of a file, oldest first, or none without a file. A line cut off by a crash is left out."""
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "measurements" in record:
-            records.append(record)
-    return records
+    return [record for record in read_metrics(path) if "measurements" in record]
 
 
 def label(measurement: BenchRecord) -> str:
-    """A measurement in one line."""
+    """Return the name of a measurement, the same in every run."""
     model = f"{measurement['model']}: " if measurement["model"] else ""
     return f"{model}{measurement['what']}, {measurement['unit']}, beside {measurement['peer']}"
 
 
 def curves(records: Sequence[BenchRecord]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Median ratios by part and measurement: the numbers of the runs that have it, and the value in each.
+    """Return the median ratios over the runs, by part and by name of the measurement.
 
-    Threads are part of the name: a run with one cannot be compared with a run with two.
+    The name includes the number of threads, because runs with different numbers cannot be compared.
+
+    Returns:
+        For each name, points of the number of a run, from 1, and the ratio in it.
     """
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    curves_of_parts: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for number, record in enumerate(records, 1):
         for measurement in record["measurements"]:
             name = f"{label(measurement)}, threads: {record['threads']}"
-            points = found.setdefault(measurement["part"], {}).setdefault(name, [])
+            points = curves_of_parts.setdefault(measurement["part"], {}).setdefault(name, [])
             points.append((number, measurement["ratio"]["median"]))
-    return found
+    return curves_of_parts
 
 
 def plot(records: Sequence[BenchRecord], path: Path) -> None:
-    """Draw the last run's ratios as bars, or how they went over several runs; the suffix chooses the format.
+    """Draw the ratios: one run as bars, several runs as lines over time. The suffix of the file chooses the format.
 
     Raises:
-        UsageError: the suffix is neither .svg nor .png, or there is nothing to draw.
+        UsageError: the suffix is neither .svg nor .png, or there is no measurement.
         TinystoryError: matplotlib is not installed, or the file cannot be written.
     """
     if path.suffix not in (".svg", ".png"):

@@ -1,35 +1,31 @@
-"""Interleaved pairs: two sides measured in turn, so that a machine busy with other things slows both alike."""
+"""Interleaved pairs: two sides are measured in turn, so that other work of the machine slows both alike."""
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from tinystory.model.config import ModelConfig
-
-__all__ = ["COLUMNS", "Clock", "Measurement", "Subject", "TimedRun", "rates", "run_pairs", "timed"]
+__all__ = ["COLUMNS", "Clock", "Measurement", "TimedRun", "rates", "run_pairs", "timed", "times"]
 
 COLUMNS = ("beside", "tinystory", "other", "ratio", "range", "aim", "pairs")
 
 
 @dataclass(frozen=True)
 class TimedRun:
-    """What one side wrote, and what it took.
+    """The output of one side in one run, and the time that it took.
 
     Attributes:
-        output: text of a process, or token ids.
-        cpu: seconds of user and system time, all threads.
-        wall: seconds; of a process, until the first byte after the prompt.
-        peak: largest resident size of a process, in MB.
-        n_tokens: tokens written, or scored by a training.
-        loss: mean over a training's steps, in nats per token.
-        n_bytes: moved by a copy.
+        output: the text of a process, or token ids.
+        cpu: seconds of user and system time of all threads.
+        wall: seconds; for a process until the first byte after the prompt.
+        peak: the largest resident size of a process, in MB.
+        n_tokens: tokens that were written, or scored by a training.
+        loss: the mean over the steps of a training, in nats per token.
+        n_bytes: bytes that a copy read and wrote.
     """
 
     output: str | list[int]
@@ -42,42 +38,21 @@ class TimedRun:
 
 
 @dataclass
-class Subject:
-    """The model that is measured, how, and what is found besides figures.
-
-    Attributes:
-        name: of the model.
-        directory: its checkpoint.
-        config: its shape.
-        args: the command line.
-        checks: whether the sides did the same work; parts add to it.
-        notes: one line for everything that was left out.
-    """
-
-    name: str
-    directory: Path
-    config: ModelConfig
-    args: argparse.Namespace
-    checks: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
 class Measurement:
-    """One figure of both sides, a value from each in every pair.
+    """One figure of both sides, with a value of each side in every pair.
 
     Attributes:
-        part: of the benchmark.
-        what: was done.
-        unit: of the values.
-        value: of a run.
-        more_is_better: whether a larger value is ahead.
-        peer: the other side.
-        aim: the ratio to reach, where there is one.
-        their_value: of the other side's run, where it is another figure: a limit, a bandwidth.
-        model: that did it.
-        ours: values, pair by pair.
-        theirs: the other side's.
+        part: the part of the benchmark.
+        what: the work that is measured.
+        unit: the unit of the values.
+        value: takes the value from a run.
+        more_is_better: true if a larger value is better.
+        peer: the name of the other side.
+        aim: the ratio to reach, if there is one.
+        their_value: takes the value from a run of the other side, if it is another figure, such as a limit.
+        model: the name of the model.
+        ours: our values, pair by pair.
+        theirs: the values of the other side.
     """
 
     part: str
@@ -99,17 +74,17 @@ class Measurement:
 
     @property
     def ratios(self) -> list[float]:
-        """How far ours is ahead, pair by pair."""
+        """The ratio of each pair; above 1, tinystory is ahead."""
         pairs = zip(self.ours, self.theirs, strict=True)
-        return [a / b if self.more_is_better else b / a for a, b in pairs]
+        return [ours / theirs if self.more_is_better else theirs / ours for ours, theirs in pairs]
 
     @property
     def met(self) -> bool | None:
-        """Whether the median ratio reaches the aim; None without one."""
+        """True if the median ratio reaches the aim, None without an aim."""
         return None if self.aim is None else median(self.ratios) >= self.aim
 
     def as_json(self) -> dict[str, Any]:
-        """Summaries and all values."""
+        """Return summaries and all values as plain data."""
         about = {"model": self.model, "part": self.part, "what": self.what, "unit": self.unit, "peer": self.peer}
         judged = {"aim": self.aim, "met": self.met, "pairs": len(self.ours)}
         values = {"ours": self.ours, "theirs": self.theirs, "ratio": self.ratios}
@@ -117,7 +92,7 @@ class Measurement:
         return about | judged | summaries
 
     def row(self) -> list[str]:
-        """The measurement as cells: what was done, and `COLUMNS`."""
+        """Return the cells of a table row: the work and its unit, then `COLUMNS`."""
         middles = [median(values) for values in (self.ours, self.theirs)]
         sides = [f"{middle:,.{0 if middle >= 50 else 2}f}" for middle in middles]
         r = self.ratios
@@ -127,26 +102,34 @@ class Measurement:
 
 
 def rates(part: str, what: str, peer: str, aim: float | None = None) -> list[Measurement]:
-    """Tokens per second of CPU, which the aim is about, and of wall time."""
+    """Return measurements of tokens per second of CPU time, with the aim, and of wall time."""
     return [
         Measurement(part, what, "tokens / CPU s", lambda run: run.n_tokens / run.cpu, True, peer, aim),
         Measurement(part, what, "tokens / s", lambda run: run.n_tokens / run.wall, True, peer),
     ]
 
 
+def times(part: str, what: str, peer: str) -> list[Measurement]:
+    """Return measurements of the seconds of CPU time and of wall time."""
+    return [
+        Measurement(part, what, "CPU s", lambda run: run.cpu, peer=peer),
+        Measurement(part, what, "s", lambda run: run.wall, peer=peer),
+    ]
+
+
 class Clock:
-    """Time since it was made: wall, and CPU of all this process's threads."""
+    """Wall time, and CPU time of all threads of this process, since the clock was made."""
 
     def __init__(self) -> None:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def read(self) -> tuple[float, float]:
-        """Seconds of CPU and of wall time."""
+        """Return the seconds of CPU time and of wall time."""
         return time.process_time() - self.cpu, time.perf_counter() - self.wall
 
 
 def timed(write: Callable[[], list[int]]) -> TimedRun:
-    """Run once, with both clocks."""
+    """Run once, and measure CPU time and wall time."""
     clock = Clock()
     token_ids = write()
     return TimedRun(token_ids, *clock.read(), n_tokens=len(token_ids))
@@ -159,17 +142,17 @@ def run_pairs(
     ours: Callable[[], TimedRun],
     theirs: Callable[[], TimedRun],
 ) -> None:
-    """Run both sides in turn, the first of a pair being last in the next, and note every measurement's value."""
-    # No refreshing in the background: its work would be counted.
+    """Run both sides in turn, and note the values of every measurement. The side that begins changes with each pair."""
+    # The bar is not refreshed in the background, because that work would be counted.
     with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
         task = progress.add_task(what, total=n_pairs)
         for pair in range(n_pairs):
             progress.update(task, completed=pair, refresh=True)
             if pair % 2:
-                b = theirs()
-                a = ours()
+                their_run = theirs()
+                our_run = ours()
             else:
-                a = ours()
-                b = theirs()
+                our_run = ours()
+                their_run = theirs()
             for measurement in measurements:
-                measurement.note(a, b)
+                measurement.note(our_run, their_run)

@@ -1,7 +1,7 @@
-"""The others that write a story with the same weights: transformers, a plain torch loop, CTranslate2.
+"""The peers: other programs that write a story with the same weights (transformers, a plain torch loop, CTranslate2).
 
-A peer that is not installed, or cannot take the model, is left out with one line. llama.cpp is not among them: it
-reads GGUF files only, and nothing here writes one yet.
+A peer that is not installed, or cannot run the model, is left out with a note. llama.cpp is no peer, because it reads
+only GGUF files, and nothing here writes one yet.
 """
 
 import importlib
@@ -14,31 +14,29 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from bench.pairs import Subject
+from bench.ours import SEED
+from bench.subject import Subject
 from bench.work import Work, Writer
 from tinystory.errors import TinystoryError
 
 __all__ = ["PEERS", "SPECS", "Peer", "open_peer"]
 
-SEED = 7
-
-
 SPECS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "top-k 40 | sample 0.8": {"top_k": 40, "temperature": 0.8},
 }
-"""Ours -> the same in the words of `Work`."""
+"""Specs of tinystory, and the same as fields of `Work`."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One of the others.
+    """One other program.
 
     Attributes:
-        module: has to be installed.
-        open: makes a writer; the stack closes what it needs until the end.
-        aim: how many times as fast ours is to be at one row.
-        exact: whether its greedy story has to be ours.
+        module: the Python module that it needs.
+        open: makes a writer; the stack closes its files at the end.
+        aim: the ratio to reach with one row.
+        exact: true if its greedy story has to be the same as ours.
     """
 
     module: str
@@ -48,15 +46,15 @@ class Peer:
 
 
 def open_peer(name: str, subject: Subject, stack: ExitStack) -> Writer | None:
-    """A writer, or None and a line among the notes."""
+    """Return the writer of a peer, or None with a note if it is left out."""
     peer = PEERS[name]
     if not importlib.util.find_spec(peer.module):
-        subject.notes.append(f"{name} is left out: pip install {peer.module}")
+        subject.leave_out(name, f"pip install {peer.module}")
         return None
     try:
         return peer.open(subject, stack)
     except (RuntimeError, ValueError, NotImplementedError, TinystoryError) as error:
-        subject.notes.append(f"{name} is left out: {' '.join(str(error).split())[:160]}")
+        subject.leave_out(name, error)
         return None
 
 
@@ -74,7 +72,7 @@ def _transformers_model(directory: Path) -> Any:
 
 
 def _transformers(subject: Subject, stack: ExitStack, options: dict[str, Any]) -> Writer:
-    """Its `generate`, with the options given."""
+    """Return a writer that calls `generate` of transformers with some more options."""
     import torch
 
     model = _transformers_model(subject.directory)
@@ -86,8 +84,8 @@ def _transformers(subject: Subject, stack: ExitStack, options: dict[str, Any]) -
         if work.top_k > 1:
             how = {"do_sample": True, "top_k": work.top_k, "temperature": work.temperature}
         fixed = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": work.n_tokens, "pad_token_id": 0}
-        found: list[int] = model.generate(input_ids, **fixed, **how, **options)[:, len(work.prompt_ids) :].flatten()
-        return [int(i) for i in found]
+        new_ids = model.generate(input_ids, **fixed, **how, **options)[:, len(work.prompt_ids) :]
+        return [int(token_id) for token_id in new_ids.flatten()]
 
     return write
 
@@ -99,7 +97,7 @@ def _eager(subject: Subject, stack: ExitStack) -> Writer:
 
 
 def _ctranslate2(subject: Subject, stack: ExitStack, kind: str) -> Writer:
-    """Converted by its own converter."""
+    """Return a writer of CTranslate2, with the weights that its own converter makes."""
     ctranslate2 = importlib.import_module("ctranslate2")
     converters = importlib.import_module("ctranslate2.converters")
     from transformers import AutoTokenizer
@@ -108,7 +106,7 @@ def _ctranslate2(subject: Subject, stack: ExitStack, kind: str) -> Writer:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / kind
     converters.TransformersConverter(str(subject.directory)).convert(str(folder), quantization=kind)
-    threads = {"inter_threads": 1, "intra_threads": subject.args.threads}
+    threads = {"inter_threads": 1, "intra_threads": subject.settings.threads}
     generator = ctranslate2.Generator(str(folder), device="cpu", compute_type=kind, **threads)
     tokenizer: Any = AutoTokenizer.from_pretrained(subject.directory)
 
@@ -122,12 +120,12 @@ def _ctranslate2(subject: Subject, stack: ExitStack, kind: str) -> Writer:
             sampling_topk=work.top_k,
             sampling_temperature=work.temperature,
         )
-        return [i for result in results for i in result.sequences_ids[0]]
+        return [token_id for result in results for token_id in result.sequences_ids[0]]
 
     return write
 
 
-# CTranslate2 never writes the end of a story before its time, where ours passes it: their stories may part there.
+# CTranslate2 never picks an end of story before the last token. Ours may pick it and goes on, so stories may differ.
 PEERS = {
     "transformers": Peer("transformers", partial(_transformers, options={}), aim=10),
     "transformers, static cache": Peer(
@@ -137,4 +135,4 @@ PEERS = {
     "ctranslate2": Peer("ctranslate2", partial(_ctranslate2, kind="float32"), exact=False),
     "ctranslate2 int8": Peer("ctranslate2", partial(_ctranslate2, kind="int8"), exact=False),
 }
-"""By the names in the table; a row more is a line more."""
+"""The peers by their names in the table."""

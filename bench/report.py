@@ -1,6 +1,5 @@
-"""What was measured, on what, and with which versions: the table, and the record of a run."""
+"""The result of a run: a record with machine and versions, and tables for a person."""
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -15,19 +14,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.pairs import COLUMNS, Measurement, Subject
+from bench.pairs import COLUMNS, Measurement
 from bench.parts.roofline import cache_bytes
+from bench.subject import Settings, Subject
 
 __all__ = ["processor", "record_of", "show", "versions"]
 
 WIDTH = 150
-"""Of a table that goes to no terminal."""
+"""The width of a table that does not go to a terminal."""
 
 PACKAGES = ("tinystory", "torch", "transformers", "numpy", "ctranslate2", "accelerate")
 
 
-def record_of(found: Sequence[Measurement], subjects: Sequence[Subject], args: argparse.Namespace) -> dict[str, Any]:
-    """A run as JSON."""
+def record_of(measurements: Sequence[Measurement], subjects: Sequence[Subject], settings: Settings) -> dict[str, Any]:
+    """Return a run as plain data: figures, models, settings, machine and versions."""
     models = {
         subject.name: {"parameters": subject.config.n_parameters, "checks": subject.checks} for subject in subjects
     }
@@ -35,30 +35,33 @@ def record_of(found: Sequence[Measurement], subjects: Sequence[Subject], args: a
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "models": models,
-        **{name: getattr(args, name) for name in ("tokens", "rows", "steps", "threads", "pairs")},
+        **{name: getattr(settings, name) for name in ("tokens", "rows", "steps", "threads", "pairs")},
         "machine": {
             "processor": processor(), "cores": os.cpu_count(), "cache_bytes": cache_bytes(),
             "system": platform.system(), "load": os.getloadavg()[0],
         },
         "versions": versions(),
         "notes": list(dict.fromkeys(note for subject in subjects for note in subject.notes)),
-        "measurements": [measurement.as_json() for measurement in found],
+        "measurements": [measurement.as_json() for measurement in measurements],
     }  # fmt: skip
 
 
 def commit() -> str | None:
-    """Of the sources measured, `+` after it where they were changed since; None outside a git repository."""
+    """Return the commit of the sources, with a `+` if they have changed since, or None without git."""
     folder = Path(__file__).parent
     try:
-        asked = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "-uno"]]
-        said = [subprocess.run(c, cwd=folder, capture_output=True, text=True, check=True).stdout for c in asked]
+        commands = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "-uno"]]
+        head, changes = (
+            subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+            for command in commands
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return said[0].strip() + ("+" if said[1].strip() else "")
+    return f"{head}+" if changes else head
 
 
 def processor() -> str:
-    """The processor's name, where the system tells."""
+    """Return the name of the processor, or the kind of machine if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -68,18 +71,18 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of all that was measured and is installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the installed packages among `PACKAGES`."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def lines_of(record: dict[str, Any]) -> list[str]:
-    """What the table was measured on."""
+    """Return the lines below the tables: models, machine, versions, checks and notes."""
     models = ", ".join(
         f"{name}: {about['parameters'] / 1e6:.1f}M parameters" for name, about in record["models"].items()
     )
@@ -100,10 +103,11 @@ def lines_of(record: dict[str, Any]) -> list[str]:
     return [*lines, *record["notes"]]
 
 
-def show(found: Sequence[Measurement], record: dict[str, Any], markdown: bool) -> None:
-    """Print a table of each part, and what they were measured on."""
+def show(measurements: Sequence[Measurement], record: dict[str, Any], markdown: bool) -> None:
+    """Print a table for each part, and the lines about the run."""
     lines = lines_of(record)
-    tables = {part: rows_of(part, found, len(record["models"]) > 1) for part in dict.fromkeys(m.part for m in found)}
+    parts = dict.fromkeys(measurement.part for measurement in measurements)
+    tables = {part: rows_of(part, measurements, len(record["models"]) > 1) for part in parts}
     if markdown:
         for part, rows in tables.items():
             escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
@@ -123,10 +127,10 @@ def show(found: Sequence[Measurement], record: dict[str, Any], markdown: bool) -
         console.print(line, style="dim", highlight=False, markup=False)
 
 
-def rows_of(part: str, found: Sequence[Measurement], names_models: bool) -> list[list[str]]:
-    """The part's measurements as cells."""
+def rows_of(part: str, measurements: Sequence[Measurement], names_models: bool) -> list[list[str]]:
+    """Return the cells of the measurements of a part."""
     rows = []
-    for measurement in found:
+    for measurement in measurements:
         if measurement.part == part:
             first, *rest = measurement.row()
             rows.append([f"{measurement.model}: {first}" if names_models else first, *rest])

@@ -1,28 +1,31 @@
-"""Models of chosen shapes with random weights, made on the fly: speed depends on the shape, not on what was learned."""
+"""Models with random weights. The speed of a model depends on its shape, and not on what it has learned."""
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinystory.checkpoint.shipped import DEFAULT_MODEL
 from tinystory.model.config import ModelConfig
 
-__all__ = ["SHAPES", "save_random", "widened"]
+if TYPE_CHECKING:
+    from tinystory.model.transformer import Transformer
+
+__all__ = ["SHAPES", "random_model", "save_random", "widened"]
 
 SHAPES = {
     "8x384": ModelConfig.llama(4096, 8, 6, 384, 1024, 1024),
     "12x768": ModelConfig.llama(4096, 12, 12, 768, 1024, 2048),
     "tiny": ModelConfig.llama(2048, 2, 2, 64, 256, 128),
 }
-"""Layers × width; each has at least the vocabulary of the shipped model, whose words it uses. The last is for tests."""
+"""Shapes by name, layers × width. Each has room for the vocabulary of the shipped model; `tiny` is for tests."""
 
 SEED = 7
 
 
-def save_random(directory: Path, config: ModelConfig) -> None:
-    """Write a checkpoint of this shape. No weight is zero, so that everything is computed with ordinary numbers."""
+def random_model(config: ModelConfig) -> "Transformer":
+    """Return a model of a shape. Like weights of a real model, no weight is zero: zeros could be faster."""
     import torch
 
-    from tinystory.checkpoint.save import save_checkpoint
     from tinystory.model.transformer import Transformer
 
     model = Transformer(config)
@@ -31,12 +34,20 @@ def save_random(directory: Path, config: ModelConfig) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
+    return model
+
+
+def save_random(directory: Path, config: ModelConfig) -> None:
+    """Write a checkpoint with random weights and the vocabulary of the shipped model."""
+    from tinystory.checkpoint.save import save_checkpoint
+
     tokenizer_json = widened((DEFAULT_MODEL / "tokenizer.json").read_text(encoding="utf-8"), config.vocab_size)
+    model = random_model(config)
     save_checkpoint(directory, model, tokenizer_json, bos_id=0, eos_ids={0}, provenance={"weights": "random"})
 
 
 def widened(tokenizer_json: str, vocab_size: int) -> str:
-    """A byte-pair tokenizer.json with words that no text gives but a random model writes, up to vocab_size."""
+    """Return a tokenizer.json that has been filled up to vocab_size with words that only a random model writes."""
     content = json.loads(tokenizer_json)
     vocabulary = content["model"]["vocab"]
     used = {*vocabulary.values(), *(token["id"] for token in content["added_tokens"])}

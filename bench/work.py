@@ -1,4 +1,4 @@
-"""What a peer has to write, and the function that writes it."""
+"""The work that a peer has to do, and the type of the function that does it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ __all__ = ["Work", "Writer"]
 
 @dataclass(frozen=True)
 class Work:
-    """What a peer has to write.
+    """Stories that a peer has to write.
 
     Attributes:
-        prompt_ids: each row begins with them.
-        n_tokens: of each row; an end of story does not count.
-        n_rows: stories written together.
-        top_k: of how many tokens one is drawn; 1 is greedy.
-        temperature: of the draw.
+        prompt_ids: the token ids that each row begins with.
+        n_tokens: the number of new tokens of each row; an end of story does not end it.
+        n_rows: the number of stories that are written together.
+        top_k: each token is drawn from this many likeliest tokens; 1 is greedy.
+        temperature: the temperature of the draw.
     """
 
     prompt_ids: tuple[int, ...]
@@ -26,4 +26,4 @@ class Work:
 
 
 Writer = Callable[[Work], list[int]]
-"""Writes the rows and gives their new ids, one after the other."""
+"""Writes the rows and returns their new token ids, joined."""

@@ -1,1 +1,4 @@
-"""The built-in decoders, one file each; `tinystory` finds them through entry points, like anybody else's."""
+"""The built-in decoders, one file for each method.
+
+`tinystory` finds them through entry points, like those of other people.
+"""

@@ -1,8 +1,8 @@
-"""Banned words: a rule on the text, not on tokens.
+"""Banned words, as a rule about the text and not about tokens.
 
-The text so far and each token together must not make one of the words: tokens that would are removed. So a word is
-caught however it is spelled in tokens, in any case, and across tokens. It is stricter than `bad_words_ids` of Hugging
-Face transformers, whose id sequences miss other spellings and cases, and catch a word inside of longer ones.
+A token is removed if the text so far and the token together would have a banned word. So a word is found in any
+spelling in tokens, in upper or lower case, and across tokens. This is stricter than `bad_words_ids` of Hugging Face
+transformers: its sequences of ids miss other spellings and cases, and they also match a word inside longer words.
 """
 
 import math
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tinystory.decoding import LogitsProcessor, Request, Step, option
-from tinystory.text.words import Watch, Watched, check_words
+from tinystory.words import Watch, Watched, check_words
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class _Seen(NamedTuple):
-    """The state: what the story's end may still become. The watch is shared by all states, and remembers tokens."""
+class _State(NamedTuple):
+    """The end of the story, which may become a banned word. All states share the watch, which caches its answers."""
 
     watch: Watch
     end: Watched
@@ -25,34 +25,34 @@ class _Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Ban(LogitsProcessor):
-    """Keep words out of the story: whole ones, in any case, however they are spelled in tokens.
+    """Remove tokens that would complete a banned word, in upper or lower case and in any spelling in tokens.
 
-    Removed is every token after which a banned word stands whole, at the end of the text too, so that the story may
-    end anywhere. The price: with "cat" banned, a "caterpillar" whose first token is "cat" cannot be written. Where
-    nothing else is left, the story ends; where it cannot end either, the likeliest token stays.
+    A token is removed if a whole banned word would stand in the text after it, also at the very end, because the story
+    may end there. This has a price: with "cat" banned, a "caterpillar" whose first token is "cat" cannot be written.
+    If no token is left, the story ends. If it cannot end either, the likeliest token stays.
     """
 
     name = "ban"
     example = 'ban wolf,"bad witch"'
-    words: tuple[str, ...] = option(neutral=(), help="words, or several with spaces between, with commas in a list")
+    words: tuple[str, ...] = option(neutral=(), help="words or phrases, with commas between them")
 
     def __post_init__(self) -> None:
-        """Check the options; raises UsageError."""
+        """Check the options. Raise UsageError if one is wrong."""
         super().__post_init__()
         check_words(self.words, self.name)
 
-    def start(self, request: Request) -> _Seen:
-        """What the prompt ends with; words that it has itself are the writer's."""
+    def start(self, request: Request) -> _State:
+        """Return the end of the prompt. Banned words inside the prompt stay, because the user wrote them."""
         vocabulary = request.require_vocabulary()
         watch = Watch(self.words, vocabulary.pieces, vocabulary.detokenize)
-        return _Seen(watch, watch.begin(request.prompt_ids))
+        return _State(watch, watch.begin(request.prompt_ids))
 
-    def observe(self, state: _Seen, token_id: int, logits: "Tensor") -> _Seen:
-        """After one more token."""
-        return _Seen(state.watch, state.watch.add(state.end, token_id))
+    def observe(self, state: _State, token_id: int, logits: "Tensor") -> _State:
+        """Return the end of the story after one more token."""
+        return _State(state.watch, state.watch.add(state.end, token_id))
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> −inf for every token that would complete a banned word."""
+        """Set the (V,) logits of all tokens that would complete a banned word to −inf."""
         completing = step.state.watch.completing(step.state.end)
         if not len(completing):
             return logits
@@ -60,5 +60,5 @@ class Ban(LogitsProcessor):
         kept[completing] = -math.inf
         if kept.max() > -math.inf:
             return kept
-        # An end is no word: it was removed before.
+        # An EOS token has no text, so an earlier stage must have removed it.
         return logits.masked_fill(logits < logits.max(), -math.inf)

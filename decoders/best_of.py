@@ -1,8 +1,8 @@
-"""Best of n: write several stories with different luck and tell the one with the best score.
+"""Best of n: write several stories with different noise and keep the story with the best score.
 
-Luck differs between stories of one seed, and so does their quality. So n of them are written side by side in one
-batch, and the one with the best score is told; while it is open which that is, the one that leads is shown as a draft.
-It costs n stories, and finds the best of the n by the score, which need not be what a reader would choose.
+Stories of one seed differ in their noise, and so they differ in quality. This search writes n of them side by side in
+one batch and keeps the one with the best score. While the result is open, the story that leads is shown as a draft.
+It costs n stories. It finds the best story by the score, and a reader may choose another one.
 """
 
 import math
@@ -19,38 +19,39 @@ from tinystory.decoding import (
     Request,
     Search,
     Session,
+    Telling,
     Token,
     option,
+    run,
+    shared_length,
 )
-from tinystory.decoding.loop import run
-from tinystory.decoding.searching import Telling, shared_length
 
 Worth = tuple[float, float]
-"""A story's score, and its mean log-probability, which decides between equal scores."""
+"""The score of a story, and its mean log-probability, which decides between equal scores."""
 
 
 @dataclass(frozen=True)
 class BestOf(Search):
-    """Write n stories at once, each with luck of its own, and tell the best.
+    """Write n stories at once, each with its own noise, and keep the one with the best score.
 
-    `mean-logprob` wants the tokens likely, `typical` as surprising as the model expects (Meister et al. 2022, arXiv
-    2202.00666), `distinct` few token pairs twice, `repeats` few runs of four tokens twice; the last two favour short
-    stories. Candidate i of sibling s has the luck of sibling s · n + i, so `best-of 4` chooses among what `--num 4`
-    writes.
+    `mean-logprob` prefers likely tokens. `typical` prefers stories that are as surprising as the model expects (Meister
+    et al. 2022, arXiv 2202.00666). `distinct` prefers stories that seldom repeat a pair of tokens, and `repeats` those
+    that seldom repeat four tokens in a row; these two favour short stories. Candidate i of branch s has the noise of
+    branch s · n + i, so `best-of 4` chooses among the stories that `--num 4` writes.
     """
 
     name = "best-of"
     takes_sampler = True
     n: int = option(4, ge=1, le=100, help="how many stories are written")
     score: str = option(
-        "mean-logprob", choices=("mean-logprob", "typical", "distinct", "repeats"), help="what makes a story the best"
+        "mean-logprob", choices=("mean-logprob", "typical", "distinct", "repeats"), help="the figure that must be best"
     )
 
     def search(self, session: Session, request: Request, chain: Chain) -> Iterator[Event]:
-        """Yield the story's events; see `Search.search`.
+        """Yield the events of the story; see `Search.search`.
 
-        What all candidates begin with is committed, the rest of the one that leads now is a draft. So stop texts are
-        looked for in the story that is told, and not before it is.
+        The tokens with which all candidates begin are committed. The rest of the story that leads now is a draft. So
+        stop texts are searched in the story that is written, and not in the other candidates.
         """
         decoder = Decoder(chain.processors, chain.sampler)
         numbers = range(request.story * self.n, (request.story + 1) * self.n)
@@ -72,12 +73,12 @@ class BestOf(Search):
                         break
         else:
             reason = yield from telling.tell(stories[leader], len(stories[leader]))
-        found = [worth for worth, _ in worths if worth > -math.inf] or [0.0]
-        statistics = {"candidates": float(self.n), "score": max(found), "spread": max(found) - min(found)}
+        scores = [score for score, _ in worths if score > -math.inf] or [0.0]
+        statistics = {"candidates": float(self.n), "score": max(scores), "spread": max(scores) - min(scores)}
         yield Finish(reason or reasons[leader], statistics)
 
     def worth(self, story: Sequence[Token]) -> Worth:
-        """What is compared: the larger the better. A story without a token is worth least."""
+        """Return the figures that compare stories. Larger is better; a story without a token is worth least."""
         if not story:
             return -math.inf, -math.inf
         logprob = sum(token.logprob for token in story) / len(story)
@@ -86,10 +87,10 @@ class BestOf(Search):
             return -abs(surprise - sum(token.entropy for token in story) / len(story)), logprob
         if self.score == "mean-logprob":
             return logprob, logprob
-        return _new_ngrams([token.id for token in story], 2 if self.score == "distinct" else 4), logprob
+        return _share_of_new_ngrams([token.id for token in story], 2 if self.score == "distinct" else 4), logprob
 
 
-def _new_ngrams(token_ids: Sequence[int], n: int) -> float:
-    """The share of different ones among the runs of n tokens; 0 where there is none."""
+def _share_of_new_ngrams(token_ids: Sequence[int], n: int) -> float:
+    """Return the share of different n-grams among all n-grams, 0 to 1; 0 if there is no n-gram."""
     ngrams = [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0

@@ -1,8 +1,8 @@
 """Word bias, as `sequence_bias` in Hugging Face transformers and `logit_bias` in OpenAI's API.
 
-The logit of a token that writes a word, or writes the end of one, gets a number added. Two nats make it about seven
-times as likely against the others, minus two as much rarer; nothing is forced. Where a word is several tokens, its
-beginning is as likely as ever.
+A number is added to the logit of a token that writes a word or completes it. Two nats make the token about seven times
+as likely compared with the others; minus two nats make it seven times rarer. Nothing is forced. If a word has several
+tokens, its first tokens are as likely as before.
 """
 
 from collections.abc import Mapping
@@ -10,40 +10,42 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tinystory.decoding import LogitsProcessor, Request, Step, option
-from tinystory.text.words import check_words
+from tinystory.words import check_words
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MOST = 1e30
+_LARGEST_BIAS = 1e30
 
 
-class _Compiled(NamedTuple):
-    """The words in tokens: for each what has to stand before, the token that completes it, the bias."""
+class _Spellings(NamedTuple):
+    """The words in tokens. An entry has the tokens before the last one, the last token, and the bias in nats."""
 
     entries: tuple[tuple[tuple[int, ...], int, float], ...]
 
 
 @dataclass(frozen=True)
 class Bias(LogitsProcessor):
-    """Make words likelier or less likely, by nats.
+    """Make the tokens of some words likelier or less likely, by a number of nats for each word.
 
-    A word is taken as it is written, capitals included, once at the start of a text and once after a space. Where that
-    is a single token its logit always gets the bias, inside of longer words too; of several tokens the last one gets
-    it, where the others stand before it. A word that the vocabulary cannot spell does nothing.
+    A word is used as it is written, with its capitals, once at the start of a text and once after a space. If it is a
+    single token, the logit of this token always gets the bias, also inside longer words. If it has several tokens, the
+    last one gets the bias when the others stand before it. A word that the vocabulary cannot spell has no effect.
     """
 
     name = "bias"
     example = 'bias dragon=3 "birthday cake"=-2'
-    words: Mapping[str, float] = option(neutral={}, help="pairs word=nats: 2 makes a word 7 times as likely, -2 rare")
+    words: Mapping[str, float] = option(
+        neutral={}, help="pairs word=nats: 2 makes a word about 7 times as likely, -2 about 7 times rarer"
+    )
 
     def __post_init__(self) -> None:
-        """Check the options; raises UsageError."""
+        """Check the options. Raise UsageError if one is wrong."""
         super().__post_init__()
         check_words(tuple(self.words), self.name)
 
-    def start(self, request: Request) -> _Compiled:
-        """Spell the words."""
+    def start(self, request: Request) -> _Spellings:
+        """Return the words in tokens."""
         vocabulary = request.require_vocabulary()
         biases: dict[tuple[int, ...], float] = {}
         for word, bias in self.words.items():
@@ -51,20 +53,21 @@ class Bias(LogitsProcessor):
                 ids = vocabulary.encode(text, bos=False)
                 if vocabulary.detokenize(ids).strip() == word.strip():
                     biases[tuple(ids)] = bias
-        return _Compiled(tuple((ids[:-1], ids[-1], bias) for ids, bias in biases.items()))
+        return _Spellings(tuple((ids[:-1], ids[-1], bias) for ids, bias in biases.items()))
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> the same with a bias for each token that completes a word."""
+        """Add the bias to the (V,) logits of all tokens that complete a word."""
         import torch
 
-        due = [
+        completing = [
             (token_id, bias)
             for before, token_id, bias in step.state.entries
             if not before or tuple(step.token_ids[-len(before) :]) == before
         ]
-        if not due:
+        if not completing:
             return logits
-        token_ids, biases = zip(*due, strict=True)
-        # More than this decides already; the bound keeps the sum finite in float32.
-        added = torch.tensor([min(max(bias, -_MOST), _MOST) for bias in biases], device=logits.device)
-        return logits.index_add(0, torch.tensor(token_ids, device=logits.device), added.to(logits.dtype))
+        token_ids, biases = zip(*completing, strict=True)
+        # A larger bias has no other effect, and the bound keeps the sum finite in float32.
+        added = [min(max(bias, -_LARGEST_BIAS), _LARGEST_BIAS) for bias in biases]
+        nats = torch.tensor(added, device=logits.device).to(logits.dtype)
+        return logits.index_add(0, torch.tensor(token_ids, device=logits.device), nats)

@@ -1,16 +1,15 @@
 """Contrastive search (Su et al. 2022, "A contrastive framework for neural text generation", arXiv 2202.06417).
 
-A model repeats itself where its hidden states become alike. So each of the k likeliest tokens is tried by a step of
-the model, and one is taken that is likely and whose hidden state is unlike all those before it. It uses no luck, and
-costs k rows of the model for each token.
+A model repeats itself when its hidden states become similar. So the model tries each of the k likeliest tokens, and the
+search picks a token that is likely and whose hidden state differs from all earlier ones. It uses no noise, and each
+token costs k rows of the model.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinystory.decoding import Chain, Commit, Event, Finish, Request, Search, Session, Step, Token, option
-from tinystory.decoding.loop import shrunk
+from tinystory.decoding import Chain, Commit, Event, Finish, Request, Search, Session, Step, Token, option, shrunk
 from tinystory.errors import UsageError
 from tinystory_decoders.beam import best
 
@@ -20,27 +19,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contrastive(Search):
-    """Of the k likeliest tokens take one that is likely, yet brings the model into a state it has not been in."""
+    """Pick one of the k likeliest tokens that is likely and whose hidden state differs from the earlier ones."""
 
     name = "contrastive"
     needs_reorder = True
-    k: int = option(4, ge=1, le=100, help="how many tokens are tried, each by a step of the model")
-    alpha: float = option(0.6, ge=0, le=1, help="weight of being different against being likely; 0 is greedy")
+    k: int = option(4, ge=1, le=100, help="how many tokens the model tries for each token of the story")
+    alpha: float = option(
+        0.6, ge=0, le=1, help="weight of a different hidden state against a likely token; 0 is greedy"
+    )
 
     def search(self, session: Session, request: Request, chain: Chain) -> Iterator[Event]:
-        """Yield the story's events; see `Search.search`.
+        """Yield the events of the story; see `Search.search`.
 
-        A candidate is worth (1 − alpha) · p − alpha · the largest cosine between its hidden state and those of the
-        tokens in sight, p being its probability after the processors. The likeliest of equals is taken.
+        The worth of a candidate is (1 − alpha) · p − alpha · c. Here p is its probability after the processors, and c
+        is the largest cosine between its hidden state and those of the tokens in the context. Of equal candidates, the
+        likeliest is picked.
 
         Raises:
-            UsageError: the model sees a single token, so that there is nothing to compare with.
+            UsageError: the context of the model is a single token, so there is nothing to compare with.
         """
         import torch
 
-        room = session.max_seq_len - 1  # a candidate has to fit as well
+        room = session.max_seq_len - 1  # the candidate needs a place, too
         if not room:
-            raise UsageError(f"{self.name} compares a token with those before it; this model sees only one")
+            raise UsageError(f"{self.name} compares a token with those before it, but this model sees only one token")
         token_ids, state = list(request.prompt_ids), chain.start(request)
         context = shrunk(token_ids, request.window, room) if len(token_ids) > room else list(token_ids)
         logits, past = _read(session, context, request)
@@ -71,18 +73,20 @@ class Contrastive(Search):
                 context = shrunk(token_ids, request.window, room)
                 logits, past = _read(session, context, request)
                 row = 0
-                reason = request.interrupted()  # then not all was read, and nothing may be picked
+                reason = request.interrupted()  # a cancelled `_read` is incomplete, and no token may follow it
             else:
                 logits, past = following[row], torch.cat((past, hidden[row : row + 1]))
         yield Finish(reason, {"overruled": n_other / max(1, n_picked)})
 
 
 def _read(session: Session, context: Sequence[int], request: Request) -> "tuple[Tensor, Tensor]":
-    """Feed a text token by token, since a session gives the hidden state of the last one alone.
+    """Read a text token by token, because a session gives only the hidden state of the last token.
+
+    If the request is cancelled, the rest of the text is not read.
 
     Returns:
-        The next token's logits, (V,), and the unit vectors of all hidden states, (S, C); of the tokens up to where
-        the request was cancelled.
+        The (V,) logits of the next token, and the unit vectors of the hidden states of all tokens that were read,
+        (S, C).
     """
     import torch
 
@@ -97,7 +101,7 @@ def _read(session: Session, context: Sequence[int], request: Request) -> "tuple[
 
 
 def _unit(hidden: "Tensor") -> "Tensor":
-    """(B, C) vectors scaled to length 1, in float32."""
+    """Return (B, C) vectors scaled to length 1, in float32."""
     import torch.nn.functional as F
 
     return F.normalize(hidden.float(), dim=-1)

@@ -1,8 +1,8 @@
 """DRY ("don't repeat yourself", p-e-w 2024, oobabooga/text-generation-webui pull request 5677), as in llama.cpp.
 
-Where the story's last tokens have stood in it before, the token that followed there is penalised, exponentially in
-the length of what would be repeated. Short echoes, names and phrases pass, loops do not. Sequence breakers, such as a
-newline, keep a format that has to come again from counting as repetition.
+If the last tokens of the story have stood in it before, the token that followed them there gets a penalty. The penalty
+grows exponentially with the length of the repetition. So short repetitions, names and phrases pass, and loops do not.
+No repetition reaches over a sequence breaker such as a newline, so a format that has to come again is not penalized.
 """
 
 import math
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LARGEST_EXPONENT = 60.0
-"""e to this is a penalty that nothing survives, and far below float32's end."""
+"""e to this power is a penalty that no token survives, and it is far below the largest float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Story:
-    """The story, and how far each place in it is like its end.
+    """The story, with the length of the match between its end and each place in it.
 
     Attributes:
-        token_ids: (T,) the story.
-        matches: (T,) at j: how many tokens before place j equal the story's last ones, breakers apart.
-        breaks: tokens that have a breaker in their text.
+        token_ids: (T,), the story.
+        matches: (T,). matches[j] is how many tokens before place j equal the last tokens of the story, up to a breaker.
+        breaks: the tokens that have a breaker in their text.
     """
 
     token_ids: NDArray[np.int64]
@@ -37,7 +37,7 @@ class _Story:
     breaks: frozenset[int]
 
     def add(self, token_id: int) -> "_Story":
-        """One more token: what matched before goes on where the same token follows. Linear in T."""
+        """Return the story with one more token. A match grows if the same token follows it. The cost is linear in T."""
         matches = np.zeros(len(self.token_ids) + 1, dtype=np.int64)
         if token_id not in self.breaks:
             matches[1:] = (self.matches + 1) * (self.token_ids == token_id)
@@ -46,27 +46,29 @@ class _Story:
 
 @dataclass(frozen=True)
 class Dry(LogitsProcessor):
-    """Penalise a token that would make a repetition longer, the more the longer it is.
+    """Lower the logits of tokens that would continue a repetition. A longer repetition costs more.
 
-    Where the last L tokens, at least `allowed`, have stood in the story before, the token that followed there loses
-    multiplier · base^(L − allowed). No repetition reaches over a token with a breaker in it, and such a token is
-    never penalised.
+    If the last L tokens have stood in the story before, and L is at least `allowed`, the token that followed them loses
+    multiplier · base^(L − allowed). No repetition reaches over a token with a breaker in its text, and such a token is
+    never penalized.
     """
 
     name = "dry"
-    multiplier: float = option(0.8, ge=0, le=100, neutral=0, help="nats that a repetition of the allowed length costs")
-    base: float = option(1.75, ge=1, help="each further token multiplies the cost by it")
-    allowed: int = option(2, ge=1, help="tokens that may be repeated before it costs")
+    multiplier: float = option(
+        0.8, ge=0, le=100, neutral=0, help="nats that a token loses after a repetition of the allowed length"
+    )
+    base: float = option(1.75, ge=1, help="each further repeated token multiplies the cost by this number")
+    allowed: int = option(2, ge=1, help="the length in tokens of the shortest repetition that costs")
     breakers: tuple[str, ...] = option(("\n", ":", '"', "*"), help="texts that no repetition reaches over")
 
     def __post_init__(self) -> None:
-        """Check the options; raises UsageError."""
+        """Check the options. Raise UsageError if one is wrong."""
         super().__post_init__()
         if not all(self.breakers):
-            raise UsageError("dry: a breaker is empty, it would be in every token")
+            raise UsageError("dry: a breaker is empty, and every token contains an empty text")
 
     def start(self, request: Request) -> _Story:
-        """Read the prompt."""
+        """Return the prompt as the beginning of the story."""
         breaks = frozenset[int]()
         if self.breakers:
             pieces = request.require_vocabulary().pieces
@@ -77,11 +79,11 @@ class Dry(LogitsProcessor):
         return story
 
     def observe(self, state: _Story, token_id: int, logits: "Tensor") -> _Story:
-        """One more token."""
+        """Return the story with one more token."""
         return state.add(token_id)
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> less for each token that a repetition would go on with; the longest counts."""
+        """Lower the (V,) logits of tokens that would continue a repetition. For each token, the longest one counts."""
         story: _Story = step.state
         places = np.flatnonzero(story.matches >= self.allowed)
         following, lengths = story.token_ids[places], story.matches[places]

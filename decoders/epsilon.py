@@ -1,7 +1,8 @@
 """Epsilon sampling (Hewitt, Manning and Liang 2022, "Truncation sampling as desmoothing", arXiv 2210.15191).
 
-A token whose probability is below a fixed number is noise that training has left there, so it goes; the likeliest
-always stays. The number does not ask how sure the model is: where it is undecided, much that is sensible goes too.
+A token with a probability below a fixed number is removed, because such small probabilities are mostly left over from
+training. The likeliest token always stays. The number does not depend on the certainty of the model: if the model is
+uncertain, sensible tokens are removed, too.
 """
 
 import math
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Epsilon(LogitsProcessor):
-    """Keep tokens of at least a fixed probability."""
+    """Keep the tokens that have at least a fixed probability."""
 
     name = "epsilon"
     takes_arrays = True
-    e: float = option(3e-4, gt=0, lt=1, help="the smallest probability that stays; the likeliest token always does")
+    e: float = option(3e-4, gt=0, lt=1, help="the smallest probability that stays; the likeliest token always stays")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> those of tokens with probability of at least e, −inf elsewhere."""
+        """Set the (V,) logits of tokens with a probability below e to −inf."""
         unlikely = logits.softmax(dim=-1) < self.e
         return logits.masked_fill(unlikely & (logits < logits.max()), -math.inf)

@@ -1,8 +1,8 @@
 """Eta sampling (Hewitt, Manning and Liang 2022, "Truncation sampling as desmoothing", arXiv 2210.15191).
 
-A token goes if its probability is below e, or, where the model is undecided, below √e · exp(−H), H being the entropy
-in nats; of both cut-offs the smaller one holds. So a flat distribution keeps its many small tokens, and a peaked one
-loses its tail as with epsilon sampling. The likeliest always stays.
+A token is removed if its probability is below the smaller of two numbers: e, and √e · exp(−H). Here H is the entropy
+in nats. So a flat distribution keeps its many unlikely tokens, and a peaked one loses its tail as with epsilon
+sampling. The likeliest token always stays.
 """
 
 import math
@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Eta(LogitsProcessor):
-    """Keep tokens of at least a probability that falls where the model is undecided."""
+    """Keep the tokens that have at least some probability, which is lower if the model is uncertain."""
 
     name = "eta"
-    e: float = option(3e-4, gt=0, lt=1, help="the cut-off is the smaller of e and √e · exp(−entropy)")
+    e: float = option(
+        3e-4, gt=0, lt=1, help="the smallest probability that stays is the smaller of e and √e · exp(−entropy)"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> those of tokens that reach the cut-off, and the likeliest one; −inf elsewhere."""
+        """Set the (V,) logits of tokens below the cut-off to −inf, but not that of the likeliest one."""
         import torch
 
         log_probs = logits - logits.logsumexp(dim=-1)
-        # The clamp makes 0 · −inf a zero, which is what a removed token adds to the entropy.
+        # The clamp makes 0 · −inf a zero, because a removed token adds nothing to the entropy.
         entropy = -(log_probs.clamp(min=torch.finfo(logits.dtype).min) * log_probs.softmax(dim=-1)).sum()
         e = logits.new_tensor(self.e)
         cutoff = torch.minimum(e, e.sqrt() * (-entropy).exp())

@@ -1,40 +1,41 @@
 """Contrastive decoding (Li et al. 2022, arXiv 2210.15097) in the form of O'Brien and Lewis (2023, arXiv 2309.09117).
 
-What a weak model finds likely is often what any text does: repeat, stay vague, go in circles. So the difference to it
-is taken: of the tokens that the expert holds plausible, those gain which it finds likelier than the amateur does. The
-amateur reads the same story, in a second session, so each token costs a step of both.
+A weak model, the amateur, often likes the tokens of any text: repetitions and vague phrases. So this stage uses the
+difference between two models. Of the tokens that the model itself finds plausible, those gain that it finds likelier
+than the amateur does. The amateur reads the same story in a second session, so each token costs a step of both models.
 """
 
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinystory.decoding import LogitsProcessor, Request, Step, option
-from tinystory.decoding.companion import Companion
+from tinystory.decoding import Companion, LogitsProcessor, Request, Step, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _FLOOR = -1e4
-"""Log-probabilities below are as good as impossible; the bound keeps differences of them finite."""
+"""A lower log-probability means impossible in practice. The bound keeps differences finite."""
 
 
 @dataclass(frozen=True)
 class ExpertAmateur(LogitsProcessor):
-    """Prefer what the model knows better than a weaker one, the amateur.
+    """Prefer tokens that the model finds likelier than a weaker model, the amateur, does.
 
-    Of tokens at least alpha times as likely as the likeliest, (1 + beta) · l_expert − beta · l_amateur; all others are
-    removed. Both l are log-probabilities; with logits, as the paper has it, the distribution is the same. The amateur
-    has the same vocabulary; it may be an early checkpoint of the same run.
+    A token stays if it is at least alpha times as likely as the likeliest one. Its new logit is
+    (1 + beta) · l_expert − beta · l_amateur, where both l are log-probabilities. The paper uses logits, which gives the
+    same distribution. The amateur must have the same vocabulary; it may be an early checkpoint of the same run.
     """
 
     name = "expert-amateur"
-    amateur: str = option("mini", help="a checkpoint that writes worse, in the same tokens")
-    alpha: float = option(0.1, ge=0, le=1, neutral=0, help="share of the top probability a token must reach")
-    beta: float = option(0.5, ge=0, le=100, neutral=0, help="how much the amateur counts against a token")
+    amateur: str = option("mini", help="a weaker checkpoint with the same tokens")
+    alpha: float = option(0.1, ge=0, le=1, neutral=0, help="share of the top probability that a token must reach")
+    beta: float = option(
+        0.5, ge=0, le=100, neutral=0, help="how strongly the amateur's probability counts against a token"
+    )
 
     def models(self) -> tuple[str, ...]:
-        """The amateur."""
+        """Return the name of the amateur."""
         return (self.amateur,)
 
     def start(self, request: Request) -> Companion:
@@ -42,7 +43,7 @@ class ExpertAmateur(LogitsProcessor):
         return Companion(request, self.amateur)
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> contrasted log-probabilities, not normalised, −inf for what is not plausible."""
+        """Return (V,) contrasted log-probabilities, not normalized, with −inf for tokens that are not plausible."""
         expert = logits.log_softmax(dim=-1)
         companion: Companion = step.state
         amateur = companion.log_probs(step.token_ids, logits).clamp(min=_FLOOR)
@@ -53,5 +54,5 @@ class ExpertAmateur(LogitsProcessor):
         return contrasted.masked_fill(removed, -math.inf)
 
     def statistics(self, state: Companion) -> dict[str, float]:
-        """What the amateur took."""
+        """Return the calls and the seconds of the amateur."""
         return state.statistics("amateur")

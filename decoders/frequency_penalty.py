@@ -1,7 +1,7 @@
-"""The frequency penalty of OpenAI's interface, which vLLM shares: only generated tokens count, not the prompt.
+"""The frequency penalty of OpenAI's API and of vLLM: it counts the generated tokens, and not the prompt.
 
-A token loses c for every time it has been generated so far. What is repeated often becomes rare, commas and articles
-too: a large c makes the language strange. Below 0 it favours what was there.
+A token loses c for each time that it has been generated in the story. Tokens that come often become rare, also commas
+and articles, so a large c makes the language strange. A negative c favours tokens that have been generated.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FrequencyPenalty(LogitsProcessor):
-    """Make tokens less likely each time they are written."""
+    """Lower the logit of a token by c for each time that it was generated."""
 
     name = "frequency-penalty"
     example = "frequency-penalty 0.3"
-    c: float = option(ge=-100, le=100, neutral=0, help="taken from a token's logit for each time it was written")
+    c: float = option(
+        ge=-100, le=100, neutral=0, help="subtracted from the logit of a token for each time that it was generated"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> logits − c · how often each token was generated."""
+        """Return (V,) logits − c · n, where n says how often each token was generated."""
         import torch
 
         written = torch.tensor(step.token_ids[step.n_prompt :], dtype=torch.long, device=logits.device)

@@ -1,8 +1,8 @@
-"""Greedy decoding: no luck at all.
+"""Greedy decoding, without any noise.
 
-Every token is the one that the model holds for the likeliest, so there is one story for a prompt and no seed matters.
-A small model soon tells the commonest story there is, and on a long one it may run in circles: what is likely next and
-what is a likely story are two things.
+Every token is the one that the model finds likeliest. So a prompt has exactly one story, and the seed has no effect. A
+small model soon writes a very common story, and a long story may repeat itself: the likeliest next token does not
+always lead to a likely story.
 """
 
 import math
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Greedy(Sampler):
-    """Always take the likeliest token."""
+    """Always pick the likeliest token."""
 
     name = "greedy"
     takes_arrays = True
 
     def __call__(self, logits: "Tensor", step: Step) -> int:
-        """(V,) logits -> the id of the largest; the lowest id where several are equal."""
+        """Return the id of the largest of the (V,) logits; of equal ones, the lowest id."""
         return int(logits.argmax())
 
     def log_probs(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> 0 at the token it takes, −inf elsewhere."""
+        """Return (V,) log-probabilities: 0 for the picked token and −inf for the others."""
         return logits.new_full(logits.shape, -math.inf).index_fill(0, logits.argmax(), 0)

@@ -1,12 +1,11 @@
 """Any logits processor of transformers as a stage (the classes of `transformers.generation.logits_process`).
 
-What stands after the name is a call as in Python: the class, and in brackets its arguments, which are plain data. The
-class gets the story's ids and the logits as `generate` would hand them over, (1, T) and (1, V), and a fresh instance
-serves each story. It differs from `generate` in one rule that every stage here keeps: a token that an earlier stage
-has removed never comes back.
+After the name comes a call as in Python: the class, and its arguments in brackets. The arguments are plain data. As in
+`generate`, the class gets the ids of the story, (1, T), and the logits, (1, V). Each story has a new instance. One rule
+differs from `generate`, because every stage here keeps it: a token that an earlier stage has removed stays removed.
 
-The few classes that keep something from token to token in themselves (SynthIDTextWatermarkLogitsProcessor) do not
-know of an undone token or of another beam: use those in plain chains only.
+A few classes, such as SynthIDTextWatermarkLogitsProcessor, keep data from token to token inside themselves. They do not
+notice that a token was undone or that a beam was copied, so use them only in decoders without a search.
 """
 
 import ast
@@ -15,41 +14,42 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tinystory.decoding import LogitsProcessor, Request, Step, option
+from tinystory.decoding import LogitsProcessor, Request, Step, option, shown
 from tinystory.errors import UsageError, nearest
-from tinystory.safe.reading import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _MAX_TEXT, _MAX_SIZE = 10_000, 2**20
 _OBJECTS = {"encoder_input_ids", "generate_config", "model", "prefix_allowed_tokens_fn", "tokenizer"}
-"""Parameters that no text can give."""
+"""Parameters whose values cannot be written as text."""
 
 
 @dataclass(frozen=True)
 class HF(LogitsProcessor):
-    """Run a logits processor class of transformers."""
+    """Change the logits with a logits processor of transformers."""
 
     name = "hf"
     example = "hf TopKLogitsWarper(40)"
-    call: str = option(help="a class with its arguments: TopKLogitsWarper(40), in double quotes where it has , or =")
+    call: str = option(
+        help="a class with its arguments, such as TopKLogitsWarper(40); in double quotes if it has a comma or ="
+    )
 
     def __post_init__(self) -> None:
-        """Check the options and the form of the call; whether there is such a class shows at `start`."""
+        """Check the options and the form of the call. `start` checks that the class exists."""
         super().__post_init__()
         _parse(self.call)
 
     def start(self, request: Request) -> Any:
-        """A fresh instance of the class.
+        """Return a new instance of the class.
 
         Raises:
-            UsageError: there is no such class, it takes no plain data, or other arguments.
+            UsageError: the class does not exist, needs more than plain data, or takes other arguments.
         """
         return _instance(self.call)
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> what the class makes of them, on the CPU; tokens removed before stay removed."""
+        """Return the (V,) logits as the class changes them, on the CPU. Removed tokens stay removed."""
         import torch
 
         ids = torch.tensor([step.token_ids])
@@ -58,8 +58,10 @@ class HF(LogitsProcessor):
 
 
 def _parse(call: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """The class's name and the arguments of `Name(1, two=[3, 4])`."""
-    wrong = f"hf: {shown(call)} is no class with plain arguments: numbers, texts, True, False, None and lists of these"
+    """Return the name of the class and the arguments of a call such as `Name(1, two=[3, 4])`."""
+    wrong = (
+        f"hf: {shown(call)} is not a class with plain arguments: numbers, texts, True, False, None and lists of these"
+    )
     try:
         if len(call) > _MAX_TEXT:
             raise ValueError(call)
@@ -75,7 +77,7 @@ def _parse(call: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """The value, if it is plain data."""
+    """Return the value, with lists for tuples. Raise ValueError if it is not plain data."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, int | float | str | None):
@@ -88,29 +90,31 @@ def _instance(call: str) -> Any:
 
     name, positional, named = _parse(call)
     classes = {
-        one.__name__: one
-        for one in vars(logits_process).values()
-        if inspect.isclass(one)
-        and issubclass(one, logits_process.LogitsProcessor)
-        and one is not logits_process.LogitsProcessor
-        and one.__module__ == logits_process.__name__
+        cls.__name__: cls
+        for cls in vars(logits_process).values()
+        if inspect.isclass(cls)
+        and issubclass(cls, logits_process.LogitsProcessor)
+        and cls is not logits_process.LogitsProcessor
+        and cls.__module__ == logits_process.__name__
     }
     if name not in classes:
         near = nearest(name, classes)
-        hint = f"did you mean `{near}`?" if near else "they are listed in transformers' pages on generation"
+        hint = f"did you mean `{near}`?" if near else "the pages of transformers about generation list them"
         raise UsageError(f"hf: transformers has no logits processor {shown(name)}: {hint}")
     signature = inspect.signature(classes[name])
     objects = _OBJECTS & {p.name for p in signature.parameters.values() if p.default is p.empty}
     if objects:
-        raise UsageError(f"hf: {name} needs {', '.join(sorted(objects))}, which no text can give")
+        raise UsageError(f"hf: {name} needs {', '.join(sorted(objects))}, which cannot be written as text")
     try:
         arguments = signature.bind(*positional, **named).arguments
         if any(key.endswith("_size") and not 0 < value <= _MAX_SIZE for key, value in arguments.items()):
             raise ValueError(f"a size must be from 1 to {_MAX_SIZE}")
         return classes[name](*positional, **named)
-    except Exception as error:  # whatever the constructor raises for arguments that it does not take
+    except Exception as error:  # a constructor may raise anything for wrong arguments
         summary = " ".join(str(error).split())[:200]
-        raise UsageError(f"hf: {name} does not take that: {summary}; it has {_parameters(signature)}") from error
+        raise UsageError(
+            f"hf: {name} does not take these arguments: {summary}; it has {_parameters(signature)}"
+        ) from error
 
 
 def _parameters(signature: inspect.Signature) -> str:

@@ -1,7 +1,8 @@
 """A person picks: the model only proposes.
 
-The likeliest tokens are shown with their probabilities, after whatever processors stand before; a number, a text or
-Enter takes one. No luck is used. It is the way to feel what a model leaves open and what it has decided long ago.
+The likeliest tokens are shown with their probabilities, after the processors that stand before this stage. The user
+picks one by its number, by a text, or by Enter. No noise is used. So you can see where the model leaves a choice open
+and where it is certain.
 """
 
 from dataclasses import dataclass
@@ -16,21 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Human(Sampler):
-    """You pick every token yourself, from those the model finds likeliest (in the chat)."""
+    """Let the user pick every token from a list of the likeliest ones. It works in the chat only."""
 
     name = "human"
     repeatable = False
 
     def start(self, request: Request) -> object:
-        """Whom to ask; nobody where a story is only looked back at."""
+        """Return the function that asks the user; None if nobody can be asked, for example in a replay."""
         return request.choose
 
     def __call__(self, logits: "Tensor", step: Step) -> int:
-        """(V,) logits -> what the person takes.
+        """Return the id of the token that the user picks.
 
         Raises:
-            UsageError: nobody can be asked here.
+            UsageError: nobody can be asked.
         """
         if step.state is None:
-            raise UsageError("human picks in the chat only, where somebody can be asked: tinystory chat -d human")
+            raise UsageError("human works in the chat only, because it asks for every token: tinystory chat -d human")
         return int(step.state(logits, step))

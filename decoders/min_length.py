@@ -1,7 +1,7 @@
-"""A least length: no end of the story before so many new tokens (transformers' `min_new_tokens`).
+"""A minimum length: the story cannot end before it has n new tokens (transformers' `min_new_tokens`).
 
-As long as the story has fewer than n new tokens, the tokens that end a story are removed. Where nothing else is left
-they stay. New are those after the writer's own text, however often the story was stopped and continued.
+As long as the story has fewer than n new tokens, the EOS tokens are removed. If no other token is left, they stay. New
+tokens are those after the text that the user wrote, no matter how often the story was stopped and continued.
 """
 
 import math
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MinLength(LogitsProcessor):
-    """Do not let the story end before it has n new tokens."""
+    """Remove the EOS tokens until the story has n new tokens."""
 
     name = "min-length"
     example = "min-length 100"
-    n: int = option(ge=0, neutral=0, help="how many tokens have to be written, the prompt not counted")
+    n: int = option(ge=0, neutral=0, help="the smallest number of new tokens; the prompt does not count")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> −inf for the tokens that end a story; where only those are left, they stay."""
+        """Set the (V,) logits of the EOS tokens to −inf, unless no other token is left."""
         import torch
 
         if len(step.token_ids) - step.n_prompt >= self.n:

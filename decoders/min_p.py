@@ -1,7 +1,7 @@
 """Min-p sampling (Nguyen et al. 2024, arXiv 2407.01082; its claims are disputed by arXiv 2506.13681).
 
-A token stays if it is at least p times as likely as the likeliest one. Where the model is sure few tokens pass, where
-it is not many do: the bar follows the model, token by token. The likeliest always passes.
+A token stays if it is at least p times as likely as the likeliest one. If the model is certain, few tokens stay, and if
+it is uncertain, many do. The likeliest token always stays.
 """
 
 import math
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MinP(LogitsProcessor):
-    """Keep tokens at least p times as likely as the likeliest."""
+    """Keep the tokens that are at least p times as likely as the likeliest one."""
 
     name = "min-p"
     takes_arrays = True
-    p: float = option(0.1, ge=0, le=1, neutral=0, help="share of the top probability a token must reach")
+    p: float = option(0.1, ge=0, le=1, neutral=0, help="share of the top probability that a token must reach")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> those of tokens with probability of at least p · the largest, −inf elsewhere."""
+        """Set the (V,) logits of tokens with a probability below p · the largest one to −inf."""
         probs = logits.softmax(dim=-1)
         return logits.masked_fill(probs < self.p * probs.max(), -math.inf)

@@ -1,7 +1,8 @@
 """Blocking of repeated n-grams (Paulus, Xiong and Socher 2017, arXiv 1705.04304, for n = 3).
 
-The text is the whole story, prompt and BOS included, as in transformers. Where every token left would repeat one,
-transformers leaves none; here all stay.
+A token is removed if it would complete n tokens that already stand in the story in this order. The whole story counts,
+with the prompt and BOS, as in transformers. If every token would repeat n tokens, transformers leaves no token; here
+all of them stay.
 """
 
 import math
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NoRepeat(LogitsProcessor):
-    """Never write the same n tokens in a row twice."""
+    """Remove tokens that would repeat n tokens in a row that the story already has."""
 
     name = "no-repeat"
     example = "no-repeat 3"
-    n: int = option(ge=1, help="how many tokens in a row must not come again")
+    n: int = option(ge=1, help="how many tokens in a row must not be repeated")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> −inf for tokens that would complete an n-gram of the text."""
+        """Set the (V,) logits of tokens that would complete an n-gram of the story to −inf."""
         import torch
 
         if len(step.token_ids) < self.n:

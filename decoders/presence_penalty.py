@@ -1,7 +1,8 @@
-"""The presence penalty of OpenAI's interface, which vLLM shares: only generated tokens count, not the prompt.
+"""The presence penalty of OpenAI's API and of vLLM: it counts the generated tokens, and not the prompt.
 
-A token that has been generated before loses c, however often it was. It pushes on to new words without punishing a
-word more for each use, as the frequency penalty does. Below 0 it favours what was there.
+A token that has been generated before loses c, no matter how often it was generated. So the story moves on to new
+words, and a word is not punished more for each use, as with the frequency penalty. A negative c favours tokens that
+have been generated.
 """
 
 from dataclasses import dataclass
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PresencePenalty(LogitsProcessor):
-    """Make tokens that were written less likely, once and for all."""
+    """Lower the logit of each token that was generated before by c, once for all of its uses."""
 
     name = "presence-penalty"
     example = "presence-penalty 0.5"
-    c: float = option(ge=-100, le=100, neutral=0, help="taken from the logit of each token that was written")
+    c: float = option(ge=-100, le=100, neutral=0, help="subtracted from the logit of each token that was generated")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> logits − c for the tokens generated so far."""
+        """Subtract c from the (V,) logits of the tokens that were generated."""
         import torch
 
         written = torch.tensor(list(set(step.token_ids[step.n_prompt :])), dtype=torch.long, device=logits.device)

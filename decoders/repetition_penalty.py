@@ -1,8 +1,8 @@
 """The repetition penalty of CTRL (Keskar et al. 2019, arXiv 1909.05858).
 
-The paper divides every seen token's logit, which would reward it where the logit is negative; as in transformers,
-negative ones are multiplied. The prompt counts, BOS with it: where a model ends its stories by that same token, the end
-is penalised too, as it is in transformers. A window forgets BOS once the story is longer.
+The paper divides the logit of every seen token, but that would reward a negative logit. So negative logits are
+multiplied, as in transformers. The prompt counts, with BOS. If a model ends its stories with this same token, the end
+of the story is penalized, too, as in transformers. With a window, BOS stops counting when the story is longer.
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RepetitionPenalty(LogitsProcessor):
-    """Make tokens that the story already has less likely."""
+    """Make every token that the story already has less likely by a factor."""
 
     name = "repetition-penalty"
     example = "repetition-penalty 1.1"
-    r: float = option(gt=0, neutral=1, help="logits above 0 are divided by it, others multiplied; below 1 it rewards")
-    window: int = option(0, ge=0, help="how many of the latest tokens count; 0 is all")
+    r: float = option(
+        gt=0, neutral=1, help="logits above 0 are divided by it, others are multiplied; below 1 it rewards repetition"
+    )
+    window: int = option(0, ge=0, help="how many of the latest tokens count; 0 means all")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> those of seen tokens divided or multiplied by r, the others as they are."""
+        """Divide or multiply the (V,) logits of seen tokens by r."""
         import torch
 
-        latest = step.token_ids[-self.window :]  # [-0:] is all of them
+        latest = step.token_ids[-self.window :]  # [-0:] is the whole story
         seen = torch.tensor(list(set(latest)), device=logits.device)
         r = min(max(self.r, 1e-30), 1e30)  # keeps float32 finite
         scores = logits[seen]

@@ -1,8 +1,8 @@
-"""Sampling from the whole distribution that is left (ancestral sampling), with coupled luck.
+"""Sampling from all tokens that are left (ancestral sampling), with coupled noise.
 
-A token is drawn with its own probability, after the logits are divided by the temperature. The draw is Gumbel-max
+The logits are divided by the temperature, and then each token is drawn with its own probability. The draw is Gumbel-max
 (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030): the argmax of logits plus noise. The noise is a function of seed,
-position and token, so two decoders with one seed part only where they leave different tokens.
+position and token. So two decoders with one seed differ only because they leave different tokens.
 """
 
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample(Sampler):
-    """Draw a token by its probability."""
+    """Draw a token with its own probability, after dividing the logits by a temperature."""
 
     name = "sample"
     example = "sample 0.8"
     takes_arrays = True
-    temperature: float = option(1.0, gt=0, help="below 1 likely tokens gain, above 1 unlikely ones do")
+    temperature: float = option(1.0, gt=0, help="below 1 favours likely tokens, above 1 unlikely ones")
 
     def __call__(self, logits: "Tensor", step: Step) -> int:
-        """(V,) logits -> a draw from softmax(logits / temperature)."""
+        """Draw a token from softmax(logits / temperature), for (V,) logits."""
         return draw(logits, step.noise(), self._divisor)
 
     def log_probs(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> the log-softmax of logits / temperature."""
+        """Return the (V,) log-softmax of logits / temperature."""
         return (logits / self._divisor).log_softmax(dim=-1)
 
     @property
     def _divisor(self) -> float:
-        # Any temperature so small is greedy already; the bound keeps the quotient finite.
+        # Such a small temperature is the same as greedy, and the bound keeps the quotient finite.
         return max(self.temperature, 1e-30)

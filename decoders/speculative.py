@@ -1,7 +1,7 @@
-"""Speculative decoding (Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318) with coupled luck.
+"""Speculative decoding (Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318), coupled noise.
 
-Draft and model see the same noise, so a guess is right where it is the very token that the model picks, and the story
-is that of plain decoding; there is no rejection sampling. `ngram` is prompt lookup (Saxena 2023).
+Draft and model get the same noise. So a guess is right if it is exactly the token that the model picks, and the story
+is the same as without this search. There is no rejection sampling. `ngram` is prompt lookup (Saxena 2023).
 """
 
 import time
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinystory.decoding import (
     Chain,
     ChainState,
     Commit,
+    Companion,
     Event,
     Finish,
     FinishReason,
@@ -24,9 +26,8 @@ from tinystory.decoding import (
     Step,
     Token,
     option,
+    shrunk,
 )
-from tinystory.decoding.companion import Companion
-from tinystory.decoding.loop import shrunk
 from tinystory.errors import TinystoryError, UsageError
 
 if TYPE_CHECKING:
@@ -38,33 +39,35 @@ _LONGEST_MATCH = 16
 
 @dataclass(frozen=True)
 class Speculative(Search):
-    """Write the story that the chain before it writes, only faster: a draft guesses ahead, the model checks.
+    """Write the same story as the chain before it, but faster: a draft guesses tokens, and the model checks them.
 
-    The draft is a smaller checkpoint with the same tokens, or `ngram`: what followed in the story where its last
-    tokens, two at least, have stood before. The model reads k guesses at once, which costs little more than one token;
-    guesses count up to the first that the model does not pick itself. Where few are right it guesses fewer.
+    The draft is a smaller checkpoint with the same tokens, or `ngram`: the tokens that followed in the story when its
+    last tokens, at least two, have stood in it before. The model reads k guesses at once, which costs little more than
+    one token. The guesses before the first wrong one are kept. If few guesses are right, the draft guesses fewer.
     """
 
     name = "speculative"
     example = "speculative draft=mini"
     takes_sampler = True
     needs_rewind = True
-    draft: str = option("mini", help="a checkpoint, or ngram for the story's own repetitions")
-    k: int = option(4, ge=1, le=64, help="guesses at a time, at most")
+    draft: str = option("mini", help="a checkpoint, or ngram for repetitions inside the story")
+    k: int = option(4, ge=1, le=64, help="the largest number of guesses at a time")
 
     def models(self) -> tuple[str, ...]:
-        """The draft, where it is one."""
+        """Return the name of the draft, if it is a checkpoint."""
         return () if self.draft == _NGRAM else (self.draft,)
 
     def search(self, session: Session, request: Request, chain: Chain) -> Iterator[Event]:
-        """Commit the tokens that the chain picks, one by one; guessed ones come in a burst.
+        """Commit the tokens that the chain picks, one by one. Guessed tokens come in quick succession.
 
         Raises:
-            UsageError: a person picks; they would be asked twice.
+            UsageError: a person picks the tokens, and they would be asked twice.
         """
         if chain.sampler is not None and not chain.sampler.repeatable:
-            raise UsageError(f"speculative guesses what is picked; with {chain.sampler.name} nobody can know")
-        reason = request.interrupted() or ("length" if request.max_new_tokens == 0 else None)
+            raise UsageError(
+                f"speculative guesses the picked tokens, and it cannot guess those of {chain.sampler.name}"
+            )
+        reason: FinishReason | None = request.interrupted() or ("length" if request.max_new_tokens == 0 else None)
         if reason:
             yield Finish(reason)
             return
@@ -87,33 +90,41 @@ class Speculative(Search):
 
 
 class _Drafter(Protocol):
-    """Guesses how a story goes on."""
+    """A drafter, which guesses how a story continues."""
 
     def guess(self, story: Sequence[int], state: ChainState, n: int) -> list[int]:
-        """At most n ids, no EOS among them; `state` is the chain's."""
+        """Return at most n ids without an EOS. `state` is the state of the chain after the story."""
         ...
 
 
 @dataclass(frozen=True)
 class _Lookup:
-    """The tokens that followed where the longest end of the story, of those the latest, has stood before."""
+    """Guesses the tokens that followed the longest match of the story's end; of equal matches, the latest counts."""
 
     def guess(self, story: Sequence[int], state: ChainState, n: int) -> list[int]:
         ids = np.asarray(story)
-        ends = np.flatnonzero(ids[:-1] == ids[-1]) + 1  # where the last token has stood before, the place after it
-        for length in range(2, _LONGEST_MATCH + 1):
-            longer = ends[ends >= length]
-            longer = longer[ids[longer - length] == ids[-length]] if length <= len(ids) else longer[:0]
-            if not len(longer):
-                return ids[ends[-1] : ends[-1] + n].tolist() if length > 2 else []
-            ends = longer
-        following: list[int] = ids[ends[-1] : ends[-1] + n].tolist()
-        return following
+        after_match = _after_longest_match(ids)
+        if after_match is None:
+            return []
+        guesses: list[int] = ids[after_match : after_match + n].tolist()
+        return guesses
+
+
+def _after_longest_match(ids: NDArray[np.int64]) -> int | None:
+    """Return the place after the longest match of the story's last tokens; None if fewer than two tokens match."""
+    places = np.flatnonzero(ids[:-1] == ids[-1]) + 1  # after each place at which the last token stands
+    for length in range(2, min(_LONGEST_MATCH, len(ids)) + 1):
+        longer = places[places >= length]
+        longer = longer[ids[longer - length] == ids[-length]]
+        if not len(longer):
+            return int(places[-1]) if length > 2 else None
+        places = longer
+    return int(places[-1]) if len(ids) >= 2 else None
 
 
 @dataclass(frozen=True)
 class _Model:
-    """The chain over another model's logits, with the luck of the same positions."""
+    """Guesses with the same chain on the logits of another model, with the noise of the same positions."""
 
     companion: Companion
     request: Request
@@ -126,7 +137,7 @@ class _Model:
             step = Step(self.request, ids, self.eos_ids)
             try:
                 token_id, state = self.chain.pick(self.companion.logits(ids), step, state)
-            except TinystoryError:  # a guess is no place to fail: the model's own logits may do
+            except TinystoryError:  # a failed guess does no harm: the model's own logits may still work
                 break
             if token_id in self.eos_ids:
                 break
@@ -135,7 +146,7 @@ class _Model:
 
 
 class _Writer:
-    """A story on its way, with what the model has read of it."""
+    """A story that is being written, with the part of it that the model has read."""
 
     def __init__(self, session: Session, request: Request, chain: Chain, drafter: _Drafter, k: int) -> None:
         self._session = session
@@ -146,19 +157,19 @@ class _Writer:
         self._state = chain.start(request)
         self._story = list(request.prompt_ids)
         self._context = list(request.prompt_ids)
-        self._read = False  # whether the model has read the context, but for its last token
-        self._proposed = self._accepted = self._calls = 0
+        self._has_read = False  # True if the model has read the context except for its last token
+        self._n_proposed = self._n_accepted = self._n_calls = 0
         self._draft_seconds = 0.0
 
     @property
     def n_left(self) -> int:
-        """How many tokens may still come."""
+        """The number of tokens that may still come."""
         return self._request.max_new_tokens - (len(self._story) - len(self._request.prompt_ids))
 
     def advance(self) -> Iterator[tuple[Token | None, FinishReason | None]]:
-        """Run the model once, and give the tokens that this settles, at least one, or the story's end."""
+        """Run the model once. Yield the tokens that this decides, at least one, or the end of the story."""
         guesses = self._guess()
-        n_accepted = 0
+        n_right = 0
         for logits, guess in zip(self._logits(guesses), [*guesses, None], strict=True):
             step = Step(self._request, self._story, self._session.eos_ids)
             token_id, self._state = self._chain.pick(logits, step, self._state)
@@ -167,49 +178,49 @@ class _Writer:
                 return
             self._story.append(token_id)
             self._context.append(token_id)
-            right = token_id == guess
-            n_accepted += right
-            self._accepted += right
+            is_right = token_id == guess
+            n_right += is_right
+            self._n_accepted += is_right
             yield Token.of(logits, token_id), None
-            if not right:
+            if not is_right:
                 break
-        if n_accepted < len(guesses):
-            self._session.rewind([len(guesses) - n_accepted])
-        if guesses:  # after a wrong guess try one more than was right, as long as all are right one more each time
-            self._n_guesses = min(self._k, n_accepted + 1)
+        if n_right < len(guesses):
+            self._session.rewind([len(guesses) - n_right])
+        if guesses:  # one more than were right: fewer after wrong guesses, and more as long as all are right
+            self._n_guesses = min(self._k, n_right + 1)
 
     def statistics(self) -> dict[str, float]:
-        """How well the guesses did, and what the stages tell."""
+        """Return how good the guesses were, and the figures of the stages."""
         return {
-            "acceptance": self._accepted / self._proposed if self._proposed else 0.0,
-            "proposed": float(self._proposed),
-            "accepted": float(self._accepted),
-            "target_calls": float(self._calls),
+            "acceptance": self._n_accepted / self._n_proposed if self._n_proposed else 0.0,
+            "proposed": float(self._n_proposed),
+            "accepted": float(self._n_accepted),
+            "target_calls": float(self._n_calls),
             "draft_seconds": self._draft_seconds,
             **self._chain.statistics(self._state),
         }
 
     def _guess(self) -> list[int]:
-        """As many guesses as there is room for, in the story and in the model's context."""
+        """Return as many guesses as fit into the story and into the model's context."""
         room = self._session.max_seq_len - len(self._context)
         n = min(self._n_guesses, self.n_left - 1, room)
-        if n < 1 or not self._read:
+        if n < 1 or not self._has_read:
             return []
         started = time.perf_counter()
         guesses = self._drafter.guess(self._story, self._state, n)
         self._draft_seconds += time.perf_counter() - started
-        self._proposed += len(guesses)
+        self._n_proposed += len(guesses)
         return guesses
 
     def _logits(self, guesses: list[int]) -> "Tensor":
-        """(1 + n, V) logits after the context and after each of the n guesses."""
+        """Return (1 + n, V) logits: after the context, and after each of the n guesses."""
         import torch
 
-        self._calls += 1
-        if self._read and len(self._context) <= self._session.max_seq_len:
+        self._n_calls += 1
+        if self._has_read and len(self._context) <= self._session.max_seq_len:
             new = [self._context[-1], *guesses]
             return self._session.decode(torch.tensor([new] if guesses else new)).view(len(new), -1)
         if len(self._context) > self._session.max_seq_len:
             self._context = shrunk(self._story, self._request.window, self._session.max_seq_len)
-        self._read = True
+        self._has_read = True
         return self._session.prefill([self._context])

@@ -1,8 +1,8 @@
 """Temperature (Ackley, Hinton and Sejnowski 1985, "A learning algorithm for Boltzmann machines").
 
-Logits are divided by t before they become probabilities. Below 1 likely tokens gain and stories get safer; above 1
-unlikely ones gain. Nothing is removed, and where it stands among other stages matters: each sees what the one before
-it made.
+Logits are divided by t before they become probabilities. Below 1, likely tokens gain and stories become safer. Above 1,
+unlikely tokens gain. No token is removed. The place among the other stages matters, because each stage sees the logits
+that the stage before it gives.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Temperature(LogitsProcessor):
-    """Sharpen (below 1) or flatten (above 1) the distribution."""
+    """Divide the logits by t: below 1 makes likely tokens likelier, above 1 makes unlikely tokens likelier."""
 
     name = "temperature"
     example = "temperature 0.8"
     takes_arrays = True
-    t: float = option(gt=0, neutral=1, help="logits are divided by it")
+    t: float = option(gt=0, neutral=1, help="logits are divided by t")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> logits / t."""
-        # So small is greedy already and so large is uniform; the bounds keep float32 quotients finite.
+        """Return (V,) logits / t."""
+        # Beyond these bounds, t is the same as greedy or uniform. The bounds keep float32 quotients finite.
         return logits / min(max(self.t, 1e-30), 1e30)

@@ -1,9 +1,9 @@
 """Top-H sampling (Baghaei Potraghloo et al. 2025, "Top-H decoding", arXiv 2509.02510).
 
-Tokens are taken, likeliest first, while their share of the entropy is at most h; the others go, and the likeliest
-always stays. So what is kept follows how the uncertainty is spread: few tokens of a peaked distribution, many of a flat
-one. As in transformers, only the 100 likeliest are looked at, and their probabilities are renormalised first. For that,
-and because the last token of a sum rarely fits into it, even h = 1 removes something: no value is neutral.
+Tokens are kept, the likeliest first, while their share of the entropy is at most h. The others are removed, and the
+likeliest always stays. So few tokens of a peaked distribution stay, and many of a flat one. As in transformers, only
+the 100 likeliest tokens count, and their probabilities are normalized first. For this reason, and because the shares
+seldom add up to h exactly, even h = 1 removes something: no value is neutral.
 """
 
 import math
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TopH(LogitsProcessor):
-    """Keep the likeliest tokens that together hold a share of the entropy."""
+    """Keep the likeliest tokens that together have at most a share h of the entropy."""
 
     name = "top-h"
-    h: float = option(0.4, gt=0, le=1, help="share of the entropy that the kept tokens may hold")
+    h: float = option(0.4, gt=0, le=1, help="share of the entropy that the kept tokens may have")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> those kept, likeliest first, while the sum of −p ln p is at most h · H; −inf elsewhere."""
+        """Keep (V,) logits, likeliest first, while the sum of −p ln p is at most h · H. Set the others to −inf."""
         import torch
 
         top, token_ids = logits.topk(min(100, len(logits)))
         log_probs = top - top.logsumexp(dim=-1)
         probs = log_probs.softmax(dim=-1)
         entropy = -(log_probs.clamp(min=torch.finfo(logits.dtype).min) * probs).sum()
-        # A probability of 0 gives NaN here, which compares as false: such a token is not kept.
+        # A probability of 0 gives NaN here, and NaN compares as false, so such a token is removed.
         stays = (-probs * probs.log()).cumsum(dim=-1) <= self.h * entropy
         stays[0] = True
         kept = token_ids[stays]

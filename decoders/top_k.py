@@ -1,7 +1,7 @@
 """Top-k sampling (Fan, Lewis and Dauphin 2018, "Hierarchical neural story generation", arXiv 1805.04833).
 
-The k tokens with the largest logits stay, together with those that equal the last of them. The number is the same
-whether the model is sure of the next token or not: 40 is generous within a name and narrow at the start of a sentence.
+The k tokens with the largest logits stay, and so do tokens that equal the last of them. The number is the same for
+certain and uncertain models: 40 tokens are many inside a name, and few at the start of a sentence.
 """
 
 import math
@@ -21,9 +21,9 @@ class TopK(LogitsProcessor):
     name = "top-k"
     example = "top-k 40"
     takes_arrays = True
-    k: int = option(ge=1, help="how many tokens stay; equals of the last one stay too")
+    k: int = option(ge=1, help="how many tokens stay; tokens equal to the last one stay, too")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> those of at least the k-th largest, −inf elsewhere."""
+        """Set the (V,) logits that are smaller than the k-th largest to −inf."""
         smallest_kept = logits.topk(min(self.k, len(logits))).values[-1]
         return logits.masked_fill(logits < smallest_kept, -math.inf)

@@ -1,8 +1,8 @@
 """Top-nσ sampling (Tang et al. 2024, "Top-nσ: not all logits are you need", arXiv 2411.07641).
 
-Logits of unlikely tokens scatter like noise around a mean, and the few that matter stand out above them. So a token
-stays if its logit is within n standard deviations of the largest one. Temperature before or after it does not change
-what stays: both sides of the comparison scale alike.
+The logits of unlikely tokens scatter around a mean, and the few important ones are far above it. So a token stays if
+its logit is at most n standard deviations below the largest one. A temperature before or after this stage does not
+change which tokens stay, because it scales the logits and their standard deviation alike.
 """
 
 import math
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TopNSigma(LogitsProcessor):
-    """Keep tokens whose logit is within n standard deviations of the largest."""
+    """Keep the tokens whose logit is at most n standard deviations below the largest one."""
 
     name = "top-n-sigma"
-    n: float = option(1.0, gt=0, help="how many standard deviations below the largest logit are kept")
+    n: float = option(1.0, gt=0, help="how many standard deviations below the largest logit a token may be")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> those of at least max − n · σ, −inf elsewhere; σ is over the logits that are left."""
+        """Set the (V,) logits below max − n · σ to −inf. σ is that of the logits that are left."""
         sigma = logits[logits > -math.inf].std(correction=0)
         return logits.masked_fill(logits < logits.max() - self.n * sigma, -math.inf)

@@ -1,9 +1,9 @@
-"""XTC, exclude top choices (p-e-w 2024, text-generation-webui pull request 6335; the rule is llama.cpp's).
+"""XTC, exclude top choices (p-e-w 2024, text-generation-webui pull request 6335; the rule is that of llama.cpp).
 
-Tokens with a probability of at least `threshold` are choices that make sense. Now and then, by chance, all of them but
-the least likely are removed: the story takes a turn that is less expected and still sensible. text-generation-webui
-spares newlines and the end of the text; llama.cpp and this file know no exceptions. Whether the rule strikes at a
-position comes from the coupled noise, in a stream of its own.
+Tokens with a probability of at least `threshold` are good choices. Now and then, by chance, all of them except the
+least likely one are removed. So the story becomes less expected, but it still makes sense. text-generation-webui does
+not remove newlines and the end of the text; llama.cpp and this file have no exceptions. The coupled noise decides at
+which positions the rule is used, in a stream of its own.
 """
 
 import math
@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class XTC(LogitsProcessor):
-    """Now and then remove all likely tokens but the least likely of them."""
+    """Now and then remove all likely tokens except the least likely of them."""
 
     name = "xtc"
     takes_arrays = True
-    probability: float = option(0.5, ge=0, le=1, neutral=0, help="how often it strikes")
-    threshold: float = option(0.1, gt=0, le=0.5, help="probability of a likely token; two cannot both have over 0.5")
+    probability: float = option(0.5, ge=0, le=1, neutral=0, help="the share of positions at which the rule is used")
+    threshold: float = option(
+        0.1, gt=0, le=0.5, help="the smallest probability of a likely token; above 0.5 there could be only one"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """(V,) logits -> those below the threshold and the smallest of the others; the lowest id of equals stays."""
+        """Keep the (V,) logits below the threshold and the smallest of the others; of equals, the lowest id stays."""
         if step.noise("xtc").uniform() > self.probability:
             return logits
         likely = logits.softmax(dim=-1) >= self.threshold

@@ -1,4 +1,4 @@
-"""Cliff: keep the tokens above the deepest drop between neighbours among the 20 likeliest.
+"""Cliff: sort the 20 likeliest tokens, find the deepest drop between two neighbours, and keep the tokens above it.
 
 Try it: tinystory generate "Once upon a time" --decoder-file one_file_decoder.py -d "cliff | sample 0.8"
 Keep it: put this file into the `decoders` folder of your tinystory configuration (~/.config/tinystory on Linux).
@@ -12,10 +12,10 @@ from tinystory.decoding import LogitsProcessor, option
 
 @dataclass(frozen=True)
 class Cliff(LogitsProcessor):
-    """Keep the tokens above the deepest drop in the logits."""
+    """Keep the tokens above the deepest drop in the logits of the likeliest tokens."""
 
     name = "cliff"
-    among: int = option(20, ge=2, help="how many of the likeliest tokens to look at")
+    among: int = option(20, ge=2, help="how many of the likeliest tokens are compared")
 
     def __call__(self, logits, step):
         top = logits.topk(min(self.among, len(logits))).values

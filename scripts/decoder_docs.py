@@ -1,7 +1,7 @@
 """Write docs/decoders.md from the decoders themselves: `python scripts/decoder_docs.py [--measure]`.
 
-Names, options and methods come from the classes. Samples and figures come from the shipped model; `--measure` makes
-them anew and keeps them in docs/decoders.json, from which the page is written without a model.
+Names, options and methods come from the classes. Samples and figures come from the shipped model. `--measure` makes
+them again and saves them in docs/decoders.json, from which the page is then written without a model.
 """
 
 import argparse
@@ -38,25 +38,27 @@ KINDS = {"processor": "Processors", "sampler": "Samplers", "search": "Searches"}
 
 
 def main() -> None:
-    """Write the page, after measuring where that is asked for."""
+    """Parse the command line, measure if --measure is given, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", action="store_true", help="write samples and measure with the shipped model first")
-    parser.add_argument("--stories", metavar="FILE", help="real stories, for --measure: what decoders do to them")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure only these, keep the other figures")
+    parser.add_argument("--measure", action="store_true", help="first write samples and measure with the shipped model")
+    parser.add_argument("--stories", metavar="FILE", help="real stories, in which --measure counts tokens")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="measure only these decoders, and keep the other figures"
+    )
     args = parser.parse_args()
     if args.measure and not args.stories:
-        parser.error("--measure needs --stories FILE, real stories to walk along")
+        parser.error("--measure needs --stories FILE with real stories")
     registry = built_in()
     if args.measure:
-        known = json.loads(DATA.read_text(encoding="utf-8")) if args.only else {}
-        data = measured(registry, args.stories, args.only, known)
+        old_data = json.loads(DATA.read_text(encoding="utf-8")) if args.only else {}
+        data = measured(registry, args.stories, args.only, old_data)
         DATA.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(page(registry, json.loads(DATA.read_text(encoding="utf-8"))), encoding="utf-8")
     sys.stdout.write(f"{PAGE}\n")
 
 
 def built_in() -> Registry:
-    """The decoders of this repository only."""
+    """Return the decoders of this repository, without plug-ins."""
     everything, registry = discover(user_folder=None), Registry()
     for _, cls, source in everything.classes():
         if source == "tinystory":
@@ -68,7 +70,7 @@ def built_in() -> Registry:
 
 
 def page(registry: Registry, data: Mapping[str, Any]) -> str:
-    """The page in Markdown."""
+    """Return the page in Markdown."""
     classes = [cls for _, cls, _ in registry.classes()]
     contents, parts = [], []
     for kind, heading in KINDS.items():
@@ -91,16 +93,16 @@ def page(registry: Registry, data: Mapping[str, Any]) -> str:
 
 
 def method(cls: type[Stage]) -> tuple[str, str]:
-    """A decoder's name with its source, and its method: the first paragraph of its module's docstring, and the rest."""
+    """Return the two parts of a decoder's module docstring: name and source (the first paragraph), and the method."""
     doc = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
     title, _, rest = doc.partition("\n\n")
     return title.replace("\n", " "), rest
 
 
-def _decoder(cls: type[Stage], known: Mapping[str, Any] | None) -> str:
+def _decoder(cls: type[Stage], measurements: Mapping[str, Any] | None) -> str:
     title, rest = method(cls)
     summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
-    figures = _known(known) if known else ["Not measured yet."]
+    figures = _figures_text(measurements) if measurements else ["Not measured yet."]
     parts = [f"### {cls.name}", summary, title, rest, _options(options_of(cls)), *figures]
     return "\n\n".join(filter(None, parts))
 
@@ -122,18 +124,18 @@ def _code(value: Any) -> str:
     return f"`{format_value(value) if text is None else text or 'none'}`"
 
 
-def _known(known: Mapping[str, Any]) -> Iterator[str]:
-    """The sample and the figures."""
-    command = f"tinystory generate {json.dumps(PROMPT)} -d {shlex.quote(known['spec'])} -s {SEED} -n {SAMPLE_TOKENS}"
-    if known["story"] is None:
-        yield f"No sample: {known['why']}."
+def _figures_text(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the sample and the figures."""
+    command = f"tinystory generate {json.dumps(PROMPT)} -d {shlex.quote(entry['spec'])} -s {SEED} -n {SAMPLE_TOKENS}"
+    if entry["story"] is None:
+        yield f"No sample: {entry['why']}."
         return
-    yield f"```\n$ {command}\n{known['story'].strip()}\n```"
+    yield f"```\n$ {command}\n{entry['story'].strip()}\n```"
     figures = [
-        (known["speed"], "{:.2f} times the tokens a CPU second of plain `sample`"),
-        (known["bits_per_token"], "{:.2f} bits a token under the model's own distribution"),
-        (known["tokens_left"], "{:.0f} of " + f"{known['vocab_size']:,} tokens left on average"),
-        (known["forbidden"], "{:.1%} of the tokens of real stories made impossible"),
+        (entry["speed"], "{:.2f} times the tokens per CPU second of plain `sample`"),
+        (entry["bits_per_token"], "{:.2f} bits per token under the model's own distribution"),
+        (entry["tokens_left"], "{:.0f} of " + f"{entry['vocab_size']:,} tokens left on average"),
+        (entry["forbidden"], "{:.1%} of the tokens of real stories made impossible"),
     ]
     yield "Measured: " + "; ".join(text.format(value) for value, text in figures if value is not None) + "."
 
@@ -141,19 +143,21 @@ def _known(known: Mapping[str, Any]) -> Iterator[str]:
 # --- the measurements ---
 
 
-def measured(registry: Registry, stories: str, only: Sequence[str] | None, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Samples and figures of every decoder, as they stand in the JSON file."""
+def measured(
+    registry: Registry, stories: str, only: Sequence[str] | None, old_data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return samples and figures of every decoder, as the JSON file has them."""
     from tinystory.data.sources import read_stories
     from tinystory.session.loading import load
 
     model = load()
     real = [_real(model, text) for text in islice(read_stories(stories), N_REAL)]
     plain = parse_spec("sample", registry)
-    found: dict[str, Any] = dict(known.get("decoders", {}))
+    decoders: dict[str, Any] = dict(old_data.get("decoders", {}))
     for name, cls, _ in registry.classes():
         if not only or name in only:
-            found[name] = _figures(model, example_decoder(cls, registry), plain, real)
-            sys.stderr.write(f"{name}: {found[name]['speed']}\n")
+            decoders[name] = _figures(model, example_decoder(cls, registry), plain, real)
+            sys.stderr.write(f"{name}: {decoders[name]['speed']}\n")
     surprises = [-logits.log_softmax(-1)[range(len(logits)), ids[1:]].mean().item() for ids, logits in real]
     return {
         "model_hash": model.hash,
@@ -161,12 +165,12 @@ def measured(registry: Registry, stories: str, only: Sequence[str] | None, known
         "story_tokens": STORY_TOKENS,
         "real_stories": len(real),
         "real_bits": statistics.mean(surprises) / math.log(2),
-        "decoders": {name: found[name] for name in registry.names() if name in found},
+        "decoders": {name: decoders[name] for name in registry.names() if name in decoders},
     }
 
 
 def _real(model: "LoadedModel", text: str) -> Any:
-    """A real story's ids, the end included where it fits, and the model's logits for each but the first."""
+    """Return the ids of a real story, with its end if it fits, and the model's logits for all except the first."""
     from tinystory.story.walk import story_logits
 
     ids = [*model.tokenizer.encode(text), min(model.tokenizer.eos_ids)][:REAL_TOKENS]
@@ -179,17 +183,17 @@ def _figures(model: "LoadedModel", decoder: Decoder, plain: Decoder, real: Seque
     left, forbidden = _along(decoder, real, model) if decoder.search is None else (None, None)
     try:
         about["story"] = _write(model, decoder, SEED, SAMPLE_TOKENS)[0]
-        # In turn, each first as often as the other, so that a busy machine slows both alike.
+        # The two write in turn, and each is first equally often, so that a busy machine slows down both alike.
         pairs = []
         for seed in range(N_STORIES):
             both = (decoder, plain) if seed % 2 else (plain, decoder)
-            pair = [_write(model, one, seed, STORY_TOKENS) for one in both]
+            pair = [_write(model, writer, seed, STORY_TOKENS) for writer in both]
             pairs.append(pair if seed % 2 else pair[::-1])
     except TinystoryError as error:
         about["why"] = str(error)
         return about | _rounded(speed=None, bits_per_token=None, tokens_left=left, forbidden=forbidden)
-    speed = statistics.median(ours[1] / theirs[1] for ours, theirs in pairs)
-    bits = statistics.mean(ours[2] for ours, _ in pairs)
+    speed = statistics.median(tested[1] / reference[1] for tested, reference in pairs)
+    bits = statistics.mean(tested[2] for tested, _ in pairs)
     return about | _rounded(speed=speed, bits_per_token=bits, tokens_left=left, forbidden=forbidden)
 
 
@@ -198,31 +202,33 @@ def _rounded(**figures: float | None) -> dict[str, float | None]:
 
 
 def _write(model: "LoadedModel", decoder: Decoder, seed: int, n_tokens: int) -> tuple[str, float, float]:
-    """A story: its text, its tokens a CPU second, its bits a token."""
+    """Write a story; return its text, its tokens per CPU second and its bits per token."""
     from tinystory.writing.generate import Ended, StoryRequest, write
 
     before = time.process_time()
-    events = list(write(model.session, model.tokenizer, [StoryRequest(PROMPT, decoder, seed, n_tokens)]))
+    events = list(
+        write(model.session, model.tokenizer, [StoryRequest(PROMPT, decoder, seed=seed, max_new_tokens=n_tokens)])
+    )
     seconds = time.process_time() - before
     [story] = [event.result for event in events if isinstance(event, Ended)]
     return story.text, len(story.tokens) / seconds, story.statistics["bits_per_token"]
 
 
 def _along(decoder: Decoder, real: Sequence[Any], model: "LoadedModel") -> tuple[float | None, float | None]:
-    """How many tokens a chain leaves on average along real stories, and the share of their tokens that it removes."""
+    """Return how many tokens a chain leaves on average in real stories, and the share of their tokens it removes."""
     from tinystory.story.walk import walk
 
-    counts, gone = [], []
+    counts, removed = [], []
     for ids, logits in real:
         request = Request((ids[0],), len(ids), SEED, vocabulary=model.tokenizer, opener=model.session.open)
         for place in walk(decoder, request, ids, logits, model.session.eos_ids):
-            scores = place.received[-1]
+            left = place.received[-1]
             if place.chain.sampler:
-                log_probs = place.chain.sampler.log_probs(scores, place.step.for_stage(place.state[-1]))
-                scores = scores if log_probs is None else log_probs
-            counts.append(int((scores > -math.inf).sum()))
-            gone.append(not bool((scores[sorted(place.wanted)] > -math.inf).any()))
-    return (statistics.mean(counts), statistics.mean(gone))
+                log_probs = place.chain.sampler.log_probs(left, place.step.for_stage(place.state[-1]))
+                left = left if log_probs is None else log_probs
+            counts.append(int((left > -math.inf).sum()))
+            removed.append(not bool((left[sorted(place.wanted)] > -math.inf).any()))
+    return (statistics.mean(counts), statistics.mean(removed))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Look for a watermark in a text: how many tokens are green, and how likely chance alone gives so many.
+"""Look for a watermark in a text: count its green tokens, and give the probability of this count by chance alone.
 
   tinystory generate "Once upon a time" -d "watermark delta=4 | sample" > story.txt
   python scripts/detect_watermark.py story.txt
 
-Give the model, key and gamma that the text was written with. Read from its letters, a text may have other tokens than
-it was written in; that costs a little evidence, no more.
+Give the model, key and gamma with which the text was written. The text is tokenised again. A few of its tokens may then
+differ from those that were written, which makes the evidence a little weaker.
 """
 
 import argparse
@@ -18,22 +18,22 @@ from tinystory_decoders.watermark import Detection, Watermark, detect
 
 
 def read_text(path: Path | None) -> str:
-    """A file's text, or that of standard input.
+    """Return the text of a file, or of standard input.
 
     Raises:
-        UsageError: it cannot be read, or there is nothing in it.
+        UsageError: the text cannot be read, or is empty.
     """
     try:
         text = path.read_text(encoding="utf-8") if path else sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path or 'standard input'} cannot be read: {error}") from error
     if not text.strip():
-        raise UsageError(f"{path or 'standard input'} is empty; give the text to look into")
+        raise UsageError(f"{path or 'standard input'} is empty; give the text to search")
     return text
 
 
 def detect_in(text: str, model: str | None, options: Watermark) -> Detection:
-    """Look into a text as tokens of a model.
+    """Look for a watermark in a text, as tokens of a model.
 
     Raises:
         CheckpointError: the model is missing or invalid.
@@ -43,34 +43,40 @@ def detect_in(text: str, model: str | None, options: Watermark) -> Detection:
     tokenizer = load_tokenizer(header)
     token_ids = tokenizer.encode(text)
     if token_ids[:1] == [tokenizer.bos_id]:
-        del token_ids[0]  # nobody wrote it
+        del token_ids[0]  # BOS is not a part of the text
     if len(token_ids) < 2:
-        raise UsageError("the text is a single token; a watermark shows in pairs of tokens")
-    # The lists are drawn from all the logits a model has, which may be more than its tokenizer has tokens.
+        raise UsageError("the text is a single token; a watermark shows only in pairs of tokens")
+    # A model may have more logits than its tokenizer has tokens; the green lists are drawn from all logits.
     vocab_size = header.config.vocab_size if header.config else tokenizer.vocab_size
     return detect(token_ids, vocab_size, options.key, options.gamma)
 
 
 def main() -> int:
-    """Parse, detect, print."""
+    """Parse the command line, look for the watermark, and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the text; else standard input")
-    parser.add_argument("-m", "--model", metavar="MODEL", help="that wrote it: a folder, hub id or shipped model")
-    parser.add_argument("--key", type=int, default=Watermark.key, metavar="N", help=f"(default {Watermark.key})")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the text; without FILE, standard input")
     parser.add_argument(
-        "--gamma", type=float, default=Watermark.gamma, metavar="X", help=f"(default {Watermark.gamma})"
+        "-m", "--model", metavar="MODEL", help="the model of the text: a folder, a hub id or a shipped model"
+    )
+    parser.add_argument("--key", type=int, default=Watermark.key, metavar="N", help=f"key (default {Watermark.key})")
+    parser.add_argument(
+        "--gamma",
+        type=float,
+        default=Watermark.gamma,
+        metavar="X",
+        help=f"green share (default {Watermark.gamma})",
     )
     args = parser.parse_args()
     try:
         options = Watermark(key=args.key, gamma=args.gamma)
-        found = detect_in(read_text(args.file), args.model, options)
+        result = detect_in(read_text(args.file), args.model, options)
     except TinystoryError as error:
         print(f"detect_watermark: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"tokens scored  {found.n_scored}")
-    print(f"green          {found.n_green} ({found.n_green / found.n_scored:.1%}; {args.gamma:.1%} by chance)")
-    print(f"z              {found.z:.2f}")
-    print(f"p              {found.p_value:.3g}")
+    print(f"tokens scored  {result.n_scored}")
+    print(f"green          {result.n_green} ({result.n_green / result.n_scored:.1%}; {args.gamma:.1%} by chance)")
+    print(f"z              {result.z:.2f}")
+    print(f"p              {result.p_value:.3g}")
     return 0
 
 

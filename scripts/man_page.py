@@ -1,4 +1,4 @@
-"""Write docs/tinystory.1, the manual page, from the command line's own parser: `python scripts/man_page.py`."""
+"""Write the manual page docs/tinystory.1 from the parser of the command line: `python scripts/man_page.py`."""
 
 import argparse
 import re
@@ -13,14 +13,14 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "tinystory.1"
 
 NAME = "tinystory - write stories with small language models"
 FILES = {
-    "$XDG_CONFIG_HOME/tinystory/config.toml": "Settings; ~/.config where the variable is not set. The same names as "
-    "above, as in max_tokens = 300. tinystory config tells its path and what holds.",
-    "$XDG_CONFIG_HOME/tinystory/decoders/": "Decoders of the user's own, one Python file each.",
+    "$XDG_CONFIG_HOME/tinystory/config.toml": "Settings, with the names above, as in max_tokens = 300. Without the "
+    "variable, ~/.config takes its place. tinystory config shows its path and every setting.",
+    "$XDG_CONFIG_HOME/tinystory/decoders/": "Your own decoders, one Python file each.",
 }
 VARIABLES = {
-    "NO_COLOR": "Anything but empty: no colour, unless --color says otherwise.",
-    "TINYSTORY_NO_PLUGINS": "Anything but empty or 0: only the decoders that come with tinystory.",
-    "HF_HOME, HF_HUB_OFFLINE, HF_TOKEN": "As huggingface_hub has them, where a model is a hub id.",
+    "NO_COLOR": "If it is set and not empty, there is no colour, unless --color asks for it.",
+    "TINYSTORY_NO_PLUGINS": "If it is set, and not empty or 0, only the decoders of tinystory itself are loaded.",
+    "HF_HOME, HF_HUB_OFFLINE, HF_TOKEN": "For a model with a hub id, as in the documentation of huggingface_hub.",
 }
 EXIT_CODES = {
     "0": "Done.",
@@ -32,28 +32,28 @@ EXIT_CODES = {
 }
 EXAMPLES = {
     "tinystory": "Write with the model in the terminal.",
-    "tinystory generate 'Once upon a time' -d 'top-k 40 | sample 0.8' -s 7": "One story; the same with each run.",
-    "tinystory decoders top-p": "What a decoder does, and its options.",
+    "tinystory generate 'Once upon a time' -d 'top-k 40 | sample 0.8' -s 7": "Write one story, the same in each run.",
+    "tinystory decoders top-p": "Show what a stage does, and its options.",
     'eval "$(tinystory completion bash)"': "Complete commands, flags and decoders in this shell.",
 }
 
 
 def page() -> str:
-    """The manual page in roff, without date and version."""
+    """Return the manual page in roff, without date and version."""
     parser = build_parser()
     lines = ['.TH TINYSTORY 1 "" "tinystory" "User Commands"', ".SH NAME", _text(NAME), ".SH SYNOPSIS"]
     lines += [".B tinystory", "[COMMAND] [ARGUMENT ...] [FLAG ...]", ".SH DESCRIPTION"]
-    lines += [_text(f"{parser.description} Without a command, chat is meant.")]
+    lines += [_text(f"{parser.description} Without a command, tinystory runs chat.")]
     commands = _commands(parser)
-    common = set.intersection(*({_key(action) for action in one._actions} for one in commands.values()))
+    common = set.intersection(*({_key(action) for action in command._actions} for command in commands.values()))
     lines += [".SH COMMANDS"]
-    for name, one in commands.items():
-        lines += _command(name, one, common)
+    for name, command in commands.items():
+        lines += _command(name, command, common)
     shared = [action for action in next(iter(commands.values()))._actions if _key(action) in common]
     lines += [".SH FLAGS OF EVERY COMMAND", *_actions(shared)]
-    lines += [".SH SETTINGS", "A flag comes before a variable, a variable before the file."]
+    lines += [".SH SETTINGS", "A flag wins over a variable, and a variable wins over the file."]
     for setting in map(Setting, BUILT_IN, BUILT_IN.values()):
-        described = f"{allowed(setting.name)} (built in: {setting.shown})"
+        described = f"{allowed(setting.name)} (default: {setting.shown})"
         lines += _entry(f"{setting.name}, {variable(setting.name)}", described)
     sections = {"FILES": FILES, "ENVIRONMENT": VARIABLES, "EXIT STATUS": EXIT_CODES, "EXAMPLES": EXAMPLES}
     for heading, entries in sections.items():
@@ -64,20 +64,20 @@ def page() -> str:
 
 
 def main() -> None:
-    """Write the file."""
+    """Write the page."""
     PAGE.write_text(page(), encoding="utf-8")
     sys.stdout.write(f"{PAGE}\n")
 
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    [found] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(found.choices)
+    [subparsers] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(subparsers.choices)
 
 
 def _command(name: str, parser: argparse.ArgumentParser, common: set[str]) -> Iterator[str]:
-    """One command: how it is called, what it does, and the flags not all commands have."""
-    needed = [one for one in parser._actions if one.required or not one.option_strings]
-    called = [f"[{one.metavar}]" if one.nargs == "?" else _called(one) for one in needed]
+    """Yield the lines of a command: how to call it, what it does, and the flags that not every command has."""
+    needed = [action for action in parser._actions if action.required or not action.option_strings]
+    called = [f"[{action.metavar}]" if action.nargs == "?" else _called(action) for action in needed]
     yield f".SS {_bold(name)} {_text(' '.join([*called, '[FLAG ...]']))}"
     described = str(parser.description)
     yield _text(f"{described[0].upper()}{described[1:]}.")
@@ -96,7 +96,7 @@ def _actions(actions: list[argparse.Action]) -> Iterator[str]:
 
 
 def _key(action: argparse.Action) -> str:
-    """Tells whether two commands have the same flag."""
+    """Return a text that is equal for two actions if they are the same flag."""
     return f"{action.option_strings} {action.metavar} {action.help}"
 
 
@@ -109,7 +109,7 @@ def _bold(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape what roff reads as something else: backslashes, hyphens, quotes, and a control character in front."""
+    """Escape backslashes, hyphens, quotes and a dot at the beginning, which mean something else in roff."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     return re.sub(r"^\.", r"\\&.", escaped.replace("~", "\\(ti").replace("^", "\\(ha"))
 

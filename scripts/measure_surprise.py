@@ -1,8 +1,9 @@
-"""Measure how surprising the stories of some decoders are to the model itself, in bits per token.
+"""Measure how much the stories of some decoders surprise the model itself, in bits per token.
 
   python scripts/measure_surprise.py "sample 1.0" "sample 0.8" greedy
 
-Mirostat's default target comes from here. The stories begin at BOS, with the seeds 0, 1, 2 …; their ends do not count.
+The default target of `mirostat` was measured in this way. The stories begin with BOS and have the seeds 0, 1, 2 …;
+their ends are not counted.
 """
 
 import argparse
@@ -16,21 +17,23 @@ from tinystory.writing.generate import Ended, StoryRequest, bits_per_token, writ
 
 
 def surprise(loaded: LoadedModel, spec: str, n_stories: int, max_tokens: int) -> tuple[float, int]:
-    """Mean surprise over all tokens of n_stories, in bits under the model's own distribution; and how many tokens."""
+    """Return the mean surprise of a decoder's stories, in bits per token, and how many tokens they have."""
     decoder = parse_spec(spec, discover())
-    requests = [StoryRequest("", decoder, seed, max_tokens) for seed in range(n_stories)]
+    requests = [StoryRequest("", decoder, seed=seed, max_new_tokens=max_tokens) for seed in range(n_stories)]
     stories = [e.result for e in write(loaded.session, loaded.tokenizer, requests) if isinstance(e, Ended)]
     tokens = [token for story in stories for token in story.tokens]
     return bits_per_token(tokens), len(tokens)
 
 
 def main() -> int:
-    """Parse, measure, print."""
+    """Parse the command line, measure, and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("specs", nargs="+", metavar="SPEC", help="decoders")
+    parser.add_argument("specs", nargs="+", metavar="SPEC", help="the decoders to measure")
     parser.add_argument("-m", "--model", metavar="MODEL", help="a folder, a hub id or a shipped model")
-    parser.add_argument("--stories", type=int, default=100, metavar="N", help="how many a decoder (default 100)")
-    parser.add_argument("-n", "--max-tokens", type=int, default=256, metavar="N", help="of a story (default 256)")
+    parser.add_argument("--stories", type=int, default=100, metavar="N", help="stories of each decoder (default 100)")
+    parser.add_argument(
+        "-n", "--max-tokens", type=int, default=256, metavar="N", help="most new tokens of a story (default 256)"
+    )
     args = parser.parse_args()
     try:
         loaded = load(args.model)

@@ -1,4 +1,4 @@
-"""Draw the validation losses of several runs in one picture.
+"""Draw the validation losses of several runs in one plot.
 
 python scripts/plot_runs.py runs/a runs/b --out losses.png
 """
@@ -12,13 +12,15 @@ from tinystory.training.plotting import plot_runs, read_metrics
 
 
 def main() -> int:
-    """Read the runs' logs, draw."""
+    """Parse the command line, read the logs, and draw; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run; its name is the legend")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".png or .svg")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run; its name stands in the legend"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the plot to write, .png or .svg")
     args = parser.parse_args()
     if args.out.suffix not in (".png", ".svg"):
-        parser.error("--out ends in .png or .svg")
+        parser.error("--out must end in .png or .svg")
     try:
         plot_runs({run.resolve().name: read_metrics(run / "metrics.jsonl") for run in args.runs}, args.out)
     except TinystoryError as error:

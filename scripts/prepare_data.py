@@ -1,7 +1,7 @@
-"""Tokenise stories once, into a folder that the trainer reads through the memory map.
+"""Tokenise stories once for many training runs, into a folder that `scripts/train.py --data` reads.
 
-OUT/train holds the training stories, OUT/valid those of --valid or of the test split. What is there and made of the
-same is reused.
+OUT/train gets the training stories, and OUT/valid the stories of --valid or of the test split. A folder that was made
+from the same stories, tokenizer and choice is reused.
 """
 
 import argparse
@@ -25,7 +25,7 @@ console = Console(stderr=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, prepare, print, and turn mistakes into one line and an exit code."""
+    """Parse the command line, prepare the stories, and print mistakes in a line; return the exit code."""
     args = parse_args(argv)
     try:
         run(args)
@@ -33,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prepare_data: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("prepare_data: interrupted; what was there before is untouched", file=sys.stderr)
+        print("prepare_data: interrupted; the files that were there before are untouched", file=sys.stderr)
         return 130
     return 0
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
@@ -47,29 +47,38 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="SOURCE",
-        help="training stories: .txt, .jsonl or .parquet files, a glob of such, a saved datasets folder, or the name "
-        "of a hub dataset (roneneldan/TinyStories downloads 2 GB)",
+        help="training stories: .txt, .jsonl or .parquet files, a glob of such files, a folder saved by datasets, or "
+        "the name of a hub dataset (roneneldan/TinyStories downloads 2 GB)",
     )
     add(
-        "--tokenizer", required=True, metavar="NAME", help="a tokenizer.json, a folder with one, default, or a hub name"
+        "--tokenizer",
+        required=True,
+        metavar="NAME",
+        help="a tokenizer.json, a folder that has one, a hub name, or default for that of the shipped model",
     )
-    add("--out", type=Path, required=True, metavar="DIR", help="where the prepared stories go")
+    add("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     add("--valid", nargs="+", metavar="SOURCE", help="validation stories; all of them are used")
     add("--fraction", type=float, default=1.0, metavar="F", help="share of the training stories to use (default 1)")
-    add("--test-split", type=float, default=0.0, metavar="F", help="share of those held out for validation (default 0)")
-    add("--seed", type=int, default=0, metavar="N", help="of fraction and split (default 0)")
+    add(
+        "--test-split",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="share of these that is held out for validation (default 0)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of both choices (default 0)")
     add("--split", default="train", help="split of a hub dataset (default train; validation for --valid)")
-    add("--column", metavar="NAME", help="column of the text (default text, else story)")
-    add("--streaming", action="store_true", help="do not keep a hub dataset on the disk")
-    add("--rebuild", action="store_true", help="tokenise again even where nothing changed")
-    add("--verify", action="store_true", help="check the files' SHA-256 at the end")
+    add("--column", metavar="NAME", help="column that has the text (default text, else story)")
+    add("--streaming", action="store_true", help="read a hub dataset without keeping it on the disk")
+    add("--rebuild", action="store_true", help="tokenise again, even if nothing has changed")
+    add("--verify", action="store_true", help="check the SHA-256 of the files at the end")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prepare one or both parts."""
+    """Prepare the training stories, and the validation stories if there are any."""
     if args.valid and args.test_split:
-        raise UsageError("give either --valid or --test-split")
+        raise UsageError("give either --valid or --test-split, not both")
     tokenizer = find_tokenizer(args.tokenizer)
     chosen = {"fraction": args.fraction, "test_split": args.test_split, "seed": args.seed}
     parts = {"train": (args.data, args.split, Selection(**chosen))}
@@ -96,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(name: str, shards: TokenShards) -> None:
-    """Print what a part holds, and what was wrong with its sources."""
+    """Print how many stories a part has, and the faults of its sources."""
     how = "reused" if shards.reused else "written"
     print(f"{shards.directory} {how}: {shards.n_tokens:,} tokens, {shards.n_bytes / shards.n_tokens:.2f} bytes each")
     print(f"  {name}: {shards.report}")
@@ -104,7 +113,7 @@ def describe(name: str, shards: TokenShards) -> None:
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[SourceReport], None]]:
-    """A bar with the stories so far and per second; nothing where there is no terminal."""
+    """Show a bar with the stories so far and per second, if standard error is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), _Stories(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
@@ -112,8 +121,10 @@ def progress_bar(name: str) -> Iterator[Callable[[SourceReport], None]]:
 
 
 class _Stories(ProgressColumn):
+    """The number of stories so far, and the speed in stories/s."""
+
     def render(self, task: Task) -> Text:
-        """How far, how fast."""
+        """Return the text of the column."""
         return Text(f"{task.completed:,.0f} stories, {task.speed or 0:,.0f}/s")
 
 

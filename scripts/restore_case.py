@@ -1,11 +1,12 @@
-"""Give lower-cased stories their capitals back, by the example of stories that have them.
+"""Give lower-cased stories their capitals back, by learning from stories that have capitals.
 
   python scripts/restore_case.py --like train.txt --restore lower.txt --out restored.txt
 
-A word takes the form that it most often has after the same two tokens, else after the same one, else anywhere; an
-unknown word is capitalised where words after that token mostly are. Every tenth story with capitals is first put aside,
-to report how many of its words come back as they were. Left out are pieces of stories, which do not open as some
-stories with capitals do, and text that was decoded wrongly by its publisher.
+A word gets the form that it has most often after the same two tokens, else after the same one token, else anywhere. An
+unknown word gets a capital if most words after the same token have one. Every tenth story with capitals is first held
+out, to report how many of its words are restored exactly. Two kinds of stories are left out: stories
+whose first three words begin fewer than three stories with capitals, because they are parts of stories, and stories
+with characters that were decoded in a wrong way.
 """
 
 import argparse
@@ -21,12 +22,15 @@ from tinystory.errors import TinystoryError
 
 TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\n+|\d+|[^\w\s]+|_+")
 HELD_OUT = 10
+"""One of this many stories is held out."""
 COMMON = 3
+"""The first words of a whole story stand at the beginning of at least this many stories with capitals."""
 MOJIBAKE = "â€"
+"""The beginning of a curly quote whose UTF-8 was decoded in a wrong way."""
 
 
 class Caser:
-    """How words are written, by what stands before them."""
+    """Counts of how words are written after other tokens."""
 
     def __init__(self) -> None:
         self.forms: defaultdict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
@@ -34,7 +38,7 @@ class Caser:
         self.openings: Counter[tuple[str, ...]] = Counter()
 
     def learn(self, story: str) -> None:
-        """Count the words of a story with capitals."""
+        """Count how the words of a story with capitals are written."""
         self.openings[opening(story)] += 1
         for before, token in in_context(story):
             word = token.group()
@@ -44,7 +48,7 @@ class Caser:
                 self.capitalised[before[-1]][word[0].isupper()] += 1
 
     def restore(self, story: str) -> str:
-        """The story with its capitals; nothing but the case of letters changes."""
+        """Return the story with its capitals; only the case of letters changes."""
         pieces, done = [], 0
         for before, token in in_context(story):
             pieces += [story[done : token.start()], self._form(token.group(), before)]
@@ -57,13 +61,13 @@ class Caser:
         for key in keys(before, word):
             if key in self.forms:
                 return self.forms[key].most_common(1)[0][0]
-        found = self.capitalised.get(before[-1], Counter())
-        first = word[0].upper()  # of some letters two: "ß" stays
-        return first + word[1:] if found[True] > found[False] and len(first) == 1 else word
+        counts = self.capitalised.get(before[-1], Counter())
+        first = word[0].upper()  # "ß" would become two letters, so it stays
+        return first + word[1:] if counts[True] > counts[False] and len(first) == 1 else word
 
 
 def in_context(story: str) -> Iterator[tuple[tuple[str, str], re.Match[str]]]:
-    """Every token with the two before it, in lower case; a story begins like a paragraph."""
+    """Yield every token with the two tokens before it, in lower case; a story begins as a paragraph does."""
     before = ("\n", "\n")
     for token in TOKEN.finditer(story):
         yield before, token
@@ -71,18 +75,18 @@ def in_context(story: str) -> Iterator[tuple[tuple[str, str], re.Match[str]]]:
 
 
 def keys(before: tuple[str, str], word: str) -> list[tuple[str, ...]]:
-    """Where a word's forms are counted, the most telling first."""
+    """Return the keys under which the forms of a word are counted, the most specific first."""
     word = word.lower()
     return [(*before, word), (before[-1], word), (word,)]
 
 
 def opening(story: str) -> tuple[str, ...]:
-    """The first three words, in lower case."""
+    """Return the first three words, in lower case."""
     return tuple(story.lower().split(maxsplit=3)[:3])
 
 
 def share_restored(caser: Caser, stories: Iterable[str]) -> float:
-    """The share of words that come back as they were."""
+    """Return the share of words that are restored exactly, from 0 to 1."""
     right: Counter[bool] = Counter()
     for story in stories:
         restored = caser.restore(story.lower())
@@ -93,11 +97,11 @@ def share_restored(caser: Caser, stories: Iterable[str]) -> float:
 
 
 def main() -> int:
-    """Learn, report, restore."""
+    """Parse the command line, learn, restore, and report; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--like", required=True, metavar="SOURCE", help="stories with capitals")
+    parser.add_argument("--like", required=True, metavar="SOURCE", help="stories that have capitals")
     parser.add_argument("--restore", required=True, metavar="SOURCE", help="lower-cased stories")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the restored stories go")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     args = parser.parse_args()
     caser, held_out = Caser(), []
     try:
@@ -109,8 +113,8 @@ def main() -> int:
         share = share_restored(caser, held_out)
         for story in held_out:
             caser.learn(story)
-        found = list(read_stories(args.restore))
-        whole = [s for s in found if caser.openings[opening(s)] >= COMMON and MOJIBAKE not in s]
+        stories = list(read_stories(args.restore))
+        whole = [s for s in stories if caser.openings[opening(s)] >= COMMON and MOJIBAKE not in s]
         restored = "".join(f"{caser.restore(story)}\n{SEPARATOR.decode()}\n" for story in whole)
         args.out.write_text(restored, encoding="utf-8")
     except TinystoryError as error:
@@ -119,8 +123,8 @@ def main() -> int:
     except OSError as error:
         print(f"restore_case: {args.out} cannot be written: {error.strerror}", file=sys.stderr)
         return 1
-    print(f"{len(whole):,} of {len(found):,} stories restored")
-    print(f"of the words of {len(held_out):,} stories held out, {share:.2%} come back as they were")
+    print(f"{len(whole):,} of {len(stories):,} stories restored")
+    print(f"in {len(held_out):,} held-out stories, {share:.2%} of the words were restored exactly")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Draw the pictures of the documentation: the studio does what is typed here, and its screen is kept as SVG.
+"""Draw the screens of the documentation: run the chat on fixed input, and save its screen as SVG.
 
 python scripts/screens.py --out docs/screens
 """
@@ -30,16 +30,22 @@ SCENES = {
     "tree": ("Once upon a time", "", "/retry", "/more 3", "/goto 2", "", "/tree"),
     "funnel": ("/decoder temperature 1.2 | top-k 40 | min-p 0.05 | sample", "The dragon was", "/trace 9", "/top 9 6"),
 }
-"""What is typed for each picture."""
+"""The lines that are typed for each screen."""
 
 
 def screen(typed: tuple[str, ...], columns: int) -> str:
-    """What the terminal has shown, with its escape sequences."""
+    """Return what the terminal shows after these lines, with escape sequences."""
     registry = discover(user_folder=None)
     open_model = partial(ModelBackend.open, dtype="float32", device="cpu")
     draws = iter(range(100, 200))
     studio = Studio(
-        registry, parse_spec("sample 0.8", registry), open_model(None), open_model, 7, 60, draw_seed=lambda: next(draws)
+        registry,
+        parse_spec("sample 0.8", registry),
+        backend=open_model(None),
+        open_model=open_model,
+        seed=7,
+        max_tokens=60,
+        draw_seed=lambda: next(draws),
     )
     studio.backend.wait(lambda: False)
     stream = io.StringIO()
@@ -52,16 +58,16 @@ def screen(typed: tuple[str, ...], columns: int) -> str:
 
 
 def svg(shown: str, title: str, columns: int) -> str:
-    """The screen as a picture; the same screen gives the same one."""
+    """Return a screen as SVG; the same screen always gives the same SVG."""
     console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text.from_ansi(shown.strip("\n")))
     return console.export_svg(title=title, unique_id=title, code_format=SVG)
 
 
 def main() -> int:
-    """Play every scene."""
+    """Parse the command line and draw every screen; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the pictures go")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     args = parser.parse_args()
     try:
         args.out.mkdir(parents=True, exist_ok=True)

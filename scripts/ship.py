@@ -1,4 +1,4 @@
-"""Make a checkpoint of a run ready to ship: weights in bfloat16, no training state, a model card.
+"""Make a checkpoint of a run ready to publish: bfloat16 weights, no training state, and a model card.
 
 python scripts/ship.py --checkpoint runs/mine/best --card card.md --out tinystory/models/mine
 """
@@ -13,10 +13,10 @@ from tinystory.errors import TinystoryError, UsageError
 
 
 def ship(checkpoint: Path, out: Path, card: str | None) -> None:
-    """Write the checkpoint again, with the weights, the vocabulary and what it tells of itself.
+    """Write weights, vocabulary and `tinystory.json` of a checkpoint to a new folder, with a model card.
 
     Raises:
-        TinystoryError: it cannot be read, or not written.
+        TinystoryError: the checkpoint cannot be read or written.
     """
     header = read_header(checkpoint)
     tokenizer = load_tokenizer(header)
@@ -33,10 +33,10 @@ def ship(checkpoint: Path, out: Path, card: str | None) -> None:
 
 
 def main() -> int:
-    """Parse, write, print the size."""
+    """Parse the command line, write, and print the size; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="a checkpoint of a run")
-    parser.add_argument("--card", type=Path, metavar="FILE", help="the model card, Markdown")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="the model card, in Markdown")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     args = parser.parse_args()
     try:

@@ -8,11 +8,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from tinystory.data.sources import read_stories
 from tinystory.errors import TinystoryError
+from tinystory.safe.writing import write_atomically
 from tinystory.text.tokenizer import END_OF_TEXT
 
 
 def train(stories: list[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016) with GPT-2's pre-tokenizer; `<|endoftext|>` is id 0, BOS and EOS."""
+    """Train byte-level BPE (Sennrich et al. 2016) with the pre-tokenizer of GPT-2.
+
+    The token `<|endoftext|>` has the id 0 and is both BOS and EOS.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -30,21 +34,28 @@ def train(stories: list[str], vocab_size: int) -> Tokenizer:
 
 
 def main() -> int:
-    """Parse, train, write."""
+    """Parse the command line, train, and write the vocabulary; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="stories: a .txt file, a saved datasets folder or a hub name")
-    parser.add_argument("--vocab-size", type=int, default=2048, metavar="V", help="tokens in all (default 2048)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the tokenizer.json goes")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="stories: a .txt, .jsonl or .parquet file, a folder saved by datasets, or a hub name",
+    )
+    parser.add_argument("--vocab-size", type=int, default=2048, metavar="V", help="number of tokens (default 2048)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
     args = parser.parse_args()
     if args.vocab_size < 257:
         parser.error("--vocab-size must be at least 257: 256 bytes and <|endoftext|>")
     try:
         tokenizer = train(list(read_stories(args.data)), args.vocab_size)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(args.out))
+        write_atomically(args.out, tokenizer.to_str(pretty=True).encode())
     except TinystoryError as error:
         print(f"train_tokenizer: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"train_tokenizer: {args.out} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     print(f"{args.out}: {tokenizer.get_vocab_size()} tokens")
     return 0
 

@@ -1,8 +1,8 @@
-"""Write a story for each of some prompts by each of some decoders, unedited, as Markdown.
+"""Write a story from each prompt with each decoder, and print all of them, unedited, as Markdown.
 
   python scripts/write_stories.py --prompts prompts.yaml --limit 10 -d greedy -d "top-k 40 | sample 0.8" -s 7
 
-The prompts are a YAML list of texts.
+The file of prompts is a YAML list of texts.
 """
 
 import argparse
@@ -21,29 +21,33 @@ from tinystory.writing.generate import Ended, Story, StoryRequest, write
 
 
 def read_prompts(path: Path, limit: int | None) -> list[str]:
-    """The first prompts of a file; raises UsageError where there are none."""
+    """Return the first prompts of a file; raise UsageError if it has none."""
     try:
         prompts = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read: {one_line(error)}") from error
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(one, str) for one in prompts):
-        raise UsageError(f"{path} is no YAML list of texts")
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise UsageError(f"{path} is not a YAML list of texts")
     return prompts[:limit]
 
 
 def stories(model: str | None, prompts: Sequence[str], specs: Sequence[str], seed: int, max_tokens: int) -> list[Story]:
-    """All stories: those of the first prompt, then those of the second, and so on."""
+    """Return all stories: those of the first prompt, then those of the second, and so on."""
     registry, loaded = discover(), load(model)
     decoders = [parse_spec(spec, registry) for spec in specs]
-    requests = [StoryRequest(prompt, decoder, seed, max_tokens) for prompt in prompts for decoder in decoders]
+    requests = [
+        StoryRequest(prompt, decoder, seed=seed, max_new_tokens=max_tokens)
+        for prompt in prompts
+        for decoder in decoders
+    ]
     written = {e.story: e.result for e in write(loaded.session, loaded.tokenizer, requests) if isinstance(e, Ended)}
     return [written[number] for number in range(len(requests))]
 
 
-def markdown(found: Sequence[Story]) -> Iterator[str]:
-    """A heading a prompt, a quotation a story, the model's part after a bar."""
+def markdown(written: Sequence[Story]) -> Iterator[str]:
+    """Yield a heading for each prompt and a quotation for each story, with a bar before the model's part."""
     prompt = None
-    for story in found:
+    for story in written:
         if story.request.prompt != prompt:
             prompt = story.request.prompt
             yield f"\n## {' '.join(visible(prompt).split())[:60]}…\n"
@@ -57,22 +61,26 @@ def markdown(found: Sequence[Story]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Parse, write, print."""
+    """Parse the command line, write, and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="a YAML list of texts")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts")
+    parser.add_argument("--limit", type=int, metavar="N", help="take only the first N prompts")
     parser.add_argument("-m", "--model", metavar="MODEL", help="a folder, a hub id or a shipped model")
-    parser.add_argument("-d", "--decoder", action="append", required=True, metavar="SPEC", help="may be repeated")
-    parser.add_argument("-s", "--seed", type=int, default=7, metavar="N", help="of every story (default 7)")
-    parser.add_argument("-n", "--max-tokens", type=int, default=256, metavar="N", help="at most N tokens (default 256)")
+    parser.add_argument(
+        "-d", "--decoder", action="append", required=True, metavar="SPEC", help="a decoder; may be repeated"
+    )
+    parser.add_argument("-s", "--seed", type=int, default=7, metavar="N", help="seed of every story (default 7)")
+    parser.add_argument(
+        "-n", "--max-tokens", type=int, default=256, metavar="N", help="most new tokens of a story (default 256)"
+    )
     args = parser.parse_args()
     try:
         prompts = read_prompts(args.prompts, args.limit)
-        found = stories(args.model, prompts, args.decoder, args.seed, args.max_tokens)
+        written = stories(args.model, prompts, args.decoder, args.seed, args.max_tokens)
     except TinystoryError as error:
         print(f"write_stories: {error}", file=sys.stderr)
         return error.exit_code
-    print("\n".join(markdown(found)).strip())
+    print("\n".join(markdown(written)).strip())
     return 0
 
 

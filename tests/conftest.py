@@ -1,4 +1,4 @@
-"""What every test shares: one torch thread, the public test data where there is some, a tiny tokenizer."""
+"""Shared fixtures of all tests: one torch thread, the public test data if there is any, a tiny tokenizer."""
 
 import importlib.util
 import itertools
@@ -65,7 +65,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def load_script():
-    """What gives a module from scripts/, which is no package."""
+    """Return a function that loads a module of scripts/, which is no package."""
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")

@@ -1,4 +1,4 @@
-"""`python -m tinystory`."""
+"""Run the command line: `python -m tinystory` does the same as `tinystory`."""
 
 import sys
 

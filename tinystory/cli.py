@@ -1,6 +1,7 @@
-"""The command line: parsing, wiring and exit codes. Imports nothing heavy; each command imports what it needs.
+"""The command line: it runs one command, and turns errors into a message and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 model missing or invalid, 130 interrupted, 143 terminated.
+It imports nothing heavy; each command imports what it needs. Exit codes: 0 done, 1 failed, 2 the command line or a
+setting is wrong, 3 the model is missing or invalid, 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -14,13 +15,14 @@ from types import FrameType
 from typing import NoReturn
 
 from tinystory.commands.flags import build_parser, parse_args
+from tinystory.commands.shared.groups import options_from
 from tinystory.errors import TinystoryError, one_line
 
 __all__ = ["main"]
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived. A SystemExit, so that event loops let it through."""
+    """The exit after SIGTERM. It is a SystemExit, so that event loops do not catch it."""
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -28,20 +30,25 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. Nothing escapes as a traceback unless `-v` asks for it."""
+    """Run one command and return the exit code. An error is shown as one or two lines; `-v` adds the traceback.
+
+    Raises:
+        SystemExit: for --help, --version, a wrong command line, and a question of a shell about completion.
+    """
     args: argparse.Namespace | None = None
     signal.signal(signal.SIGTERM, _terminate)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller; print would then take the other one
+        if getattr(sys, name) is None:  # the caller has closed it; print would write to the other stream instead
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
-        if "_ARGCOMPLETE" in os.environ:  # set by the shell's script, which asks how a line may go on
+        if "_ARGCOMPLETE" in os.environ:  # the completion script of a shell asks how a line may go on
             importlib.import_module("tinystory.commands.completion").answer(build_parser())
         args = parse_args(sys.argv[1:] if argv is None else argv)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
-        code = int(importlib.import_module(args.handler).run(args))
+        command = importlib.import_module(args.module)
+        code = int(command.run(options_from(args, getattr(command, args.options))))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -49,22 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated:
         return 143
     except BrokenPipeError:
-        _give_up_output()  # whoever read us has left
+        _discard_output()  # nobody reads it any more
         return 0
     except TinystoryError as error:
         return _report(str(error), error.exit_code, error, args)
     except OSError as error:
-        _give_up_output()
+        _discard_output()
         return _report(f"cannot read or write: {error.strerror or error}", 1, error, args)
     except MemoryError as error:
-        return _report("out of memory: a smaller model or fewer stories at once may fit", 1, error, args)
+        return _report("out of memory; try a smaller model or fewer stories at once", 1, error, args)
     except Exception as error:
         summary = one_line(error, kind=True)
-        return _report(f"unexpected error ({summary}); -v shows where, please report it", 1, error, args)
+        return _report(f"unexpected error ({summary}); please report it with the output of -v", 1, error, args)
 
 
-def _give_up_output() -> None:
-    """Let what is still to be written vanish: Python would complain once more when it flushes at exit."""
+def _discard_output() -> None:
+    """Discard the rest of standard output. Python would otherwise report the error again when it flushes at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,4 +1,4 @@
-"""A second model that looks at the same story, for authors of decoders. Hands on `tinystory.decoding.companion`."""
+"""The door for decoder authors to a second model: the names of `tinystory.decoding.companion`."""
 
 from tinystory.decoding.companion import Companion
 

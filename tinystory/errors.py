@@ -1,32 +1,42 @@
-"""The errors a user can cause. Each message says what is wrong and what to do, in one or two lines."""
+"""Define the errors that a user can cause. Each message says in one or two lines what is wrong and what to do."""
 
 import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "SessionError", "TinystoryError", "UsageError", "nearest", "one_line"]
+__all__ = ["CheckpointError", "SessionError", "TinystoryError", "UnreadableFile", "UsageError", "nearest", "one_line"]
 
 
 class TinystoryError(Exception):
-    """Something failed that the user can understand and mend; the command line exits with `exit_code`."""
+    """A failure that the user can understand and correct; the command line exits with `exit_code`."""
 
     exit_code = 1
 
 
 class UsageError(TinystoryError):
-    """The request itself is wrong: an unknown name, a value out of range, a missing file of the user's."""
+    """The request itself is wrong: an unknown name, a value out of range, or a file of the user that is missing."""
 
     exit_code = 2
 
 
+class UnreadableFile(TinystoryError):
+    """A file is missing, is too large, or does not hold what it should; it may come from anybody."""
+
+    exit_code = 3
+
+
 class CheckpointError(TinystoryError):
-    """A model is missing, damaged, or of a kind that cannot be run."""
+    """A model is missing, is damaged, or cannot be run."""
 
     exit_code = 3
 
 
 class SessionError(TinystoryError):
-    """A session file is missing, in use, or cannot be written; where its content is at fault, it is `damaged`."""
+    """A session file is missing, in use, or cannot be written.
+
+    Attributes:
+        damaged: the content of the file is wrong.
+    """
 
     def __init__(self, message: str, *, damaged: bool = False) -> None:
         super().__init__(message)
@@ -34,7 +44,7 @@ class SessionError(TinystoryError):
 
 
 def nearest(text: str, names: Iterable[str]) -> str | None:
-    """The name most like a mistyped one, if any is; case, hyphens and underscores do not count.
+    """Return the name that is most like a mistyped one, or None. Case, hyphens and underscores are ignored.
 
     >>> nearest("TopK", ["greedy", "top-k"])
     'top-k'
@@ -49,7 +59,7 @@ def nearest(text: str, names: Iterable[str]) -> str | None:
 
 
 def one_line(error: BaseException, *, kind: bool = False) -> str:
-    r"""Return what an error says as one line of at most 160 characters; with `kind` its class comes first.
+    r"""Return the message of an error as one line of at most 160 characters; with `kind`, its class comes first.
 
     >>> one_line(ValueError("too\nlarge"), kind=True)
     'ValueError: too large'

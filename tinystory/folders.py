@@ -1,4 +1,7 @@
-"""Where a user's files lie: configuration, data, state and cache folders. What lies in them is known elsewhere."""
+"""Name the files and folders of a user: configuration, data, state and cache. It does not know what they contain.
+
+No function makes a file or folder; each may be missing.
+"""
 
 from pathlib import Path
 
@@ -16,7 +19,7 @@ __all__ = [
 
 
 def _folder(kind: str) -> Path:
-    # platformdirs is imported late: the quickest commands do not need it.
+    # platformdirs is imported late, since the quickest commands do not need it.
     import platformdirs
 
     path: Path = getattr(platformdirs, f"user_{kind}_path")("tinystory")
@@ -24,17 +27,17 @@ def _folder(kind: str) -> Path:
 
 
 def config_file() -> Path:
-    """Return the file of the user's settings; it need not exist."""
+    """Return the file of the user's settings."""
     return _folder("config") / "config.toml"
 
 
 def presets_file() -> Path:
-    """Return the file of the user's presets; it need not exist."""
+    """Return the file of the user's presets."""
     return _folder("config") / "presets.toml"
 
 
 def decoders_folder() -> Path:
-    """Return the folder of the user's own decoder files; it need not exist."""
+    """Return the folder of the user's own decoder files."""
     return _folder("config") / "decoders"
 
 
@@ -44,25 +47,25 @@ def sessions_folder() -> Path:
 
 
 def history_file() -> Path:
-    """Return the file of the lines that were typed in chats."""
+    """Return the file with the lines that the user typed in chats."""
     return _folder("state") / "history"
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be computed again."""
+    """Return the folder of files that can be computed again."""
     return _folder("cache")
 
 
 def threads_file() -> Path:
-    """Return the file of the numbers of threads that were measured."""
+    """Return the file with the measured numbers of threads."""
     return cache_folder() / "threads.json"
 
 
 def hashes_file() -> Path:
-    """Return the file of the hashes of checkpoints that were computed."""
+    """Return the file with the computed hashes of checkpoints."""
     return cache_folder() / "model_hash.json"
 
 
 def compiled_folder() -> Path:
-    """Return the folder of the libraries that were compiled for this computer."""
+    """Return the folder of the libraries that were compiled on this computer."""
     return cache_folder() / "compiled"

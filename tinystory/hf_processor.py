@@ -1,4 +1,4 @@
-"""Our processors inside another library's `generate`, for authors. Hands on `tinystory.decoding.hf_processor`."""
+"""The door to our processors inside `generate` of transformers: the name of `tinystory.decoding.hf_processor`."""
 
 from tinystory.decoding.hf_processor import as_logits_processor
 

@@ -1,4 +1,4 @@
-"""What searches share, for authors of decoders. Hands on `tinystory.decoding.searching`."""
+"""The door for decoder authors to the help that searches share: the names of `tinystory.decoding.searching`."""
 
 from tinystory.decoding.searching import Rows, Telling, shared_length
 

@@ -1,20 +1,20 @@
-"""The settings, each with where it comes from: flag over environment over configuration file over built-in.
+"""Find the value of each setting and its origin: a flag, else the environment, the configuration file, or the default.
 
-Imports nothing heavy.
+It imports nothing heavy, and must not know who uses a setting.
 """
 
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tinystory.errors import UsageError
+from tinystory.dtypes import COMPUTED_DTYPES
+from tinystory.errors import UsageError, nearest
 from tinystory.folders import config_file
 
-__all__ = ["BUILT_IN", "CHOICES", "Setting", "allowed", "parse", "resolve_settings", "variable"]
+__all__ = ["BUILT_IN", "CHOICES", "MAX_TOKENS", "Setting", "allowed", "parse", "resolve_settings", "variable"]
 
 BUILT_IN: Mapping[str, Any] = {
     "model": "default",
@@ -28,27 +28,28 @@ BUILT_IN: Mapping[str, Any] = {
     "theme": "auto",
     "keys": "emacs",
 }
-"""What holds where nothing else is said; a seed of None is drawn and printed."""
+"""The default of each setting. A seed of None means that a seed is drawn at random and printed."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "dtype": ("float32", "bfloat16", "float16", "int8"),
+    "dtype": COMPUTED_DTYPES,
     "color": ("auto", "always", "never"),
     "theme": ("auto", "dark", "light"),
     "keys": ("emacs", "vi"),
 }
-"""Every value of the settings that have only a few."""
+"""All values of each setting that has only a few."""
 
 MAX_TOKENS = 10_000_000
+"""The largest value of the setting max_tokens."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as it holds now.
+    """One setting with its value and its origin.
 
     Attributes:
-        name: its key in `BUILT_IN`.
-        value: checked; None is a seed still to be drawn.
-        origin: `built-in`, the configuration file's path, the environment variable's name, or `flag --name`.
+        name: a key of `BUILT_IN`.
+        value: the checked value; None for a seed that is still to be drawn.
+        origin: `built-in`, the path of the configuration file, the name of the environment variable, or `flag --name`.
     """
 
     name: str
@@ -57,34 +58,43 @@ class Setting:
 
     @property
     def shown(self) -> str:
-        """The value as a user would write it."""
+        """The value, as a user would write it."""
         if isinstance(self.value, bool):
             return str(self.value).lower()
         return "random" if self.value is None else str(self.value)
 
 
 def variable(name: str) -> str:
-    """The environment variable that gives a setting."""
+    """Return the name of the environment variable of a setting."""
     return f"TINYSTORY_{name.upper()}"
 
 
 def resolve_settings(given: Iterable[Setting] = (), environment: Mapping[str, str] = os.environ) -> tuple[Setting, ...]:
-    """Every setting, in the order of `BUILT_IN`; what is given, by flags, wins, and of two the last.
+    """Return all settings, in the order of `BUILT_IN`.
+
+    Args:
+        given: settings from flags, which override all others. If two have one name, the last one counts.
+        environment: the environment variables.
 
     Raises:
-        UsageError: the file or a variable holds something that is no setting or out of range.
+        UsageError: the file has an unknown setting, or the file or a variable has a wrong value.
     """
-    found = {name: Setting(name, value) for name, value in BUILT_IN.items()}
+    settings = {name: Setting(name, value) for name, value in BUILT_IN.items()}
     for setting in (*_from_file(config_file()), *_from_environment(environment), *given):
-        found[setting.name] = setting
-    return tuple(found.values())
+        settings[setting.name] = setting
+    return tuple(settings.values())
 
 
 def parse(name: str, value: object, origin: str = "") -> Any:
-    """Check one setting, given as text or as a TOML value.
+    """Check the value of a setting, and return it in the type of the setting.
+
+    Args:
+        name: the name of the setting.
+        value: a text, or a value from TOML.
+        origin: the place of the value, for the error message.
 
     Raises:
-        UsageError: it is out of range; the message names the range, and the origin where there is one.
+        UsageError: the value is wrong; the message says which values are allowed.
     """
     kind, described = _KINDS[name]
     try:
@@ -94,15 +104,15 @@ def parse(name: str, value: object, origin: str = "") -> Any:
 
 
 def allowed(name: str) -> str:
-    """What a setting may be, in words."""
+    """Return in words which values a setting may have."""
     return _KINDS[name][1]
 
 
 def _from_file(path: Path) -> Iterator[Setting]:
     for name, value in _read(path).items():
         if name not in BUILT_IN:
-            near = get_close_matches(str(name), BUILT_IN, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BUILT_IN)}"
+            near = nearest(name, BUILT_IN)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(BUILT_IN)}"
             raise UsageError(f"{path}: {name!r} is not a setting; {hint}")
         yield Setting(name, parse(name, value, str(path)), str(path))
 
@@ -130,7 +140,7 @@ def _text(value: object) -> str:
 
 
 def _choice(name: str) -> tuple[Callable[[object], str], str]:
-    """The check of a setting with few values, and those in words."""
+    """Return the check of a setting with few values, and these values in words."""
     choices = CHOICES[name]
 
     def check(value: object) -> str:

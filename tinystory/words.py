@@ -1,4 +1,4 @@
-"""Words in a text, for authors of decoders. Hands on `tinystory.text.words`."""
+"""The door for decoder authors to words in a text: names of `tinystory.text.words`."""
 
 from tinystory.text.words import HALF, Watch, Watched, begins_inside_word, check_words, has_word, whole
 

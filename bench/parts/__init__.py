@@ -1,1 +1,1 @@
-"""The parts of the benchmark, one a module: what each measures, and how."""
+"""The parts of the benchmark. Each module measures one or two parts of a subject, and shows nothing."""

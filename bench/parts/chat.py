@@ -1,8 +1,8 @@
-"""How long a chat keeps its writer waiting: for the prompt, and once torch is there for the first story.
+"""The part `chat`: how long a user waits for the input line of a chat, and for the first token after torch is loaded.
 
-Each chat runs on a pseudo-terminal of its own, in a home of its own, and is killed as soon as what was waited for is on
-the screen: its CPU time is then that of everything up to there, torch included as far as it had come. The figures stand
-beside what nobody can do without, a Python that imports torch, and says no more.
+Each chat runs on a pseudo-terminal of its own, with an empty home. It is killed when the expected text is on the
+screen. So its CPU time includes everything until then, also the part of torch that was loaded. The other side is a
+Python that only imports torch.
 """
 
 import os
@@ -17,28 +17,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bench.pairs import Measurement, TimedRun, run_pairs
+from bench.ours import PROMPT, SEED
+from bench.pairs import Measurement, TimedRun, run_pairs, times
+from bench.subject import Subject
 from tinystory.errors import TinystoryError
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["measure_chat"]
 
-PROMPT = "Once upon a time"
-SEED = 7
 SECONDS = 60.0
-"""As long as anything may take."""
+"""The longest time without output."""
 
 READY = b"\x1b[?2004h"
-"""What is sent when a line begins to be read, and the prompt with it."""
+"""The escape sequence that a program sends when it begins to read a line."""
 
 WHERE = b"\x1b[6n"
-"""Asks a terminal where its cursor is."""
+"""The escape sequence that asks a terminal where its cursor is."""
 
-# Tells when torch is there, and is a chat like any other.
+# A chat that writes the time into a file when torch has been imported.
 WATCHED = """
 import sys, time
 from importlib.machinery import PathFinder
@@ -63,15 +59,15 @@ sys.exit(main())
 """
 
 
-def measure_chat(directory: Path, args: "argparse.Namespace") -> list[Measurement]:
-    """The first side is tinystory, the second a Python that imports torch; `--help` is told beside an empty Python."""
+def measure_chat(subject: Subject) -> list[Measurement]:
+    """Measure a chat beside a Python that imports torch, and `--help` beside a Python that does nothing."""
+    directory = subject.directory
+    help_cpu, _ = times("chat", "--help (right: python -c pass)", "python")
+    _, story_wall = times("chat", "torch to first token (right: import torch)", "import torch")
     measurements = {
-        "help": [Measurement("chat", "--help (right: python -c pass)", "CPU s", lambda run: run.cpu, peer="python")],
-        "prompt": [
-            Measurement("chat", "process to prompt (right: import torch)", unit, value, peer="import torch")
-            for unit, value in (("CPU s", cpu_of), ("s", wall_of))
-        ],
-        "story": [Measurement("chat", "torch to first token (right: import torch)", "s", wall_of, peer="import torch")],
+        "help": [help_cpu],
+        "prompt": times("chat", "process to prompt (right: import torch)", "import torch"),
+        "story": [story_wall],
     }
     torch = [sys.executable, "-c", "import torch"]
     sides: dict[str, tuple[Callable[[], TimedRun], Callable[[], TimedRun]]] = {
@@ -79,23 +75,13 @@ def measure_chat(directory: Path, args: "argparse.Namespace") -> list[Measuremen
             lambda: finished([sys.executable, "-m", "tinystory", "--help"]),
             lambda: finished([sys.executable, "-c", "pass"]),
         ),
-        "prompt": (lambda: to_prompt(directory), lambda: finished(torch)),
+        "prompt": (lambda: to_input_line(directory), lambda: finished(torch)),
         "story": (lambda: to_story(directory), lambda: finished(torch)),
     }
     for name, (ours, theirs) in sides.items():
-        ours(), theirs()  # files into the cache, bytecode written
-        run_pairs(f"chat: {name}", args.pairs, measurements[name], ours, theirs)
-    return [measurement for found in measurements.values() for measurement in found]
-
-
-def cpu_of(run: TimedRun) -> float:
-    """Its CPU seconds."""
-    return run.cpu
-
-
-def wall_of(run: TimedRun) -> float:
-    """Its seconds."""
-    return run.wall
+        ours(), theirs()  # so that files are in the cache, and bytecode is written
+        run_pairs(f"chat: {name}", subject.settings.pairs, measurements[name], ours, theirs)
+    return [measurement for measured in measurements.values() for measurement in measured]
 
 
 def finished(command: Sequence[str]) -> TimedRun:
@@ -113,8 +99,8 @@ def finished(command: Sequence[str]) -> TimedRun:
     return TimedRun("", usage.ru_utime + usage.ru_stime, time.perf_counter() - started)
 
 
-def to_prompt(directory: Path) -> TimedRun:
-    """Start a chat; until its prompt is on the screen."""
+def to_input_line(directory: Path) -> TimedRun:
+    """Run a chat until its input line is on the screen."""
     command = [sys.executable, "-m", "tinystory", "chat", "-m", str(directory), "--seed", str(SEED)]
     with Chat(command) as chat:
         chat.until(READY)
@@ -123,7 +109,7 @@ def to_prompt(directory: Path) -> TimedRun:
 
 
 def to_story(directory: Path) -> TimedRun:
-    """Start a chat and type a beginning at once; the time from torch's import to the first token on the screen."""
+    """Run a chat in which a prompt is typed at once. The time is from the import of torch to the first token."""
     with tempfile.TemporaryDirectory(prefix="tinystory-bench-") as folder:
         mark = Path(folder) / "torch"
         chat_flags = ["chat", "-m", str(directory), "--seed", str(SEED), "-d", "greedy"]
@@ -132,17 +118,17 @@ def to_story(directory: Path) -> TimedRun:
             chat.type(f"{PROMPT}\r")
             chat.until(b"loading")
             chat.until(PROMPT.encode())
-            chat.until(b",")  # greedy; a style may stand before it
+            chat.until(b",")  # the first token of the greedy story; escape sequences may stand before it
             run = chat.killed()
-        now = chat.last_seen
-        return replace(run, wall=now - float(mark.read_text(encoding="utf-8")))
+        imported = float(mark.read_text(encoding="utf-8"))
+        return replace(run, wall=chat.last_seen - imported)
 
 
 class Chat:
     """A process on a pseudo-terminal.
 
     Attributes:
-        last_seen: when what was last waited for came, in `time.perf_counter`'s seconds.
+        last_seen: when the latest expected text came, in the seconds of `time.perf_counter`.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -170,32 +156,32 @@ class Chat:
             self.killed()
 
     def until(self, wanted: bytes) -> None:
-        """Read until something is on the screen.
+        """Read until some bytes have come.
 
         Raises:
-            TinystoryError: it does not come.
+            TinystoryError: the process ended, or sent nothing for SECONDS.
         """
         seen = self._unread
         while wanted not in seen:
             ready, _, _ = select.select([self._terminal], [], [], SECONDS)
             try:
                 new = os.read(self._terminal, 65536) if ready else b""
-            except OSError:  # it has left
+            except OSError:  # the process has ended
                 new = b""
             if not new:
                 raise TinystoryError(f"a chat never showed {wanted!r}; it showed {seen[-300:]!r}")
             seen += new
-            for _ in range(new.count(WHERE)):  # as a terminal does
+            for _ in range(new.count(WHERE)):  # answer as a terminal does
                 self.type("\x1b[1;1R")
         self.last_seen = time.perf_counter()
         self._unread = seen.partition(wanted)[2]
 
     def type(self, text: str) -> None:
-        """Press keys."""
+        """Send keys to the process."""
         os.write(self._terminal, text.encode())
 
     def killed(self) -> TimedRun:
-        """End the process at once; its CPU time, and the time until what was last waited for."""
+        """Kill the process. Return its CPU time, and the wall time until the latest expected text."""
         os.kill(self._pid, signal.SIGKILL)
         _, _, usage = os.wait4(self._pid, 0)
         self._pid = 0

@@ -1,10 +1,10 @@
-"""What a search costs: tokens per second of the story it gives, beside plain decoding of the same model."""
+"""The part `search`: tokens per second of the story that a search gives, beside plain decoding."""
 
 from functools import partial
 
-from bench.pairs import Measurement, Subject, rates, run_pairs, timed
-from bench.parts.decode import our_writer
-from bench.variants import labelled, open_ours, variants_of
+from bench.ours import labelled, open_ours, our_writer, variants_of
+from bench.pairs import Measurement, rates, run_pairs, timed
+from bench.subject import Subject
 from tinystory.errors import TinystoryError
 
 __all__ = ["measure_search"]
@@ -16,31 +16,27 @@ SEARCHES = {
     "sample 0.8 | speculative draft=mini": "sample 0.8",
     "greedy | speculative draft=ngram": "greedy",
 }
-"""A search -> what writes a story without it; a row more is a line more."""
+"""Specs with a search, each with the spec that it is compared with."""
 
 
 def measure_search(subject: Subject) -> list[Measurement]:
-    """Those that are there, and can be had with this model."""
-    found: list[Measurement] = []
-    for variant in variants_of(subject):
-        found += beside_plain(subject, variant)
-    return found
+    """Measure every search that runs with this model, in every variant."""
+    return [measurement for variant in variants_of(subject) for measurement in _beside_plain(subject, variant)]
 
 
-def beside_plain(subject: Subject, variant: str) -> list[Measurement]:
-    """The searches of one variant."""
-    found: list[Measurement] = []
-    loaded = open_ours(subject, variant)
+def _beside_plain(subject: Subject, variant: str) -> list[Measurement]:
+    measurements: list[Measurement] = []
+    loaded, settings = open_ours(subject, variant), subject.settings
     for spec, plain in SEARCHES.items():
         try:
-            ours = our_writer(loaded, spec, subject.args.tokens)
+            ours = our_writer(loaded, spec, settings.tokens)
             ours()
         except TinystoryError as error:
-            subject.notes.append(f"{spec} is left out: {str(error).partition(':')[0]}")
+            subject.leave_out(spec, str(error).partition(":")[0])
             continue
-        theirs = our_writer(loaded, plain, subject.args.tokens)
+        theirs = our_writer(loaded, plain, settings.tokens)
         theirs()
         measured = rates("search", labelled(spec, variant), plain)
-        run_pairs(spec, subject.args.pairs, measured, partial(timed, ours), partial(timed, theirs))
-        found += measured
-    return found
+        run_pairs(spec, settings.pairs, measured, partial(timed, ours), partial(timed, theirs))
+        measurements += measured
+    return measurements

@@ -1,7 +1,7 @@
-"""What every processor and sampler costs a token, beside a sort of the logits: none should cost as much without need.
+"""The part `stages`: the time of every processor and sampler per token, compared with a sort of the logits.
 
-A call is the stage's own and the `observe` after it, on (V,) float32 logits like a small model's, in the middle of a
-story. Stages that ask a person, or want more than their example gives, are left out with one line.
+A call is the call of the stage and the `observe` after it, in the middle of a story, on float32 logits (V,) like those
+of a small model. A stage is left out with a note if it asks a person, or needs more than its example gives.
 """
 
 import time
@@ -9,8 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench.pairs import Measurement, Subject, TimedRun, run_pairs, timed
+from bench.ours import SEED, decoders_of
+from bench.pairs import Measurement, TimedRun, run_pairs, timed
 from bench.shapes import widened
+from bench.subject import Subject
 from tinystory.errors import TinystoryError
 
 if TYPE_CHECKING:
@@ -23,69 +25,67 @@ __all__ = ["example_of", "measure_stages"]
 
 VOCABULARIES = (2048, 50257)
 SECONDS = 0.02
-"""One measurement repeats a call until it takes about so long."""
+"""A call is repeated until the calls take about this time."""
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day she saw a "
     "big dog. The dog was sad, and Lily gave the dog a ball."
 )
-SEED = 7
 
 
 def measure_stages(subject: Subject) -> list[Measurement]:
-    """CPU microseconds per call."""
+    """Measure the CPU microseconds of a call of every stage, on tensors and, where possible, on arrays."""
     import torch
 
     from tinystory.decoding.plugins import discover
 
-    torch.set_num_threads(subject.args.threads)
+    torch.set_num_threads(subject.settings.threads)
     registry = discover()
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     with torch.inference_mode():
         for vocab_size in VOCABULARIES:
             logits = 3 * torch.randn(vocab_size, generator=torch.Generator().manual_seed(SEED))
-            vocabulary = words(subject, vocab_size)
-            sort = repeated(partial(torch.sort, logits))
+            vocabulary = _vocabulary(subject, vocab_size)
+            sort = _repeated(partial(torch.sort, logits))
             for _, cls, source in registry.classes():
                 if cls.kind == "search" or source != "tinystory":
                     continue
-                for kind, own in inputs(cls, logits).items():
+                for kind, stage_logits in _inputs(cls, logits).items():
                     try:
                         spec, stage = example_of(cls)
-                        call = repeated(caller(stage, own, vocabulary))
+                        call = _repeated(_caller(stage, stage_logits, vocabulary))
                     except (TinystoryError, TypeError, ValueError) as error:
-                        subject.notes.append(f"{cls.name} is left out: {' '.join(str(error).split())[:160]}")
+                        subject.leave_out(cls.name, error)
                         continue
                     what = f"{spec}, V = {vocab_size}{kind}"
-                    measurement = Measurement("stages", what, "CPU µs", per_call, peer="a sort of the logits")
-                    run_pairs(what, subject.args.pairs, [measurement], call, sort)
-                    found.append(measurement)
-    return found
+                    measurement = Measurement("stages", what, "CPU µs", _per_call, peer="a sort of the logits")
+                    run_pairs(what, subject.settings.pairs, [measurement], call, sort)
+                    measurements.append(measurement)
+    return measurements
 
 
-def inputs(cls: "type[Stage]", logits: "Tensor") -> dict[str, Any]:
-    """What the stage is called with, by a word for the table: a tensor, and an array where it takes one."""
+def _inputs(cls: "type[Stage]", logits: "Tensor") -> dict[str, Any]:
+    """Return logits (V,) as a tensor, and as an array if the stage takes arrays, by the text that the table adds."""
     from tinystory.session.numpy_session import Logits
 
     return {"": logits} | ({", array": logits.numpy().view(Logits)} if cls.takes_arrays else {})
 
 
 def example_of(cls: "type[Stage]") -> "tuple[str, LogitsProcessor | Sampler]":
-    """A stage as its example has it, or with its defaults, and how it is written.
+    """Return the spec of the example of a stage, or of its defaults, and the stage.
 
     Raises:
-        UsageError: it needs an option that no example gives.
+        UsageError: the stage needs an option that no example gives.
     """
-    from tinystory.decoding.plugins import discover
-    from tinystory.decoding.spec import format_spec, parse_spec
+    from tinystory.decoding.spec import format_spec
 
-    decoder = parse_spec(cls.example or cls.name, discover())
+    [decoder] = decoders_of([cls.example or cls.name])
     stage: Any = next(stage for stage in decoder.stages if isinstance(stage, cls))
     return format_spec(decoder).removesuffix(" | sample"), stage
 
 
-def caller(stage: "LogitsProcessor | Sampler", logits: "Tensor", vocabulary: "Vocabulary") -> Callable[[], object]:
-    """One call with the `observe` after it, the state being the same each time."""
+def _caller(stage: "LogitsProcessor | Sampler", logits: "Tensor", vocabulary: "Vocabulary") -> Callable[[], object]:
+    """Return a function that calls the stage and its `observe`, with the same state each time."""
     from tinystory.decoding import Request, Step
 
     ids = tuple(vocabulary.encode(STORY))
@@ -104,8 +104,8 @@ def caller(stage: "LogitsProcessor | Sampler", logits: "Tensor", vocabulary: "Vo
     return call
 
 
-def words(subject: Subject, vocab_size: int) -> "Vocabulary":
-    """The model's own vocabulary, with words that no text has where it is smaller."""
+def _vocabulary(subject: Subject, vocab_size: int) -> "Vocabulary":
+    """Return the vocabulary of the model, filled up to vocab_size with words that no text has."""
     from tokenizers import Tokenizer as FastTokenizer
 
     from tinystory.text.tokenizer import Tokenizer
@@ -114,8 +114,8 @@ def words(subject: Subject, vocab_size: int) -> "Vocabulary":
     return Tokenizer(FastTokenizer.from_str(widened(content, vocab_size)), 0, frozenset({0}))
 
 
-def repeated(call: Callable[[], object]) -> Callable[[], TimedRun]:
-    """A run of as many calls as take about `SECONDS`; its n_tokens is their number."""
+def _repeated(call: Callable[[], object]) -> Callable[[], TimedRun]:
+    """Return a run of so many calls that they take about `SECONDS`. Its n_tokens is the number of calls."""
     started = time.perf_counter()
     call()
     n = max(1, int(SECONDS / max(time.perf_counter() - started, 1e-6)))
@@ -128,6 +128,6 @@ def repeated(call: Callable[[], object]) -> Callable[[], TimedRun]:
     return partial(timed, calls)
 
 
-def per_call(run: TimedRun) -> float:
-    """CPU microseconds."""
+def _per_call(run: TimedRun) -> float:
+    """Return the CPU microseconds of a call."""
     return run.cpu / run.n_tokens * 1e6

@@ -1,15 +1,15 @@
-"""Training speed: our loop beside a plain transformers `Trainer`, same architecture, weights, stories, rows and AdamW.
+"""The part `train`: scored tokens per second of our training steps, compared with a plain `Trainer` of transformers.
 
-Both sides see rows of one story, padded to the longest of the batch, and are timed from the end of the second step to
-the end of the last, with all that a step takes: reading, collating, forward, backward, clipping, optimizer. The Trainer
-gets batches without an attention mask, with which it would be slower: padding stands on the right, so causal attention
-never sees it. Its rows are one position longer, because it takes a story's last token as an input too;
-so that it can, rows are cut one short of the context.
+Both sides have the same architecture, weights, stories, rows and AdamW. A row is one story, padded to the longest one
+of its batch. The time is from the end of the second step to the end of the last one. It includes the whole step:
+reading, collating, forward, backward, clipping, optimizer. The Trainer gets batches without an attention mask, because
+a mask would make it slower. It needs none: padding is on the right, and causal attention does not see it. The rows of
+the Trainer are one position longer, because it also feeds the last token of a story. For that reason rows are cut to
+one token less than the context.
 
-What our loop does beyond that, packed rows and bfloat16, is set against the same Trainer.
+Packed rows and bfloat16, which only our loop has, are compared with the same Trainer.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import sys
@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.pairs import Clock, Measurement, TimedRun, run_pairs
+from bench.pairs import Clock, Measurement, TimedRun, rates, run_pairs
+from bench.shapes import random_model
+from bench.subject import Subject
 from tinystory.errors import TinystoryError
 from tinystory.model.config import ModelConfig
 
@@ -35,49 +37,40 @@ if TYPE_CHECKING:
 __all__ = ["measure_training"]
 
 N_WARM = 2
-"""Steps before the clock starts: memory is allocated and optimizer state made in them."""
+"""Steps before the clock starts, in which memory is allocated and the state of the optimizer is made."""
 
 N_STORIES = 512
 SEED = 7
 TOLERANCE = 1e-3
-"""How far the two sides' losses may be apart after the same steps, in nats per token."""
+"""The largest difference of the losses of both sides after the same steps, in nats per token."""
 
 Weights = dict[str, "Tensor"]
 
 
-def measure_training(
-    directory: Path, config: ModelConfig, args: argparse.Namespace, checks: dict[str, Any]
-) -> list[Measurement]:
-    """Scored tokens per second of both sides; `checks` gets how far their losses are apart.
-
-    Args:
-        directory: of the model, which also has the tokenizer.
-        config: the model's.
-        args: `data`, `rows`, `steps`, `pairs` and `threads` of the command line.
-        checks: is added to.
+def measure_training(subject: Subject) -> list[Measurement]:
+    """Measure the scored tokens per second of both sides. The subject gets the difference of their losses.
 
     Raises:
         TinystoryError: the two sides did not do the same work.
     """
     if not importlib.util.find_spec("accelerate"):
-        print(
-            "bench: training is skipped, transformers' Trainer needs accelerate: pip install accelerate",
-            file=sys.stderr,
-        )
+        print("bench: training is skipped, the Trainer of transformers needs: pip install accelerate", file=sys.stderr)
         return []
     import torch
 
     from tinystory.training.step import TrainConfig
 
-    torch.set_num_threads(args.threads)
-    stories = read(args.data, directory) if args.data else invent(config)
-    # Both AdamW alone, with the Trainer's own defaults where it has them.
-    hyper = TrainConfig(rows=args.rows, micro_rows=args.rows, lr=3e-4, muon_lr=0.0, weight_decay=0.0, seed=SEED)
-    weights = draw(config)
-    ours = partial(our_training, config, weights, stories, hyper, args.steps)
-    theirs = partial(their_training, config, weights, stories, hyper, args.steps)
+    settings, config = subject.settings, subject.config
+    torch.set_num_threads(settings.threads)
+    stories = _read(settings.data, subject.directory) if settings.data else _random_stories(config)
+    # Both sides use AdamW only, with the defaults of the Trainer where it has some.
+    hyper = TrainConfig(rows=settings.rows, micro_rows=settings.rows, lr=3e-4, muon_lr=0.0, weight_decay=0.0, seed=SEED)
+    # The weights are random, as at the start of a run.
+    weights = {name: parameter.detach() for name, parameter in random_model(config).named_parameters()}
+    ours = partial(_our_training, config, weights, stories, hyper, settings.steps)
+    theirs = partial(_their_training, config, weights, stories, hyper, settings.steps)
     warm = ours("padded"), theirs()
-    checks["training_loss_difference"] = apart = abs(warm[0].loss - warm[1].loss)
+    subject.checks["training_loss_difference"] = apart = abs(warm[0].loss - warm[1].loss)
     if not apart < TOLERANCE or warm[0].n_tokens != warm[1].n_tokens:
         raise TinystoryError(
             f"the two sides trained differently: mean losses {warm[0].loss:.5f} and {warm[1].loss:.5f}, "
@@ -88,19 +81,16 @@ def measure_training(
         "training packed (theirs padded)": lambda: ours("packed"),
         "training packed, bf16 (theirs padded, float32)": lambda: ours("packed", bf16=True),
     }
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     for what, train in rows.items():
-        measurements = [
-            Measurement("train", what, "tokens / CPU s", lambda run: run.n_tokens / run.cpu, more_is_better=True),
-            Measurement("train", what, "tokens / s", lambda run: run.n_tokens / run.wall, more_is_better=True),
-        ]
-        run_pairs(what, args.pairs, measurements, train, theirs)
-        found += measurements
-    return found
+        measured = rates("train", what, "transformers")
+        run_pairs(what, settings.pairs, measured, train, theirs)
+        measurements += measured
+    return measurements
 
 
-def read(sources: Sequence[str], directory: Path) -> list[np.ndarray]:
-    """The first stories of some sources, as token ids."""
+def _read(sources: Sequence[str], directory: Path) -> list[np.ndarray]:
+    """Return the first `N_STORIES` stories of some sources, as token ids."""
     from tinystory.checkpoint.tokenizers import find_tokenizer
     from tinystory.data.prepare import tokenize
     from tinystory.data.sources import read_stories
@@ -108,38 +98,19 @@ def read(sources: Sequence[str], directory: Path) -> list[np.ndarray]:
     return tokenize(list(islice(read_stories(sources), N_STORIES)), find_tokenizer(str(directory)))
 
 
-def invent(config: ModelConfig) -> list[np.ndarray]:
-    """Random tokens with lengths like those of TinyStories: speed depends on lengths, not on words."""
+def _random_stories(config: ModelConfig) -> list[np.ndarray]:
+    """Return random tokens in stories as long as those of TinyStories. Speed depends on lengths, not on words."""
     generator = np.random.default_rng(SEED)
     lengths = np.clip(generator.lognormal(5.3, 0.45, N_STORIES), 32, config.max_seq_len + 1).astype(int)
     return [generator.integers(config.vocab_size, size=length) for length in lengths]
 
 
-def draw(config: ModelConfig) -> Weights:
-    """Weights to start from, by our names.
-
-    They are drawn anew instead of read, as at the start of a run, and none is zero, so that both sides compute with
-    ordinary numbers everywhere.
-    """
-    import torch
-
-    from tinystory.model.transformer import Transformer
-
-    model = Transformer(config)
-    model.init_weights(SEED)
-    generator = torch.Generator().manual_seed(SEED)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-def full_batches(plan: "BatchPlan", n_rows: int, n: int) -> list["BatchRows"]:
-    """The first batches of a plan but for short ones, with which an epoch may end."""
+def _full_batches(plan: "BatchPlan", n_rows: int, n: int) -> list["BatchRows"]:
+    """Return the first full batches of a plan. The last batch of an epoch may be short, and is left out."""
     return list(islice((rows for _, _, rows in plan.ahead() if len(rows) == n_rows), n))
 
 
-def our_training(
+def _our_training(
     config: ModelConfig,
     weights: Weights,
     stories: list[np.ndarray],
@@ -148,7 +119,7 @@ def our_training(
     batching: "Batching",
     bf16: bool = False,
 ) -> TimedRun:
-    """Some steps as in the loop of `scripts/train.py`."""
+    """Train some steps with the functions of `training/step.py`, which the training loop calls, too."""
     import torch
 
     from tinystory.data.batches import BatchPlan
@@ -158,10 +129,10 @@ def our_training(
 
     hyper = dataclasses.replace(hyper, bf16=bf16)
     model = Transformer(config)
-    model.load_state_dict(weights, strict=False)  # a tied head has its weights already
+    model.load_state_dict(weights, strict=False)  # a tied head shares the weights of the embedding
     optimizers, ranks = make_optimizers(model, hyper), Ranks(0, 1, torch.device("cpu"))
     plan = BatchPlan(stories, config.max_seq_len - 1, hyper.rows, batching=batching, seed=hyper.seed)
-    batches = full_batches(plan, hyper.rows, N_WARM + n_steps)
+    batches = _full_batches(plan, hyper.rows, N_WARM + n_steps)
     clock, n_tokens, loss = Clock(), 0, 0.0
     for step, rows in enumerate(batches):
         if step == N_WARM:
@@ -172,40 +143,42 @@ def our_training(
     return TimedRun([], *clock.read(), n_tokens=n_tokens, loss=loss / len(batches))
 
 
-def their_training(
-    config: ModelConfig, weights: Weights, stories: list[np.ndarray], hyper: "TrainConfig", n_steps: int
-) -> TimedRun:
-    """The same steps by a transformers `Trainer`: same rows in the same order, padded likewise."""
+def _their_model(config: ModelConfig, weights: Weights) -> Any:
+    """Return a model of transformers with our architecture and weights."""
     import torch
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        PrinterCallback,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from tinystory.checkpoint.hf_layout import pack, tensor_layout, to_hf_config
+
+    build: Any = AutoModelForCausalLM.from_config
+    model = build(AutoConfig.for_model(**to_hf_config(config, "float32", None, ())), dtype=torch.float32)
+    model.load_state_dict({tensor.name: pack(tensor, weights) for tensor in tensor_layout(config)}, strict=False)
+    return model
+
+
+def _their_training(
+    config: ModelConfig, weights: Weights, stories: list[np.ndarray], hyper: "TrainConfig", n_steps: int
+) -> TimedRun:
+    """Train the same steps with the `Trainer` of transformers: the same rows in the same order and padding."""
+    import torch
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
     from tinystory.data.batches import BatchPlan
     from tinystory.model.cross_entropy import IGNORE
 
-    hf_config = to_hf_config(config, "float32", None, ())
-    build: Any = AutoModelForCausalLM.from_config
-    model = build(AutoConfig.for_model(**hf_config), dtype=torch.float32)
-    model.load_state_dict({tensor.name: pack(tensor, weights) for tensor in tensor_layout(config)}, strict=False)
+    model = _their_model(config, weights)
     plan = BatchPlan(stories, config.max_seq_len - 1, hyper.rows, batching="padded", seed=hyper.seed)
-    batches = full_batches(plan, hyper.rows, N_WARM + n_steps)
+    batches = _full_batches(plan, hyper.rows, N_WARM + n_steps)
     pieces = [torch.from_numpy(plan.pieces[row[0]].astype(np.int64)) for rows in batches for row in rows]
 
     def collate(rows: list["Tensor"]) -> dict[str, "Tensor"]:
         padded = partial(torch.nn.utils.rnn.pad_sequence, rows, batch_first=True)
         labels = padded(padding_value=IGNORE)
-        labels[:, 0] = IGNORE  # never predicted, but for some models the Trainer would count it in its mean
+        labels[:, 0] = IGNORE  # it is never predicted, but for some models the Trainer would count it in its mean
         return {"input_ids": padded(), "labels": labels}
 
     class Timer(TrainerCallback):
-        """Starts a clock after the warm-up and reads it after the last step."""
+        """Starts a clock after the first steps, and reads it after the last one."""
 
         clock = Clock()
         took = (0.0, 0.0)

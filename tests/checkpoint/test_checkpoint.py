@@ -1,4 +1,4 @@
-"""Saving, finding, hashing and loading checkpoints; crashes while saving."""
+"""Save, find, hash and load checkpoints, and crash while saving."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ def make_model(config=LLAMA, seed=0):
 
 @pytest.fixture
 def save(word_tokenizer_json):
-    """`save_checkpoint` with the arguments that most tests do not care about."""
+    """Give `save_checkpoint` with defaults for the arguments that most tests do not need."""
 
     def save_with_defaults(directory, model=None, **changes):
         arguments = {"bos_id": 0, "eos_ids": {0}, "provenance": {"seed": 0}} | changes
@@ -109,7 +109,7 @@ def test_round_trip(config, ids, tmp_path, save):
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     token_ids_ = torch.arange(min(5, config.max_seq_len))[None]
-    with torch.no_grad():  # not bit-equal: an axis of size one may have other strides, hence another kernel
+    with torch.no_grad():  # not bit-equal: an axis of size one may have other strides, and so use another kernel
         torch.testing.assert_close(loaded(token_ids_), model.eval()(token_ids_))
 
 
@@ -176,7 +176,7 @@ print((status("VmHWM") - before) / n_bytes, "sympy" in sys.modules)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's memory counters")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_peak_memory_of_load(tmp_path, save, family):
-    """At most one and a half times the weights, also where a fused tensor is split and turned."""
+    """Loading takes at most 1.5 times the weights, even if a fused tensor is split and transposed."""
     if family == "gpt2":
         config = ModelConfig.gpt2(8192, 6, 8, 512, 64, tied_head=False)
     else:
@@ -189,7 +189,7 @@ def test_peak_memory_of_load(tmp_path, save, family):
     assert heavy_import == "False", "a random draw on the meta device imports sympy and 800 other modules"
 
 
-# --- what config.json may say ---
+# --- variants of config.json ---
 
 HF_LLAMA = to_hf_config(LLAMA, "float32", 0, {0})
 HF_GPT2 = to_hf_config(GPT2, "float32", 0, {0})
@@ -251,7 +251,7 @@ def test_config_that_transformers_could_not_express_is_not_saved(tmp_path, save,
 
 
 def with_tensors(directory, **changes):
-    """Rewrite the weights with some tensors changed, added or (None) removed."""
+    """Rewrite the weights with some tensors changed, added, or removed (None)."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(directory / "model.safetensors") | {k.replace("__", "."): v for k, v in changes.items()}
@@ -276,7 +276,7 @@ def test_known_extra_tensors_are_accepted(tmp_path, save):
 
 
 def test_doubled_tied_head_that_differs_is_refused(tmp_path, save):
-    """Transformers 5 would not tie these two, so its logits would differ from ours."""
+    """Version 5 of transformers would not tie these two, so its logits would differ from ours."""
     save(tmp_path / "model")
     with_tensors(tmp_path / "model", lm_head__weight=make_model(seed=1).embed.weight.detach())
     with pytest.raises(CheckpointError, match=r"lm_head\.weight and model\.embed_tokens\.weight differ"):
@@ -368,7 +368,7 @@ def test_parent_that_is_a_file(tmp_path, save):
     ("function", "call"), [("mkdir", 0), *(("replace", i) for i in range(3)), *(("fsync", i) for i in range(9))]
 )
 def test_failing_system_call_leaves_a_checkpoint(tmp_path, save, monkeypatch, function, call, once):
-    """Whichever call fails, and whether or not the way back fails too, one whole checkpoint is found."""
+    """One whole checkpoint is left for every call that can fail, even if undoing the save fails, too."""
     save(tmp_path / "model", provenance={"seed": "old"})
     genuine, n_calls = getattr(os, function), 0
 
@@ -540,7 +540,7 @@ print(time.monotonic() - started, "torch" in sys.modules)
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """As much of the hub's API as one download needs; `files` and `requests` are set on a subclass."""
+    """The part of the hub's API that one download needs; a subclass sets `files` and `requests`."""
 
     def do_GET(self):
         self.requests.append(self.path)
@@ -579,7 +579,7 @@ class FakeHub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fake_hub(tmp_path):
-    """A hub on this machine, and the environment that leads to it; nothing of the user's cache is touched."""
+    """Start a hub on this machine, and set the environment that leads to it; the user's cache is not used."""
     handler = type("Handler", (FakeHub,), {"files": {}, "requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -709,15 +709,27 @@ def test_broken_hash_cache_is_ignored(tmp_path, save, cache, content):
     assert os.listdir(cache.parent) == ["model_hash.json"]
 
 
+def test_a_hash_cache_that_is_a_link_stays_one(tmp_path, save, cache):
+    """It was once replaced by a file, so a cache that lies on another disk was written once and never again."""
+    save(tmp_path / "a")
+    cache.parent.mkdir()
+    (tmp_path / "elsewhere.json").write_text("{}")
+    cache.symlink_to(tmp_path / "elsewhere.json")
+    first = model_hash(tmp_path / "a")
+    assert cache.is_symlink()
+    ((_, remembered),) = json.loads((tmp_path / "elsewhere.json").read_text()).values()
+    assert remembered == first
+
+
 def test_a_model_whose_files_are_replaced_has_no_other_models_hash(tmp_path, checkpoint, cache, monkeypatch):
-    """The hash once was that of whatever lay there when it was asked for."""
+    """The hash was once computed from the files of that moment, not from those that were loaded."""
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
     loaded = loading.load(str(folder))
     backend = ModelBackend.open(str(folder), "float32", "cpu")
     slow = ModelBackend.open(str(folder), "float32", "cpu")
     assert backend.wait(lambda: False)
-    backend._thread.join()  # which knows the hash then
+    backend._thread.join()  # afterwards the backend knows the hash
     first = backend.model_hash()
     assert first == model_hash(folder)
     weights = folder / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Damaged and malicious checkpoints: each is refused in one or two lines, most of them before torch is imported."""
+"""Refuse damaged and malicious checkpoints in one or two lines, most of them before torch is imported."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def write_checkpoint(directory, config=CONFIG, shapes=SHAPES, dtype="F32"):
     write_weights(directory / "model.safetensors", header_of(shapes, dtype))
 
 
-# --- what can be wrong: name -> (make it wrong, a part of the message) ---
+# --- the cases: name -> (function that damages a checkpoint, part of the message) ---
 
 CASES = {}
 
@@ -134,7 +134,7 @@ config_case("rope factor missing", "factor is missing", rope_scaling={"type": "l
 config_case("bos negative", "bos_token_id is -1", bos_token_id=-1)
 config_case("eos a string", "eos_token_id is '</s>'", eos_token_id="</s>")
 config_case("gpt2 without its width", "n_embd is missing", model_type="gpt2", hidden_size="absent", vocab_size=16)
-config_case("shapes of another config", "has the shape (4, 8); config.json makes it (8, 8)", num_key_value_heads=2)
+config_case("shapes of another config", "has the shape (4, 8); config.json asks for (8, 8)", num_key_value_heads=2)
 
 file_case("config not JSON", "not valid JSON", "config.json", b"{'model_type': 'llama'}")
 file_case("config empty", "not valid JSON", "config.json", b"")
@@ -178,7 +178,7 @@ file_case(
 file_case("tokenizer unigram", "[token, score]", "tokenizer.json", b'{"model":{"vocab":[["a",0],7]}}')
 
 header_case("tensor missing", "lack the tensor model.norm.weight", lambda h: h.update(x=h.pop("model.norm.weight")))
-header_case("wrong shape", "has the shape (2, 4); config.json makes it (8,)", lambda h: entry(h).update(shape=[2, 4]))
+header_case("wrong shape", "has the shape (2, 4); config.json asks for (8,)", lambda h: entry(h).update(shape=[2, 4]))
 header_case("unknown dtype", "dtype 'F31'", lambda h: entry(h).update(dtype="F31"))
 header_case("dtype a list", "dtype ['F32']", lambda h: entry(h).update(dtype=["F32"]))
 header_case("dtype too wide", "does not fill", lambda h: entry(h).update(dtype="F64"))
@@ -325,7 +325,7 @@ def endless_device_as_config(directory):
 
 
 def sharded(weight_map, shards=("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")):
-    """Two shards, and an index with `weight_map` laid over the right one."""
+    """Split the weights into two shards; update the correct index with `weight_map`."""
 
     def make(directory):
         (directory / "model.safetensors").unlink()
@@ -386,7 +386,7 @@ print(json.dumps({"results": results, "heavy": heavy, "cpu": usage.ru_utime + us
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """What one fresh process says of all cases, and what it cost."""
+    """Return the message of every case, and the cost, from one new process."""
     root = tmp_path_factory.mktemp("hostile")
     for number, (change, _) in enumerate(CASES.values()):
         write_checkpoint(root / str(number) / "model")
@@ -429,7 +429,7 @@ def test_code_in_a_checkpoint_never_runs(outcome):
 
 
 def test_refusals_are_cheap(outcome):
-    """All cases together, in one fresh process: no heavy import, under two CPU seconds, little memory."""
+    """All cases together need no heavy import, less than two CPU seconds, and little memory in one new process."""
     assert outcome["heavy"] == []
     assert outcome["cpu"] < 2
     assert outcome["peak"] < 64 * 1024, "KiB"
@@ -445,7 +445,7 @@ def test_architecture_of_others_is_left_to_transformers(tmp_path):
 
 
 def test_random_damage_raises_nothing_else(tmp_path):
-    """250 checkpoints with a few random bytes changed in one file: read, or refused as one should."""
+    """Each of 250 checkpoints, with a few random bytes changed in one file, is read or is refused properly."""
     write_checkpoint(tmp_path / "model")
     originals = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     generator = random.Random(0)
@@ -493,7 +493,7 @@ def test_float32_weights_too_large_for_float16_are_refused(tmp_path):
 
 
 def test_file_cut_between_header_and_load(tmp_path):
-    """A memory map would die of SIGBUS here."""
+    """A process with a memory map would be killed by SIGBUS here."""
     write_checkpoint(tmp_path / "model")
     header = read_header(tmp_path / "model")
     os.truncate(tmp_path / "model" / "model.safetensors", 1500)

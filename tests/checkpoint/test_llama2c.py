@@ -1,4 +1,4 @@
-"""Import of llama2.c files: the golden story, its BPE against a plain port of llama2.c's, damaged files."""
+"""Import llama2.c files: the golden story, the BPE compared with a simple port of llama2.c's, and damaged files."""
 
 import math
 import struct
@@ -34,7 +34,7 @@ def read_pieces(raw):
 
 
 def llama2c_encode(pieces, text):
-    """llama2.c's `encode` without BOS, line by line; the reference that `tokenizer_json` must equal."""
+    """Encode as llama2.c does, without BOS: a port line by line, which `tokenizer_json` must equal."""
     lookup = {piece: i for i, (_, piece) in enumerate(pieces)}
     ids = [lookup[b" "]] if text else []
     for character in text:
@@ -143,7 +143,7 @@ def test_every_array_lands_in_its_place(files, tied):
     n = len(PIECES)
     assert torch.equal(state["embed.weight"], values[: n * 8].view(n, 8))
     assert torch.equal(state["head.weight"], values[-n * 8 :].view(n, 8)) != tied
-    # the tables (16 x 4) and the final norm stand before the head; before them w3, w2, w1 of two layers each
+    # before the head are the tables (16 x 4) and the last norm; before those w3, w2 and w1, each for two layers
     end = len(values) - (0 if tied else n * 8) - 16 * 4
     assert torch.equal(state["norm.weight"], values[end - 8 : end])
     w1, w2, w3 = values[end - 8 - 3 * 192 : end - 8].view(3, 2, 96)
@@ -164,7 +164,7 @@ def test_rotating_halves_of_permuted_rows_equals_rotating_pairs(files):
     wk = values[start + 128 : start + 128 + 32].view(4, 8)
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
 
-    def pairs_rotated(rows):  # (5, D), the position is the row
+    def pairs_rotated(rows):  # (5, D), one row for each position
         out = torch.empty_like(rows)
         for position in range(5):
             for i in range(0, 4, 2):

@@ -1,4 +1,4 @@
-"""transformers as the oracle: the same checkpoint gives the same logits, both ways; SDPA equals the formula."""
+"""Compare with transformers: one checkpoint gives the same logits, read or written by us; SDPA equals the formula."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ OUR_CASES = {
 
 @torch.no_grad()
 def randomize(model):
-    """Weights large enough that attention and positions matter to the logits."""
+    """Draw weights that are large enough for attention and positions to change the logits."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25 + (parameter.ndim == 1))
@@ -132,7 +132,7 @@ def test_half_precision_on_disk(family, dtype, tmp_path):
     random_hf_model(family).to(dtype).save_pretrained(tmp_path)
     header = read_header(tmp_path)
     assert f"torch.{header.dtype}" == str(dtype)
-    # read back rather than .float(): that would leave the rotary frequencies rounded
+    # read again, since .float() would keep the rounded rotary frequencies
     assert_same_logits(load_model(header), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
 
 
@@ -150,7 +150,7 @@ def test_our_half_precision_checkpoint_opens_in_transformers(dtype, tmp_path, wo
 
 @pytest.mark.parity
 def test_bare_model_without_a_prefix(tmp_path):
-    """Old GPT-2 checkpoints (the first one too) hold `wte.weight`, not `transformer.wte.weight`."""
+    """Old GPT-2 checkpoints, such as the first one, have `wte.weight` and not `transformer.wte.weight`."""
     theirs = random_hf_model("gpt2")
     theirs.transformer.save_pretrained(tmp_path)
     assert "wte.weight" in read_header(tmp_path).tensors

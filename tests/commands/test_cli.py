@@ -11,10 +11,10 @@ import pytest
 
 from tinystory.cli import main
 from tinystory.commands.flags import COMMAND_SUMMARIES, parse_args
+from tinystory.commands.generate import one
 from tinystory.folders import config_file
 from tinystory.safe.showing import visible
 from tinystory.settings import BUILT_IN
-from tinystory.writing import generate
 
 
 class Bytes(io.TextIOWrapper):
@@ -62,13 +62,13 @@ def test_a_model_that_goes_while_it_writes_costs_no_story(checkpoint, tmp_path, 
     """A training run may clear a checkpoint away; with it went the story, at the moment of telling its hash."""
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
-    write = generate.write
+    write = one.write
 
     def write_and_clear(*arguments):
         shutil.rmtree(folder)
         yield from write(*arguments)
 
-    monkeypatch.setattr(generate, "write", write_and_clear)
+    monkeypatch.setattr(one, "write", write_and_clear)
     assert main(["generate", "Tim", "-n", "5", "--json", "-m", str(folder)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["completion"]
@@ -98,7 +98,7 @@ def test_json_holds_what_replays_the_story(tiny, checkpoint):
     assert {"tokens", "tokens_per_second", "bits_per_token"} <= set(found["statistics"])
 
 
-def test_siblings_differ_and_the_first_is_the_story_alone(tiny):
+def test_branches_differ_and_the_first_is_the_story_alone(tiny):
     arguments = ["generate", "Tim", "-d", "sample 1.5", "-s", "3", "-n", "15", "--json"]
     alone = json.loads(tiny(*arguments)[1])
     both = json.loads(tiny(*arguments, "--num", 2)[1])
@@ -149,7 +149,7 @@ def test_a_story_longer_than_the_context_goes_on_with_one_notice(tiny):
     found = json.loads(out)
     assert found["finish_reason"] in ("eos", "length")
     err = tiny("generate", "Once upon a time. " * 40, "-d", "greedy", "-n", "100")[2]
-    assert err.count("out of sight") == 1
+    assert err.count("its oldest sentences") == 1
 
 
 def test_text_cannot_steer_the_terminal(tiny):

@@ -71,7 +71,7 @@ def test_a_line_has_what_the_story_of_its_prompt_and_seed_has(generate, checkpoi
     ]
     assert len({tuple(one["token_ids"]) for one in found}) == len(
         found
-    )  # neither prompts nor siblings share their luck
+    )  # neither prompts nor branches share their noise
     for one in found:
         arguments = [one["prompt"], "-d", one["spec"], "-s", str(one["seed"]), "-n", "12", "--num", "2", "--json"]
         main(["generate", *arguments, "-m", str(checkpoint), "--stop", "zzz"])
@@ -130,7 +130,7 @@ def test_what_is_done_is_not_done_again(generate, out, monkeypatch):
     assert out.read_bytes() == before
 
 
-def test_more_siblings_are_added(generate, out):
+def test_more_branches_are_added(generate, out):
     generate("-d", SPEC, "-s", "7", "-o", out)
     generate("-d", SPEC, "-s", "7", "-o", out, "--num", "3")
     assert core(stories(out)) == core(generate("-d", SPEC, "-s", "7", "--num", "3")[1])
@@ -195,7 +195,7 @@ def test_a_prompt_without_a_token_keeps_no_other_from_its_story(generate, monkey
     load = "tinystory.commands.generate.many.load_to_write"
 
     def without_bos(*arguments):
-        from tinystory.commands.shared import load_to_write
+        from tinystory.commands.shared.models import load_to_write
 
         model = load_to_write(*arguments)
         model.tokenizer.bos_id = None
@@ -205,8 +205,8 @@ def test_a_prompt_without_a_token_keeps_no_other_from_its_story(generate, monkey
     code, found, err = generate("-d", "greedy")
     assert code == 1
     assert sorted(one["index"] for one in found) == [0, 1, 2, 3, 4]
-    assert "no token in this model's vocabulary" in err
-    assert "that of index 5" in err
+    assert "this model's vocabulary has no BOS" in err
+    assert "the prompt with index 5" in err
 
 
 def test_a_full_disk_is_one_line(generate):

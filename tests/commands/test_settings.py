@@ -5,7 +5,6 @@ import json
 import pytest
 
 from tinystory.cli import main
-from tinystory.commands import chat
 from tinystory.commands.flags import parse_args
 from tinystory.errors import UsageError
 from tinystory.folders import config_file
@@ -88,12 +87,12 @@ def test_theme_and_keys_are_flags_of_chat_alone(capsys):
 
 def test_a_chat_is_told_theme_keys_and_settings(monkeypatch):
     told = []
+    argv = ["--theme", "light", "--keys", "vi"]
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr("tinystory.repl.app.chat", lambda settings: told.append(settings) or 0)
-    args = parse_args(["--theme", "light", "--keys", "vi"])
-    assert chat.run(args) == 0
-    assert (told[0].theme, told[0].keys, told[0].settings) == ("light", "vi", args.settings)
+    assert main(argv) == 0
+    assert (told[0].theme, told[0].keys, told[0].settings) == ("light", "vi", parse_args(argv).settings)
 
 
 @pytest.mark.parametrize("name", CHOICES)

@@ -15,7 +15,7 @@ from tinystory.data.prompts import PromptFile, digest
 from tinystory.errors import UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.training.ranks import local_rank, place_among_ranks
-from tinystory.writing.batches import PromptStory, prompt_batches, rows_that_fit
+from tinystory.writing.batches import PlannedStory, rows_that_fit, story_batches
 from tinystory.writing.story_lines import StoryLines, line
 
 SUBJECT = {"prompts": "abc", "spec": "greedy"}
@@ -71,7 +71,7 @@ def test_a_pipe_and_standard_input_are_read_too(tmp_path, monkeypatch):
         ("a.txt", b"<|endoftext|>\n \n", "has no prompt"),
         ("a.txt", b"one\ntw\xff\n", "not UTF-8 text: its line 2"),
         ("a.txt", b"one<|endoftext|>tw\xff", "not UTF-8 text: its text 2"),
-        ("a.txt", b"x" * 2**24, "that is no prompt"),
+        ("a.txt", b"x" * 2**24, "which is too long for a prompt"),
         ("a.yaml", b"\xff", "not UTF-8"),
         ("a.jsonl", b"{}", "not from .jsonl"),
     ],
@@ -99,8 +99,8 @@ def test_of_many_prompts_only_one_is_held(tmp_path):
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.text("ab ", min_size=1, max_size=30), max_size=50), st.integers(1, 5))
 def test_every_story_is_in_one_batch_with_others_like_it(tokenizer, texts, rows):
-    places = [PromptStory(index, number, text) for index, text in enumerate(texts) for number in range(2)]
-    found = list(prompt_batches(places, tokenizer, rows))
+    places = [PlannedStory(index, number, text) for index, text in enumerate(texts) for number in range(2)]
+    found = list(story_batches(places, tokenizer, rows))
     assert sorted((one.index, one.number) for batch in found for one in batch) == [(p.index, p.number) for p in places]
     assert all(1 <= len(batch) <= rows for batch in found)
     for one in (one for batch in found for one in batch):
@@ -111,8 +111,8 @@ def test_every_story_is_in_one_batch_with_others_like_it(tokenizer, texts, rows)
 
 def test_batches_take_no_more_places_than_they_sort(tokenizer):
     taken = []
-    endless = (taken.append(n) or PromptStory(n, 0, "Tim") for n in iter(int, 1))
-    found = prompt_batches(endless, tokenizer, 2)
+    endless = (taken.append(n) or PlannedStory(n, 0, "Tim") for n in iter(int, 1))
+    found = story_batches(endless, tokenizer, 2)
     assert [len(next(found)) for _ in range(3)] == [2, 2, 2]
     assert len(taken) == 128
 
@@ -137,7 +137,7 @@ def test_the_place_among_ranks_is_what_torchrun_says(monkeypatch):
     for rank, size in (("4", "4"), ("-1", "4"), ("x", "4"), ("0", "0"), ("0", "")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", size)
-        with pytest.raises(UsageError, match="make no sense"):
+        with pytest.raises(UsageError, match="do not fit together"):
             place_among_ranks()
 
 

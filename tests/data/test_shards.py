@@ -20,6 +20,7 @@ from tinystory.data.selection import Selection
 from tinystory.data.shards import TokenShards
 from tinystory.data.sources import SourceReport
 from tinystory.errors import TinystoryError, UsageError
+from tinystory.safe import writing
 from tinystory.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -303,7 +304,7 @@ def test_what_a_killed_process_leaves_never_looks_complete_and_is_swept_later(
     directory = tmp_path / "p"
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-        patch.setattr(prepare_module, "_replace_file", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr(prepare_module, "write_atomically", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError):
             prepare(story_file, tokenizer, directory)
     [left] = directory.glob("build-*")
@@ -326,7 +327,7 @@ def test_an_interruption_after_the_last_rename_keeps_what_is_complete(story_file
         if (path / "manifest.json").exists():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare_module, "_sync", sync)
+    monkeypatch.setattr(writing, "sync_folder", sync)
     with pytest.raises(KeyboardInterrupt):
         prepare(story_file, tokenizer, tmp_path / "p")
     TokenShards(tmp_path / "p").verify()

@@ -59,7 +59,7 @@ def test_stories_stand_between_separators(tmp_path):
     found, report = read(path)
     assert found == ["One.\nTwo lines.", "Second.", "Third, same line.", "Broken \ufffd byte."]
     assert report == SourceReport(stories=4, bytes=sum(len(s.encode()) for s in found), empty=2, broken_utf8=1)
-    assert str(report) == "4 stories, 55 bytes; 2 empty and left out; 1 with broken UTF-8, mended"
+    assert str(report) == "4 stories, 55 bytes; 2 empty and left out; 1 with broken UTF-8, repaired"
 
 
 @settings(deadline=None, max_examples=60)
@@ -224,7 +224,7 @@ def test_a_stream_that_does_not_tell_its_columns_or_breaks(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: streams[name])
     stories = read_stories("org/good", streaming=True)
     assert next(stories) == "One."
-    with pytest.raises(UsageError, match=r"cannot read org/good on: the line went dead"):
+    with pytest.raises(UsageError, match=r"cannot read the next rows of org/good: the line went dead"):
         list(stories)
     assert "no column 'text' or 'story'; it has body" in one_line_error("org/other", streaming=True)
 
@@ -295,7 +295,7 @@ def test_several_sources_come_one_after_the_other_and_globs_sorted(tmp_path):
         ("\x1b[2J.txt", None, "␛[2J.txt matches no file"),
         ("x" * 300, None, "File name too long"),
         ("*.parquet", None, "matches no file"),
-        (".", None, "no folder written by save_to_disk; of a folder with story files, give the files"),
+        (".", None, "not a folder written by save_to_disk; if it has files of stories, name the files"),
         ("empty.txt", b"", "is empty"),
         ("empty.jsonl", b"", "is empty"),
         ("empty.parquet", b"", "is empty"),
@@ -307,7 +307,7 @@ def test_several_sources_come_one_after_the_other_and_globs_sorted(tmp_path):
         ("stories.json", b"[]", "stories come from .txt, .jsonl or .parquet files, not from .json"),
         ("stories.txt.gz", b"x", "not from .gz"),
         ("a.jsonl", b'{"title": "x", "a\\u001b[1m\\nb": 2}', "no column 'text' or 'story'; it has title, a␛[1m b"),
-        ("damaged.parquet", b"PAR1 but no more PAR1", "is damaged or no parquet file"),
+        ("damaged.parquet", b"PAR1 but no more PAR1", "is damaged, or is not a parquet file"),
     ],
 )
 def test_a_source_that_cannot_be_used_is_one_line(tmp_path, monkeypatch, name, content, fragment):
@@ -327,13 +327,13 @@ def test_parquet_errors_name_column_kind_and_damage(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [1, 2], "title": ["a", "b"]}), path)
     assert "the column 'text' of" in one_line_error(path)
-    assert "holds int64, not text" in one_line_error(path)
+    assert "has int64, not text" in one_line_error(path)
     assert "has no column 'body'; it has text, title" in one_line_error(path, column="body")
     pq.write_table(pa.table({"text": [f"story {n}" for n in range(200)]}), path)
     raw = bytearray(path.read_bytes())
     raw[4:80] = b"\x55" * 76
     path.write_bytes(raw)  # the footer is whole, so that it shows only when the rows are read
-    assert "is damaged or no parquet file" in one_line_error(path)
+    assert "is damaged, or is not a parquet file" in one_line_error(path)
 
 
 def test_pipes_and_forbidden_files_are_refused_at_once(tmp_path, monkeypatch):
@@ -353,7 +353,7 @@ def test_errors_come_before_the_first_story_is_taken(tmp_path):
     (tmp_path / "bad.txt").write_text("")
     with pytest.raises(UsageError, match=r"bad\.txt is empty"):
         read_stories([tmp_path / "good.txt", tmp_path / "bad.txt"])
-    with pytest.raises(UsageError, match="no story source"):
+    with pytest.raises(UsageError, match="no source of stories"):
         read_stories([])
 
 

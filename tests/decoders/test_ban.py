@@ -1,4 +1,4 @@
-"""Banned words never stand whole in a story, however they are spelled; the rule on text behind it."""
+"""Banned words are never whole words of a story, in any spelling; and the rule about text behind this."""
 
 import math
 import random
@@ -22,7 +22,7 @@ INF = math.inf
 
 
 class Pieces:
-    """A vocabulary of byte strings, one token each; detokenizes like ours."""
+    """A vocabulary with one token for each byte string. It detokenizes as our tokenizer does."""
 
     def __init__(self, *raw):
         self.raw = [piece if isinstance(piece, bytes) else piece.encode() for piece in raw]
@@ -33,7 +33,7 @@ class Pieces:
 
 
 def left(words, pieces, *spelled):
-    """Which pieces may follow a text of some of them, by Ban."""
+    """Return the pieces that Ban leaves after a text of some pieces."""
     vocabulary = Pieces(*pieces)
     ids = [list(pieces).index(piece) for piece in spelled]
     stage, request = Ban(words), Request((ids or [0])[:1], 9, 1, vocabulary=vocabulary)
@@ -119,7 +119,7 @@ letters = st.text("ab .", min_size=1, max_size=4).filter(str.strip)
 
 
 def pattern(word):
-    """Written anew: edges of letters need one, white space is any."""
+    """A second version of the rule: an end with a letter needs a word boundary, and any white space is a space."""
     body = r"\s+".join(map(re.escape, word.split()))
     before = r"(?<!\w)" if re.match(r"\w", word.strip()) else ""
     after = r"(?!\w)" if re.search(r"\w$", word.strip()) else ""
@@ -166,7 +166,7 @@ def story(model, decoder, seed, n_tokens=80):
 
 
 def test_stories_of_a_tiny_checkpoint_have_no_banned_word(checkpoint):
-    """Random weights spell words in every way, half characters included."""
+    """A model with random weights spells words in all ways, also with parts of characters."""
     model = load(str(checkpoint))
     words = ("a", "the", "T", "Tim", "zoë", "it was", "s", "h")
     assert any(has_word(story(model, Decoder((), Sample()), seed), word) for seed in range(3) for word in words)
@@ -187,15 +187,15 @@ def test_stories_of_the_shipped_model_have_no_banned_word():
 @given(st.integers(0, 10**6))
 @settings(deadline=None, max_examples=200)
 def test_what_transformers_forbids_is_forbidden(tokenizer, seed):
-    """The id sequences of the words, but where they continue a longer word: there they are another word."""
+    """Ban acts like the id sequences of the words, except inside a longer word, which is another word."""
     from transformers.generation.logits_process import NoBadWordsLogitsProcessor
 
-    luck = random.Random(seed)
-    words = luck.sample(["Tim", "kite", "red drum", "It was", "dog", "Zoë"], luck.randint(1, 4))
+    rng = random.Random(seed)
+    words = rng.sample(["Tim", "kite", "red drum", "It was", "dog", "Zoë"], rng.randint(1, 4))
     sequences = [tokenizer.encode(space + word, bos=False) for word in words for space in ("", " ")]
-    begun = luck.choice(sequences)
-    ids = [0, *(luck.randrange(1, 300) for _ in range(luck.randrange(4))), *tokenizer.encode(luck.choice([" .", ""]))]
-    ids += begun[: luck.randrange(len(begun))]
+    begun = rng.choice(sequences)
+    ids = [0, *(rng.randrange(1, 300) for _ in range(rng.randrange(4))), *tokenizer.encode(rng.choice([" .", ""]))]
+    ids += begun[: rng.randrange(len(begun))]
     logits = torch.randn(300, generator=torch.Generator().manual_seed(seed))
     theirs = NoBadWordsLogitsProcessor(sequences)(torch.tensor([ids]), logits[None].clone())[0]
     stage, request = Ban(tuple(words)), Request((0,), 9, 1, vocabulary=tokenizer)

@@ -1,4 +1,4 @@
-"""Beam search: transformers' tokens, exhaustive search on a tree small enough, and a stream that takes nothing back."""
+"""Beam search: equal to transformers, equal to a full search of a small tree, and a stream that takes nothing back."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ ENDLESS = {"eos_logit": -math.inf}
 
 @dataclass(frozen=True)
 class NoRepeat(LogitsProcessor):
-    """Forbid the tokens that have followed the last one before; the state is the set of pairs seen."""
+    """Remove the tokens that have followed the last token before. The state is the set of these pairs."""
 
     name = "no-pair-twice"
 
@@ -52,7 +52,7 @@ def events_of(decoder, session=None, prompt=(0, 5, 3), max_new_tokens=12, **othe
 
 
 def written(*arguments, **others):
-    """Token ids and the reason."""
+    """Return the token ids and the finish reason."""
     events = events_of(*arguments, **others)
     return [token.id for event in events if isinstance(event, Commit) for token in event.tokens], events[-1].reason
 
@@ -62,7 +62,7 @@ def written(*arguments, **others):
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def twins(request, tmp_path_factory):
-    """A random model of transformers, and our session of the same weights."""
+    """Return a random model of transformers, and our session with the same weights."""
     import transformers
 
     sizes = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": [0, 3, 17, 22, 40]}
@@ -84,7 +84,7 @@ def twins(request, tmp_path_factory):
 
 
 def theirs_written(model, prompt, max_new_tokens, **options):
-    """What transformers' beam search writes, every end-of-story token cut off; one list for each sequence returned."""
+    """Return the stories of transformers' beam search without EOS tokens."""
     ids = torch.tensor([prompt])
     stories = model.generate(
         ids,
@@ -101,7 +101,7 @@ def theirs_written(model, prompt, max_new_tokens, **options):
 
 
 def assert_parity(twins, width, settings):
-    """Beams of one width; how many of the stories came to their end."""
+    """Compare beams of one width. Return how many stories have ended."""
     model, session = twins
     n_ended = 0
     for number, (penalty, early) in enumerate(settings):
@@ -182,7 +182,7 @@ def log_probabilities(session, token_ids):
 
 
 def every_story(session, prompt, limit):
-    """All that can be written in so many tokens: (sum of log-probabilities, ids, number of picks)."""
+    """Return all possible stories of this length: (sum of log-probabilities, ids, number of picks)."""
     going = [(0.0, ())]
     for length in range(1, limit + 1):
         longer = []
@@ -236,7 +236,7 @@ def test_early_stopping_stops_early_and_may_miss_the_best():
 
 
 def test_enough_stories_go_on_however_many_ways_to_end_there_are():
-    """Four of six tokens end a story and come second to fifth: two stories go on all the same."""
+    """Four of six tokens end a story and are second to fifth, and still two stories go on."""
 
     class ManyEnds(ToySession):
         def __init__(self):
@@ -265,7 +265,7 @@ def test_every_hypothesis_has_a_state_of_its_own(seed):
 
 
 def test_removed_tokens_are_no_candidates():
-    """With fewer than `width` continuations the beam is narrower for a while, instead of following what cannot be."""
+    """With fewer than `width` continuations, the beam is narrower for a while and follows no impossible story."""
     for k in (1, 2):
         ids, reason = written(Decoder((TopK(k),), None, Beam(8)), ToySession(**ENDLESS))
         assert (len(ids), reason) == (12, "length")
@@ -278,7 +278,7 @@ def test_removed_tokens_are_no_candidates():
 @given(st.integers(0, 200), st.integers(1, 6), st.integers(0, 7), st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_what_was_told_is_the_story_with_the_score(seed, width, story, early):
-    """Whatever is committed on the way is how the winner begins: its score is that of the tokens told."""
+    """The result begins with every committed token, and its score is that of the committed tokens."""
     session = ToySession(seed=seed, vocab_size=12)
     *events, last = events_of(Beam(width, 2.0, early), session, max_new_tokens=15, story=story)
     tokens = [token for event in events if isinstance(event, Commit) for token in event.tokens]
@@ -333,7 +333,7 @@ def test_a_stop_ends_the_story_at_its_token():
 
 @pytest.mark.parametrize("width", [1, 3, 5])
 def test_a_beam_goes_on_past_the_context(width):
-    """Where the context is full, every row starts again from what the window leaves."""
+    """When the context is full, every row begins again with the ids that the window leaves."""
     session = ToySession(max_seq_len=9, **ENDLESS)
     ids, reason = written(Beam(width), session, max_new_tokens=30)
     assert (len(ids), reason) == (30, "length")

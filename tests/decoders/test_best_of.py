@@ -1,4 +1,4 @@
-"""Best of n chooses among the siblings that a plain chain writes."""
+"""Best of n chooses among the branches that a plain chain writes."""
 
 import math
 
@@ -41,7 +41,7 @@ def story_of(number, session=None, **others):
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_best_of_one_is_the_plain_chain(session, seed):
-    """The same tokens and the same events, so that it streams."""
+    """The tokens and the events are the same, so it streams."""
     for story in (0, 3):
         plain = events_of(Decoder((TopK(9),), Sample(1.5)), session(), seed=seed, story=story)
         best = events_of(BestOf(1), session(), seed=seed, story=story)
@@ -66,13 +66,13 @@ def test_it_tells_the_best_of_the_siblings(seed, n, score, story, can_reorder):
         assert statistics["spread"] == max(worths) - min(worths)
 
 
-def test_siblings_have_luck_of_their_own():
+def test_branches_have_noise_of_their_own():
     stories = [tokens_of(events_of(BestOf(3), ToySession(**ENDLESS), story=number)) for number in range(4)]
     assert len({tuple(tokens) for tokens in stories}) == 4
 
 
 def story(*pairs):
-    """Tokens of (id, log-probability); each is expected to surprise by one bit."""
+    """Return tokens for pairs (id, log-probability), each with an entropy of one bit."""
     return [Token(token_id, logprob, entropy=1.0) for token_id, logprob in pairs]
 
 

@@ -1,4 +1,4 @@
-"""Word bias: parity with transformers on the same id sequences, and by hand."""
+"""Word bias: equal to transformers for the same id sequences, and checked by hand."""
 
 import math
 import random
@@ -33,13 +33,13 @@ WORDS = ["Tim", "kite", "red drum", "It was", "dog", "Zoë", "a", "the", "."]
 def test_parity(tokenizer, seed):
     from transformers.generation.logits_process import SequenceBiasLogitsProcessor
 
-    luck = random.Random(seed)
-    words = {word: luck.uniform(-50, 50) for word in luck.sample(WORDS, luck.randint(1, 5))}
+    rng = random.Random(seed)
+    words = {word: rng.uniform(-50, 50) for word in rng.sample(WORDS, rng.randint(1, 5))}
     sequences = {tuple(tokenizer.encode(s + w, bos=False)): b for w, b in words.items() for s in ("", " ")}
-    begun = luck.choice(sorted(sequences))
-    ids = [0, *(luck.randrange(300) for _ in range(luck.randrange(4))), *begun[: luck.randrange(len(begun))]]
+    begun = rng.choice(sorted(sequences))
+    ids = [0, *(rng.randrange(300) for _ in range(rng.randrange(4))), *begun[: rng.randrange(len(begun))]]
     logits = torch.randn(300, generator=torch.Generator().manual_seed(seed))
-    logits[[luck.randrange(300) for _ in range(luck.randrange(9))]] = -INF
+    logits[[rng.randrange(300) for _ in range(rng.randrange(9))]] = -INF
     theirs = SequenceBiasLogitsProcessor(sequences)(torch.tensor([ids]), logits[None].clone())[0]
     torch.testing.assert_close(biased(Bias(words), logits, ids, tokenizer), theirs, rtol=1e-6, atol=1e-5)
 

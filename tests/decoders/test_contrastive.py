@@ -1,4 +1,4 @@
-"""Contrastive search against full forward passes, and greedy where being different has no weight."""
+"""Contrastive search: equal to full forward passes, and to greedy if alpha is 0."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ ENDLESS = {"eos_logit": -math.inf}
 
 
 def written(search, session, prompt=(0, 5, 3), max_new_tokens=12, processors=(), **others):
-    """Token ids, reason, statistics."""
+    """Return the token ids, the finish reason and the statistics."""
     decoder = search if isinstance(search, Decoder) else Decoder(processors, None, search)
     events = [event for _, event in run(session, [(decoder, Request(tuple(prompt), max_new_tokens, 1, **others))])]
     ids = [token.id for event in events if isinstance(event, Commit) for token in event.tokens]
@@ -33,7 +33,7 @@ def written(search, session, prompt=(0, 5, 3), max_new_tokens=12, processors=(),
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def model(request):
-    """Random weights in float64, so that nothing is a tie by rounding; an EOS is rather likely."""
+    """Return random weights in float64, so that rounding makes no ties. EOS is rather likely."""
     sizes = (40, 2, 4, 32, 48)
     config = ModelConfig.llama(*sizes, 48) if request.param == "llama" else ModelConfig.gpt2(*sizes, tied_head=False)
     model = Transformer(config).double().eval()
@@ -47,7 +47,7 @@ def model(request):
 
 @torch.no_grad()
 def reference(model, prompt, limit, k, alpha, eos_id, temperature=1.0):
-    """One full forward pass for each candidate: new ids, and how far the closest choice was from a tie."""
+    """Write with one full forward pass for each candidate. Return the new ids and the smallest distance from a tie."""
     ids, margin = list(prompt), math.inf
     for _ in range(limit):
         past = model.hidden(torch.tensor([ids]))[0]
@@ -89,12 +89,12 @@ def test_processors_apply_before(model):
 
 @dataclass(frozen=True)
 class LeaveTwo(LogitsProcessor):
-    """Leaves the tokens 5 and 9, the second so unlikely that its probability is 0 in float32."""
+    """Leave the tokens 5 and 9. The probability of 9 is 0 in float32."""
 
     name = "leave-two"
 
     def __call__(self, logits, step):
-        """(V,) -> (V,)."""
+        """Return (V,) logits."""
         left = torch.full_like(logits, -math.inf)
         left[5], left[9] = 0.0, -1000.0
         return left
@@ -114,7 +114,7 @@ def test_without_weight_it_is_greedy(seed, k, limit):
 
 
 def test_it_goes_around_in_smaller_circles_less():
-    """A session that repeats itself: greedy stays in its circle, contrastive search leaves it."""
+    """In a session that repeats itself, greedy stays in the loop, and contrastive search leaves it."""
     session = ToySession(memory=1, vocab_size=12, seed=3, **ENDLESS)
     greedy = written(Decoder((), Greedy()), session, max_new_tokens=40)[0]
     other, _, statistics = written(Contrastive(6, 0.9), session, max_new_tokens=40)

@@ -1,4 +1,4 @@
-"""The built-in stages and the conformance kit: parity with transformers, exact distributions, the contract."""
+"""The built-in stages and the conformance kit: equal to transformers, exact distributions, the contract."""
 
 import math
 import random
@@ -91,7 +91,7 @@ def test_min_p_parity(logits, p):
 @pytest.mark.parity
 @pytest.mark.parametrize("seed", range(4))
 def test_parity_on_a_whole_vocabulary(seed):
-    """Float32 sums over many tokens, half of the logits tied, some removed."""
+    """Compare float32 sums over many tokens, with half of the logits tied and some removed."""
     from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     generator = torch.Generator().manual_seed(seed)
@@ -110,7 +110,7 @@ def test_parity_on_a_whole_vocabulary(seed):
 @pytest.mark.parity
 @pytest.mark.parametrize("mass", [0.3, 0.9])
 def test_parity_where_the_cut_is_among_the_likeliest(mass):
-    """A large vocabulary and a model that is not undecided; then not all tokens are sorted."""
+    """With a large vocabulary and a rather certain model, not all tokens are sorted."""
     from transformers.generation.logits_process import TopPLogitsWarper, TypicalLogitsWarper
 
     logits = torch.randn(5000, generator=torch.Generator().manual_seed(1)) * 6
@@ -225,7 +225,7 @@ def test_adding_a_constant_changes_nothing(values, shift, stage):
 @given(many_logits, st.integers(1, 50), st.floats(0.1, 10), st.randoms(use_true_random=False))
 @many_examples
 def test_a_draw_is_coupled(logits, position, temperature, shuffle):
-    """A token's luck is its own: removing tokens that were not drawn changes nothing."""
+    """Each token has its own noise, so removing tokens that were not drawn changes nothing."""
     stage, step = Sample(temperature), step_at(position)
     token_id = stage(logits, step)
     assert logits[token_id] > -INF
@@ -388,7 +388,7 @@ def test_the_kit_finds_a_bad_sampler():
 
 @dataclass(frozen=True)
 class Steady(Search):
-    """Take the likeliest token, one at a time; each flag breaks one rule."""
+    """Take the likeliest token, one at a time. Each flag breaks one rule."""
 
     name = "steady"
     fault: str = option("", help="which rule to break")
@@ -441,11 +441,11 @@ def test_the_kit_finds_a_bad_search(fault, checks):
 
 
 def test_the_kit_passes_a_good_search_that_cannot_overflow():
-    """Refusing up front is allowed to a search; failing in the middle is not."""
+    """A search may refuse a story at the start, but it must not fail in the middle."""
 
     @dataclass(frozen=True)
     class Careful(Steady):
-        """Refuse what does not fit."""
+        """Refuse a story that does not fit."""
 
         name = "careful"
 
@@ -481,7 +481,7 @@ def test_the_kit_gives_a_search_the_room_it_asks_for():
 
 
 class EarlyEnd(ToySession):
-    """EOS is likely, unless a test says otherwise."""
+    """Return a session in which EOS is likely, unless a test says otherwise."""
 
     def __init__(self, **options):
         super().__init__(**{"eos_logit": 7.0, **options})

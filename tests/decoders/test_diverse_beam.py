@@ -1,4 +1,4 @@
-"""Diverse beam search: a plain reference in float64, and beam search where there is one group."""
+"""Diverse beam search: equal to a plain reference in float64, and to beam search with one group."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from tinystory_decoders.top_k import TopK
 
 
 def written(search, session, prompt=(0, 5, 3), max_new_tokens=10, story=0, processors=()):
-    """Token ids, reason, statistics."""
+    """Return the token ids, the finish reason and the statistics."""
     jobs = [(Decoder(processors, None, search), Request(prompt, max_new_tokens, 1, story=story))]
     events = [event for _, event in run(session, jobs)]
     ids = [token.id for event in events if isinstance(event, Commit) for token in event.tokens]
@@ -25,9 +25,9 @@ def written(search, session, prompt=(0, 5, 3), max_new_tokens=10, story=0, proce
 
 
 def reference(session, prompt, limit, width, n_groups, penalty):
-    """Diverse beam search by dictionaries: each group's best as (own log-probability a token, new ids), best first.
+    """Search with dictionaries. Return each group's best story as (log-probability per token, new ids), best first.
 
-    A story is its picked ids, EOS included; its value is its augmented sum of log-probabilities over their number.
+    A story is its picked ids with EOS. Its value is the augmented sum of log-probabilities divided by their number.
     """
     size = width // n_groups
     alive = [{(): (0.0, 0.0)} for _ in range(n_groups)]  # ids -> augmented sum, own sum
@@ -116,7 +116,7 @@ def test_they_go_on_past_the_context():
 
 
 def test_groups_have_to_share_the_width():
-    with pytest.raises(UsageError, match="diverse-beam: 3 groups cannot share a width of 4 equally"):
+    with pytest.raises(UsageError, match="diverse-beam: a width of 4 cannot be divided among 3 groups equally"):
         DiverseBeam(4, 3)
     with pytest.raises(UsageError, match="penalty must be a number ≥ 0"):
         DiverseBeam(penalty=-1.0)

@@ -1,4 +1,4 @@
-"""DRY: against a search of the whole story for every suffix, by hand, and the contract."""
+"""DRY: equal to a search of the whole story for every suffix, checked by hand, and the contract."""
 
 import math
 
@@ -27,7 +27,7 @@ def penalties(stage, ids, n_prompt=1):
 
 
 def reference(stage, ids):
-    """Try every suffix at every place; a suffix with a breaker is none."""
+    """Try every suffix at every place. A suffix with a breaker does not count."""
     breaks = {i for i, piece in enumerate(VOCABULARY.pieces) if any(text in piece for text in stage.breakers)}
     longest = {}
     for end in range(1, len(ids)):

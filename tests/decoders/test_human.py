@@ -35,20 +35,20 @@ def test_the_choice_is_taken():
 
 
 def test_nobody_to_ask_is_one_line():
-    with pytest.raises(UsageError, match="human picks in the chat only"):
+    with pytest.raises(UsageError, match="human works in the chat only"):
         list(run(ToySession(), [(Decoder((), Human()), Request((0,), 9, 1))]))
 
 
 @pytest.fixture
 def talk(monkeypatch):
-    """Feed keys to a chat with the shipped mini model; gives the studio and what was printed."""
+    """Feed keys to a chat with the shipped mini model. Return the studio and the printed text."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     registry = discover(user_folder=None)
     backend = ModelBackend.open("mini", "float32", "cpu")
 
     def converse(keys, spec="human"):
-        studio = Studio(registry, parse_spec(spec, registry), backend, lambda name: backend, seed=7)
+        studio = Studio(registry, parse_spec(spec, registry), backend=backend, open_model=lambda name: backend, seed=7)
         stream = io.StringIO()
         with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
             keyboard.send_text(keys + CTRL_D * 3)  # what is too many is not read
@@ -71,8 +71,8 @@ def test_by_enter_by_number_and_by_text(talk):
 def test_a_token_that_is_not_left_is_asked_for_again(talk):
     studio, output = talk("Once upon a time\r" + "zebra\r" + "11\r" + ",\r" + CTRL_D, "top-k 3 | human")
     assert studio.text == "Once upon a time,"
-    assert 'no token that is left reads "zebra"' in output
-    assert 'no token that is left reads "11"' in output
+    assert 'no possible token is "zebra"' in output
+    assert 'no possible token is "11"' in output
     assert "cancelled" in output
 
 

@@ -1,4 +1,4 @@
-"""The processors that need no text: parity with transformers, references written out, by hand, in chains."""
+"""The processors that need no text: equal to transformers and to plain references, by hand and in chains."""
 
 import math
 from collections import Counter
@@ -116,7 +116,7 @@ def test_no_repeat_parity(case, n):
 @given(logits_after_a_story(), st.integers(0, 40))
 @enough_examples
 def test_min_length_parity(case, n):
-    """The steps of `assert_parity` have a prompt of one token and end at token 1."""
+    """The steps of `assert_parity` have a prompt of one token, and token 1 is EOS."""
     from transformers.generation.logits_process import MinNewTokensLengthLogitsProcessor
 
     logits, token_ids = case
@@ -126,7 +126,7 @@ def test_min_length_parity(case, n):
 @pytest.mark.parity
 @pytest.mark.parametrize("seed", range(4))
 def test_parity_on_a_whole_vocabulary(seed):
-    """Float32 sums over many tokens, half of the logits tied, some removed; a story of 300 tokens."""
+    """Compare float32 sums over many tokens after 300 tokens, with half of the logits tied and some removed."""
     from transformers.generation import logits_process as hf
 
     generator = torch.Generator().manual_seed(seed)
@@ -158,7 +158,7 @@ def softmax(scores):
 
 
 def assert_kept(output, logits, distances):
-    """A token stays where its distance above the threshold is not negative."""
+    """A token stays if its distance above the threshold is not negative."""
     stay = kept(output)
     for i, distance in enumerate(distances):
         if logits[i] > -INF and abs(distance) > 1e-9:
@@ -189,7 +189,7 @@ def test_top_a_reference(logits, a):
 @given(many_logits, st.floats(0.01, 0.5), st.integers(1, 50))
 @some_examples
 def test_xtc_reference(logits, threshold, position):
-    """At probability 1/2 it strikes where the position's luck says so, at 1 everywhere."""
+    """With probability 1/2, the noise of the position decides whether the rule is used; with 1, it is always used."""
     logits = logits.double()
     probs = softmax(logits.tolist())
     assume(all(abs(p - threshold) > 1e-9 for p in probs))
@@ -316,7 +316,7 @@ def test_the_likeliest_token_stays_whatever_the_threshold():
 
 
 def test_how_often_xtc_strikes():
-    """Its luck is not that of the draw, and it is no property of the token: 4,000 positions, 3 standard deviations."""
+    """Its noise is not that of the draw, and does not depend on the token: 4,000 positions, 3 standard deviations."""
     strikes = [len(kept(XTC(0.3)(HALVES, step_at(position)))) == 1 for position in range(1, 4_001)]
     assert abs(np.mean(strikes) - 0.3) < 3 * math.sqrt(0.21 / 2_000)
     drawn = [float(step_at(position).noise().uniform()) < 0.3 for position in range(1, 4_001)]
@@ -409,7 +409,7 @@ def test_ranges(make, message):
     ],
 )  # fmt: skip
 def test_draws_follow_the_distribution(processors, probs):
-    """After the story [0, 0], whose second token was generated, on [1/2, 1/4, 1/8, 1/8]; token 1 ends stories."""
+    """Call a stage on [1/2, 1/4, 1/8, 1/8] after the story [0, 0]. The second token was generated; token 1 is EOS."""
     chain = Decoder(processors, Sample()).chain
     logits, _ = chain.process(HALVES, step_after([0, 0]), chain.start(Request((0,), 1, 3)))
     assert_drawn_by(lambda position: chain.sampler(logits, step_at(position)), probs, 2_000)
@@ -430,7 +430,7 @@ def test_draws_with_xtc_follow_the_mixture():
 
 @cache
 def real_logits():
-    """A beginning in tokens of the shipped model, BOS first, its (T, V) logits, and a request for what follows BOS."""
+    """Return a beginning in tokens of the shipped model, its (T, V) logits, and a request that begins at BOS."""
     from tinystory.session.loading import load
 
     loaded = load()

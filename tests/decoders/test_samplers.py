@@ -1,4 +1,4 @@
-"""Mirostat: both versions against the formulas, the draw, and the surprise it holds."""
+"""Mirostat: both versions equal the formulas; the draw, and the surprise that it holds."""
 
 import math
 from statistics import fmean
@@ -69,7 +69,7 @@ def test_the_log_probs_are_renormalised():
 
 
 def zipf_rank(probs, mu):
-    """Version 1's k in plain Python, from the paper's formulas; None where they break down."""
+    """Return k of version 1 in plain Python, from the formulas of the paper; None if they do not work."""
     probs = sorted((p for p in probs if p > 0), reverse=True)
     n, ranks = len(probs), range(1, min(100, len(probs)))
     if n < 3:
@@ -97,7 +97,7 @@ def test_version_1_takes_the_rank_of_the_formula(values, mu):
 
 @pytest.mark.parametrize("s", [0.8, 1.0, 1.5])
 def test_version_1_finds_the_exponent_of_a_zipf_law(s):
-    """Where the law holds exactly, the cut token's surprise is mu: up to the sum being taken as an integral."""
+    """If the law holds exactly, the last kept token has the surprise mu, except that an integral replaces the sum."""
     logits = -s * torch.arange(1, 5001).double().log()
     for mu in (4.0, 7.0):
         k = rank_for(logits, mu)
@@ -143,7 +143,7 @@ def test_what_users_write():
 
 
 def surprise(session, sampler, n_tokens, prompt=(0,), seed=5):
-    """Mean surprise in bits of an endless story; and the mean entropy of the distributions on its way."""
+    """Return the mean surprise of an endless story and the mean entropy of its distributions, both in bits."""
     request = Request(tuple(prompt), n_tokens, seed)
     events = run(session, [(Decoder((), sampler), request)])
     tokens = [token for _, event in events if isinstance(event, Commit) for token in event.tokens]

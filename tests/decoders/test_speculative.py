@@ -36,7 +36,7 @@ PROMPT = (0, 5, 6, 7)
 
 
 def random_model(seed, dtype, near=None):
-    """Random weights, or those of another model with some noise."""
+    """Return random weights, or those of another model with some noise."""
     torch.manual_seed(seed)
     model = Transformer(ModelConfig.llama(V, 2, 2, 16, 40, 32)).to(dtype)
     for parameter in model.parameters():
@@ -72,7 +72,7 @@ def faster(decoder, *options):
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("draft", ["near", "other", "ngram"])
 def test_the_story_is_that_of_plain_decoding(chain, draft):
-    """In float64, token for token, and past the end of the context."""
+    """The stories are equal in float64 token for token, also past the end of the context."""
     session = sessions(torch.float64)
     accepted = 0
     for seed in range(1 if chain == "greedy" else 4):
@@ -98,7 +98,7 @@ def test_fifty_stories_are_those_of_plain_decoding(chain, draft):
 
 
 def picks(session, decoder, tokens, finish, seed, prompt, window):
-    """What plain decoding picks along a story that speculation has written."""
+    """Return the tokens that plain decoding picks along a story that speculation has written."""
     end = [min(session.eos_ids)] if finish.reason == "eos" else []
     ids = [*prompt, *(token.id for token in tokens), *end]
     logits = story_logits(session, ids, window, len(prompt))
@@ -109,7 +109,7 @@ def picks(session, decoder, tokens, finish, seed, prompt, window):
 @pytest.mark.slow
 @pytest.mark.parametrize("draft", ["mini", "ngram"])
 def test_differences_of_float32_are_numerical_ties(draft):
-    """The shipped models, fifty seeds: every difference is a tie, and ties are rarer than 1 token in 5,000."""
+    """With the shipped models and fifty seeds, every difference is a tie, and ties are rarer than 1 token in 5,000."""
     model = load("default")
     window = partial(whole_sentences, model.tokenizer)
     prompt = tuple(model.tokenizer.encode("Once upon a time"))
@@ -143,7 +143,7 @@ def test_lookup_by_hand(story, guesses):
 
 
 def test_runs_of_the_model_are_saved():
-    """A draft that is the model itself: all guesses are right, and 1 + k tokens come of each run."""
+    """If the draft is the model itself, all guesses are right, and each run gives 1 + k tokens."""
     session = ToySession(eos_logit=-math.inf)
     session.open = lambda model: ToySession(eos_logit=-math.inf)
     _, finish = write(session, faster(CHAINS["sample"], "x", 4), 1, 31)
@@ -186,7 +186,7 @@ def test_refusals_and_spec():
     assert format_spec(parse_spec(text, registry)) == text
     assert parse_spec("speculative", registry).models == ("mini",)
     assert parse_spec("speculative ngram", registry).models == ()
-    with pytest.raises(UsageError, match="with human nobody can know"):
+    with pytest.raises(UsageError, match="cannot guess those of human"):
         write(ToySession(), Decoder((), Human(), Speculative()), 1)
     session = ToySession()
     session.open = lambda model: ToySession(vocab_size=7)

@@ -1,4 +1,4 @@
-"""The watermark: transformers' green lists, the detector, its p-values, and whole texts."""
+"""The watermark: the green lists of transformers, the detector, its p-values, and whole texts."""
 
 import math
 import sys
@@ -25,7 +25,7 @@ keys = st.integers(1, 2**63) | st.sampled_from([1, 15485863, 10**30 + 7])
 
 @cache
 def hf_processor():
-    """One for all cases, since its table of a million numbers is slow to make; `lefthash` does not read it."""
+    """Return one for all cases, because its table of a million numbers takes time; `lefthash` does not read it."""
     from transformers.generation.logits_process import WatermarkLogitsProcessor
 
     return WatermarkLogitsProcessor(vocab_size=4, device="cpu")
@@ -75,7 +75,7 @@ def test_detection_agrees_with_transformers(seed):
 
 
 def test_by_hand():
-    """Two green tokens of eight are raised, the removed one stays removed, another key raises others."""
+    """Two green tokens of eight are raised, the removed one stays removed, and another key raises others."""
     green = set(green_list(3, 8, key=5).tolist())
     assert len(green) == 2
     logits = torch.zeros(8)
@@ -86,7 +86,7 @@ def test_by_hand():
 
 
 def test_what_makes_two_keys_one():
-    """A fact of torch's generator, told in the module's docstring."""
+    """This is a fact about torch's generator; the docstring of the module mentions it."""
     assert green_list(3, 64, key=5).equal(green_list(3, 64, key=5 + 2**32))
     assert green_list(0, 64, key=5).equal(green_list(0, 64, key=6))
 
@@ -107,7 +107,7 @@ def test_what_is_counted():
 
 
 def test_the_share_is_that_of_the_list():
-    """A quarter of ten tokens is two of ten, so that is what chance gives; and no green token tells nothing."""
+    """A quarter of ten tokens is two of ten, the share by chance. Without green tokens there is no evidence."""
     token_ids = [3, 1, 4, 1, 5, 9, 2, 6]
     found = detect(token_ids, 10)
     assert found.p_value == pytest.approx(binomial_tail(found.n_scored, found.n_green, 0.2))
@@ -117,7 +117,7 @@ def test_the_share_is_that_of_the_list():
 
 @pytest.mark.parametrize("token_ids", [[], [5]])
 def test_a_text_without_a_pair_is_refused(token_ids):
-    with pytest.raises(ValueError, match=f"of tokens there are {len(token_ids)}"):
+    with pytest.raises(ValueError, match=f"the text has {len(token_ids)}"):
         detect(token_ids, 8)
 
 
@@ -130,14 +130,14 @@ def test_the_binomial_tail_is_exact(n, data, p):
 
 
 def test_the_binomial_tail_of_long_texts():
-    """Far out the normal approximation is wrong by orders of magnitude, near the middle it is right."""
+    """Far from the mean, the normal approximation is wrong by orders of magnitude. Near the mean it is right."""
     assert binomial_tail(100_000, 25_000, 0.25) == pytest.approx(0.5, abs=0.01)
     assert binomial_tail(200, 200, 0.25) == pytest.approx(4.0**-200, rel=1e-9)
     assert binomial_tail(100_000, 100_000, 0.25) == 0.0
 
 
 def test_p_values_of_texts_without_a_watermark_are_what_they_say():
-    """Of 400 random texts about 40 have p ≤ 0.1; ties of a discrete count make it fewer, never many more."""
+    """Of 400 random texts, about 40 have p ≤ 0.1. Ties of a discrete count make them fewer, never many more."""
     generator = torch.Generator().manual_seed(1)
     texts = torch.randint(0, 512, (400, 101), generator=generator).tolist()
     p_values = [detect(text, 512).p_value for text in texts]

@@ -1,4 +1,4 @@
-"""The search `words`: the words come, whole, however little the model likes them; the checklist in the chat."""
+"""The search `words`: unlikely words come as whole words, too; and the checklist in the chat."""
 
 import io
 import math
@@ -30,7 +30,7 @@ from tinystory_decoders.words import Words, _spelled
 
 
 def whole(text, word):
-    """A word, by a pattern of its own."""
+    """Return True if a text has a whole word, by another pattern than the code's."""
     return re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE)
 
 
@@ -49,7 +49,7 @@ def write(session, vocabulary, decoder, seed=1, limit=80, prompt=(0,), **others)
 @pytest.mark.parametrize("words", [("b",), ("cat", "dog"), ("a b", "Zed"), ("a", "b", "c", "d")])
 @pytest.mark.parametrize("sampler", [Greedy(), Sample(), Sample(3.0)])
 def test_the_words_come_to_a_model_that_writes_noise(words, sampler):
-    """At the very limit that is allowed, too; and the story may have ended before."""
+    """The words come also at the smallest limit that is allowed, and the story may end before the limit."""
     n_tokens = sum(len(word) + 1 for word in words)
     for seed in range(6):
         session = ToySession(seed=seed, eos_logit=5.0)
@@ -120,7 +120,7 @@ def test_spellings_fit_their_place(tokenizer):
 
 
 def test_words_of_a_tiny_checkpoint(checkpoint):
-    """Bytes, long spellings, and a context of 64 tokens that the story outgrows."""
+    """The vocabulary has bytes and long spellings, and the story is longer than the context of 64 tokens."""
     model = load(str(checkpoint))
     words = ("Zoë", "red drum", "owl", "umbrella")
     for seed in range(2):
@@ -140,19 +140,19 @@ def test_spec():
 
 
 def words_of(vocabulary):
-    """The words that are tokens, without names."""
+    """Return the words that are single tokens, without names."""
     tokens = (piece[1:] for piece in vocabulary.pieces if re.fullmatch(" [a-z]{3,}", piece))
     return sorted(set(tokens))
 
 
 @pytest.mark.slow
 def test_a_hundred_stories_have_their_three_words():
-    """Random words of the model's vocabulary, in the shipped model's stories; how natural they stand has a bound."""
+    """The shipped model writes random words of its vocabulary, and their unlikelihood has a limit."""
     model = load("default")
-    luck, known = random.Random(1), words_of(model.tokenizer)
+    rng, known = random.Random(1), words_of(model.tokenizer)
     placed, others, n_forced = [], [], 0
     for seed in range(100):
-        words = tuple(luck.sample(known, 3))
+        words = tuple(rng.sample(known, 3))
         decoder = Decoder((TopK(40),), Sample(0.8), Words(words))
         text, tokens, finish = write(model.session, model.tokenizer, decoder, seed, 256)
         assert all(whole(text, word) for word in words), (words, text)
@@ -174,7 +174,7 @@ def talk(monkeypatch):
     backend = ModelBackend.open("mini", "float32", "cpu")
 
     def converse(keys, spec, color=False):
-        studio = Studio(registry, parse_spec(spec, registry), backend, lambda name: backend, seed=7)
+        studio = Studio(registry, parse_spec(spec, registry), backend=backend, open_model=lambda name: backend, seed=7)
         stream = io.StringIO()
         with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
             keyboard.send_text(keys + "\x04")
@@ -205,14 +205,14 @@ def test_too_little_room_is_one_line(talk):
 
 
 def test_a_story_that_goes_on_is_not_left_with_an_empty_turn(talk):
-    """What is refused before its first token leaves a turn only for what was typed."""
+    """A story that is refused before its first token leaves a turn only if something was typed."""
     studio, output = talk("/len 20\rOne day\r/decoder words owl,kite\r/go\r/go\r", "sample 0.8")
     assert output.count("max-tokens is 20") == 2
     assert len(studio.tree.turns) == 1
 
 
 def test_logits_given_are_not_changed():
-    """The model's own log-probabilities stand in the story, not the pushed ones."""
+    """The story has the model's own log-probabilities, and not the raised ones."""
     session, vocabulary = ToySession(eos_logit=-math.inf), ToyVocabulary()
     _, tokens, _ = write(session, vocabulary, Decoder((), Sample(), Words(("cat",))), limit=60)
     story = [0]

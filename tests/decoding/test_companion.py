@@ -1,4 +1,4 @@
-"""A second model beside the one that writes: guidance and expert-amateur, from full forwards and in transformers."""
+"""A second model beside the one that writes: guidance and expert-amateur equal full passes and transformers."""
 
 import math
 from dataclasses import replace
@@ -43,7 +43,7 @@ EXPERT, AMATEUR = random_model(1), random_model(2)
 
 
 class Numbers(ToyVocabulary):
-    """A vocabulary in which a text is its token ids."""
+    """A vocabulary whose texts are lists of token ids."""
 
     def encode(self, text, *, bos=True):
         return [0] * bos + [int(word) for word in text.split()]
@@ -60,7 +60,7 @@ def request_at(ids, n_prompt, model=EXPERT, **others):
 
 
 def along(stage, ids, n_prompt, **others):
-    """What a stage makes of each token after the prompt."""
+    """Return the logits that a stage gives at each token after the prompt."""
     request = request_at(ids, n_prompt, **others)
     state = stage.start(request)
     for end in range(n_prompt, len(ids)):
@@ -91,7 +91,7 @@ def test_expert_amateur_is_that_of_full_forwards():
 
 
 class Given(ToySession):
-    """A model that says the same whatever it reads."""
+    """A model that gives the same logits for every context."""
 
     def __init__(self, logits):
         super().__init__(vocab_size=len(logits))
@@ -105,7 +105,7 @@ class Given(ToySession):
 @given(many_logits, st.integers(0, 10**6), st.floats(1, 10, exclude_min=True))
 @enough_examples
 def test_guidance_parity_on_random_logits(logits, seed, scale):
-    """Ties and removed tokens included; what no story has, log-probabilities below the floor, is left out."""
+    """Ties and removed tokens are included. Log-probabilities below the floor are not, because no story has them."""
     from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
     logits = logits.clamp(-40, 40).masked_fill(logits == -math.inf, -math.inf)
@@ -121,7 +121,7 @@ def test_guidance_parity_on_random_logits(logits, seed, scale):
 @pytest.mark.parity
 @pytest.mark.parametrize("negative", [None, [7, 8, 9]])
 def test_guidance_parity(negative):
-    """Through a whole story and its cache; without a negative prompt theirs begins with the prompt's last token."""
+    """Compare a whole story. Without a negative prompt, transformers begins with the prompt's last token."""
     import transformers
     from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
@@ -149,7 +149,7 @@ def test_guidance_parity(negative):
 @given(st.lists(st.lists(st.integers(2, V - 1), min_size=1, max_size=30), min_size=1, max_size=6), st.data())
 @settings(deadline=None, max_examples=20)
 def test_a_companion_is_a_function_of_the_ids(rows, data):
-    """Whatever it was asked before: other stories, shorter ones, ones that outgrow the model."""
+    """The result does not depend on earlier calls: other stories, shorter ones, or ones longer than the context."""
     companion = Companion(request_at([0], 1))
     for row in rows:
         for end in data.draw(st.lists(st.integers(1, len(row)), min_size=1, max_size=4)):
@@ -202,9 +202,9 @@ def test_options():
 def test_models_that_share_no_tokens_are_refused():
     request = Request((0,), 9, 1, opener=lambda name: ToySession(vocab_size=7))
     stage = ExpertAmateur("small")
-    with pytest.raises(UsageError, match="small has 7 tokens, the model that writes 32"):
+    with pytest.raises(UsageError, match="small has 7 tokens, but the model that writes has 32"):
         stage(torch.zeros(32), Step(request, [0], frozenset(), stage.start(request)))
-    with pytest.raises(UsageError, match="here none can be opened"):
+    with pytest.raises(UsageError, match="no model can be opened here"):
         Guidance(1.5).start(Request((0,), 9, 1))
 
 
@@ -218,10 +218,10 @@ def test_statistics_say_what_it_took():
 
 
 def test_beside_the_shipped_model():
-    """Another checkpoint by name, and a notice about the context only where the writing model's is full."""
+    """Another checkpoint opens by its name, and a notice comes only when the context of the writing model is full."""
     model = load("mini")
     decoder = Decoder((Guidance(2.0, "A sad story."), ExpertAmateur("mini")), Greedy())
-    request = StoryRequest("Tim had a red ball.", decoder, 1, 12)
+    request = StoryRequest("Tim had a red ball.", decoder, seed=1, max_new_tokens=12)
     events = list(write(model.session, model.tokenizer, [request]))
     assert not any(isinstance(event, Trimmed) for event in events)
     assert len(events[-1].result.tokens) == 12
@@ -230,10 +230,10 @@ def test_beside_the_shipped_model():
 
 
 def test_the_context_of_the_second_model_is_not_announced(checkpoint):
-    """A long negative prompt outgrows the model before the story does."""
+    """A long negative prompt fills the context before the story does."""
     model = load(str(checkpoint))
     decoder = Decoder((Guidance(2.0, "Once upon a time. " * 30), TopK(20)), Sample())
-    request = StoryRequest("Tim", decoder, 3, 12)
+    request = StoryRequest("Tim", decoder, seed=3, max_new_tokens=12)
     assert not any(isinstance(event, Trimmed) for event in write(model.session, model.tokenizer, [request]))
     longer = replace(request, max_new_tokens=80)
     events = list(write(model.session, model.tokenizer, [longer]))
@@ -241,7 +241,7 @@ def test_the_context_of_the_second_model_is_not_announced(checkpoint):
 
 
 def test_stories_go_on_alike_after_a_pause():
-    """The generated part is told by n_prompt, not by where a turn began."""
+    """n_prompt says which part was generated, and not the place where a turn began."""
     decoder = Decoder((Guidance(2.0),), Sample())
     session = ToySession(eos_logit=-math.inf)
 

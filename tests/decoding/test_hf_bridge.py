@@ -1,4 +1,4 @@
-"""Processors of transformers among our stages, and our processors inside `generate` of transformers."""
+"""Processors of transformers as our stages, and our processors inside `generate` of transformers."""
 
 import math
 import subprocess
@@ -46,7 +46,7 @@ def assert_same_as_the_class(call, arguments, token_ids, logits):
     torch.testing.assert_close(found, theirs, rtol=0, atol=0)
 
 
-# Theirs among ours.
+# Processors of transformers as our stages.
 
 
 @pytest.mark.parity
@@ -102,7 +102,7 @@ def test_a_spec_with_a_call_reads_back():
     ],
 )  # fmt: skip
 def test_what_is_no_call_with_plain_data_is_refused_before_the_story(call):
-    with pytest.raises(UsageError, match="is no class with plain arguments") as caught:
+    with pytest.raises(UsageError, match="is not a class with plain arguments") as caught:
         HF(call)
     assert "\n" not in str(caught.value)
 
@@ -122,7 +122,7 @@ def test_what_is_no_call_with_plain_data_is_refused_before_the_story(call):
         ("PrefixConstrainedLogitsProcessor(num_beams=2)", "needs prefix_allowed_tokens_fn"),
         ("EncoderNoRepeatNGramLogitsProcessor(2, [1])", "needs encoder_input_ids"),
         ("WatermarkLogitsProcessor(10000000000000, 'cpu')", "a size must be"),
-        ("WatermarkLogitsProcessor('x', 'cpu')", "does not take that"),
+        ("WatermarkLogitsProcessor('x', 'cpu')", "does not take these arguments"),
     ],
 )
 def test_what_no_class_takes_is_one_line_at_the_start(call, told):
@@ -146,12 +146,12 @@ def test_a_spec_is_read_without_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# Ours inside theirs.
+# Our processors inside `generate`.
 
 
 @dataclass(frozen=True)
 class Tired(LogitsProcessor):
-    """Lower each token by what it has cost so far: its state is more than the ids can tell."""
+    """Lower each token by its cost so far. The ids alone do not give this state."""
 
     name = "tired"
     rate: float = option(0.7, ge=0, help="how fast")
@@ -168,19 +168,19 @@ class Tired(LogitsProcessor):
 
 
 @dataclass(frozen=True)
-class Lucky(LogitsProcessor):
-    """Add a little luck of a stream of its own."""
+class Noisy(LogitsProcessor):
+    """Add noise from a stream of its own."""
 
-    name = "lucky"
+    name = "noisy"
 
     def __call__(self, logits, step):
-        noise = step.noise("lucky").gumbel(torch.arange(len(logits)).numpy())
+        noise = step.noise("noisy").gumbel(torch.arange(len(logits)).numpy())
         return logits + torch.from_numpy(noise).to(logits)
 
 
 @dataclass(frozen=True)
 class NotYet(LogitsProcessor):
-    """No end before so many new tokens."""
+    """Remove the end of the story before the ninth new token."""
 
     name = "not-yet"
 
@@ -202,7 +202,7 @@ def hf_model():
 
 
 def generated(model, prompts, processor, **options):
-    """New ids of each row, from the first padded to the last, up to the EOS."""
+    """Return the new ids of each row up to its EOS, for prompts that are padded to one length."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[2] * (longest - len(prompt)) + prompt for prompt in prompts])
     found = model.generate(
@@ -218,7 +218,7 @@ def generated(model, prompts, processor, **options):
 
 
 def written(model, prompts, processors, seed=5):
-    """New ids of the same stories by our own loop, each alone."""
+    """Return the new ids of the same stories from our own loop, each story alone."""
     session = HFSession(model, 0, frozenset({EOS}))
     stories = []
     for number, prompt in enumerate(prompts):
@@ -234,7 +234,7 @@ PROMPTS = [[0, 5, 3], [0, 7, 4, 9, 11], [0]]
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "processors",
-    [(TopK(3),), (Tired(),), (TopK(4), Tired(2.0)), (Lucky(),), (NotYet(), Lucky()),
+    [(TopK(3),), (Tired(),), (TopK(4), Tired(2.0)), (Noisy(),), (NotYet(), Noisy()),
      (HF("TopKLogitsWarper(2)"), Tired())],
     ids=repr,
 )  # fmt: skip
@@ -248,7 +248,7 @@ def test_ours_inside_generate_is_ours_alone(hf_model, processors):
 
 @pytest.mark.parity
 def test_beams_that_change_places_keep_their_states(hf_model):
-    """The state of a row equals the one that its ids alone give, replayed from the prompt."""
+    """The state of a row equals the state that a replay of its ids from the prompt gives."""
     stage, seen, moves = Tired(1.5), [], []
     bridge = as_logits_processor(stage, pad_id=2)
 

@@ -1,4 +1,4 @@
-"""The one loop: rows that finish leave, a batch writes what each story would alone, and every ending is told once."""
+"""The one loop: finished rows leave, a batch writes the same stories as single runs, and each story has one end."""
 
 import itertools
 import math
@@ -40,7 +40,7 @@ def request(prompt=(0, 5, 3), max_new_tokens=12, seed=1, **others):
 
 
 def write(jobs, session=None):
-    """For each job: its token ids and why it ended; checks on the way that Finish comes once, and last."""
+    """Return the token ids and the finish reason of each job. Check that Finish comes once, as the last event."""
     session = session or ToySession()
     ids, reasons = [[] for _ in jobs], [None] * len(jobs)
     for index, event in run(session, jobs):
@@ -96,7 +96,7 @@ class Always(Sampler):
 
 @dataclass(frozen=True)
 class Record(LogitsProcessor):
-    """Notes what it is shown; state counts the tokens seen."""
+    """Notes its arguments. Its state counts the tokens."""
 
     name = "record"
 
@@ -322,7 +322,7 @@ def test_when_the_context_is_full_the_window_says_what_stays():
     window=st.sampled_from([latest_half, lambda ids, size: ids, lambda ids, size: ids[-1:], lambda *_: ()]),
 )
 def test_a_story_never_outgrows_the_model(prompt, max_seq_len, window):
-    """Whatever the prompt and the window; ToySession raises when a row is longer than it can be."""
+    """This holds for every prompt and window. ToySession raises an error if a row is too long."""
     ids, reason = story(
         GREEDY, ToySession(max_seq_len=max_seq_len, **ENDLESS), prompt=[0, *prompt], max_new_tokens=30, window=window
     )
@@ -344,7 +344,7 @@ def test_the_position_counts_on_when_old_text_leaves():
     assert [position for _, position, *_ in NOTES] == list(range(3, 23))
 
 
-# Luck.
+# Noise.
 
 
 def test_one_seed_gives_one_story_and_others_differ():
@@ -356,7 +356,7 @@ def test_one_seed_gives_one_story_and_others_differ():
 
 
 def test_a_story_goes_on_as_if_it_had_never_stopped():
-    """Position and seed alone make the luck: undo, retry and go on agree with writing in one go."""
+    """The noise depends only on position and seed, so undo, retry and continue give the same story as one long run."""
     whole, _ = story(session=ToySession(**ENDLESS), max_new_tokens=10)
     rest, _ = story(session=ToySession(**ENDLESS), prompt=(0, 5, 3, *whole[:4]), max_new_tokens=6, n_prompt=3)
     assert rest == whole[4:]
@@ -375,7 +375,7 @@ def test_two_decoders_with_one_seed_part_only_where_they_must(seed):
 
 
 def test_two_decoders_with_one_seed_do_part_and_do_agree():
-    """The test above would say nothing if stories never parted, or always at the first token."""
+    """The test above would show nothing if two stories never differed, or always from the first token on."""
     session = ToySession(**ENDLESS)
     shared = []
     for seed in range(8):
@@ -398,8 +398,8 @@ def test_two_decoders_with_one_seed_do_part_and_do_agree():
         ("observe", "decoder stage broken failed: ZeroDivisionError: oh"),
         ("shape", r"decoder stage broken failed: ValueError: gave logits of shape \(1, 32\), not \(32,\)"),
         ("nothing", "decoder stage broken failed: TypeError: gave a NoneType, not a tensor"),
-        ("empty", "no token is left: temperature | broken removed them all, or gave NaN or +inf, at position 3"),
-        ("nan", "no token is left: temperature | broken removed them all, or gave NaN or +inf, at position 3"),
+        ("empty", "no token is left: temperature | broken removed all of them, or gave NaN or +inf, at position 3"),
+        ("nan", "no token is left: temperature | broken removed all of them, or gave NaN or +inf, at position 3"),
     ],
 )
 def test_a_stage_that_fails_is_named_in_one_line(where, message):

@@ -1,4 +1,4 @@
-"""The coupled noise: a pure function of its place, uniform, independent between places, and the same for ever."""
+"""The coupled noise: a pure function of its place, uniform, independent between places, and never changed."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ N = 20_000
 
 
 def chi_square(values, bins=50):
-    """Of values that ought to be uniform in (0, 1)."""
+    """Return the p-value of a test that values are uniform in (0, 1)."""
     observed = np.histogram(values, bins=bins, range=(0, 1))[0]
     expected = len(values) / bins
     return float(((observed - expected) ** 2 / expected).sum())
@@ -25,7 +25,7 @@ CHI_SQUARE_49 = 95.0
 
 
 def test_the_numbers_never_change():
-    """Stories are replayed from their seed: another number here breaks every replay ever saved."""
+    """Stories are replayed from their seed, so another number here would break every saved story."""
     np.testing.assert_array_equal(
         PLACE.uniform(np.arange(3)), [0.20057088482782143, 0.2948610529056516, 0.23095626475742465]
     )
@@ -45,12 +45,12 @@ def test_pure_and_strictly_inside_the_unit_interval(seed, stream, story, positio
     assert ((uniform > 0) & (uniform < 1)).all()
     assert np.isfinite(noise.gumbel(ids)).all()
     again = Noise(seed, stream, story, position)
-    for index, token_id in enumerate(token_ids):  # alone or among others, a token has the same luck
+    for index, token_id in enumerate(token_ids):  # alone or among others, a token has the same noise
         assert float(again.uniform(token_id)) == uniform[index]
 
 
 def place_whose_token_0_mixes_to(bits):
-    """SplitMix64 run backwards."""
+    """Run SplitMix64 backwards."""
     mask = 2**64 - 1
     bits ^= bits >> 31 ^ bits >> 62
     bits = bits * pow(0x94D049BB133111EB, -1, 2**64) & mask
@@ -64,7 +64,7 @@ def place_whose_token_0_mixes_to(bits):
 
 @pytest.mark.parametrize(("bits", "uniform"), [(0, 2.0**-54), (2**64 - 1, 1 - 2.0**-53), (2**63, 0.5 + 2.0**-54)])
 def test_the_extremes_stay_inside(bits, uniform):
-    """0.5 + (2^53 − 1) rounds to 2^53 in float64: unbounded, the uniform would be 1 and the Gumbel noise infinite."""
+    """0.5 + (2^53 − 1) rounds to 2^53 in float64. Without a bound, u would be 1 and the Gumbel noise infinite."""
     place = place_whose_token_0_mixes_to(bits)
     assert float(place.uniform()) == uniform
     assert np.isfinite(place.gumbel(np.array([0]))).all()

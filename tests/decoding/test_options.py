@@ -1,4 +1,4 @@
-"""Options: one declaration gives the range check, the words for it, and the neutral value."""
+"""Options: one declaration gives the check of the range, its text, and the neutral value."""
 
 import dataclasses
 from collections.abc import Mapping

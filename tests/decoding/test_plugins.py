@@ -1,4 +1,4 @@
-"""Discovery: packages, the user's folder and named files give stages; nothing else does; breakage stays small."""
+"""Discovery: only packages, the user's folder and named files give stages, and a broken one costs one warning."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def decoder_file(name, class_name="Mine"):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Puts a fake installed distribution on sys.path."""
+    """Return a function that puts a fake installed distribution on sys.path."""
 
     def install(name, entry_points, folder="site", **modules):
         site = tmp_path / folder
@@ -97,7 +97,7 @@ def test_an_unknown_name_tells_the_nearest():
 
 
 def test_discovery_names_and_specs_leave_torch_alone(tmp_path):
-    """Completion, help and `decoders --json` must not wait for torch; nor may the current directory add a decoder."""
+    """Completion, help and `decoders --json` do not wait for torch, and the current directory adds no decoder."""
     info = tmp_path / "evil.egg-info"
     info.mkdir()
     (info / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
@@ -158,7 +158,7 @@ def test_a_class_is_found_by_its_own_name_where_the_package_gives_only_an_alias(
     [
         ("fake_missing:Mine", "ModuleNotFoundError: No module named 'fake_missing'"),
         ("fake_other:Missing", "AttributeError"),
-        ("fake_other:dataclass", "is no LogitsProcessor, Sampler or Search"),
+        ("fake_other:dataclass", "is not a LogitsProcessor, Sampler or Search"),
         ("fake_exits:Mine", "SystemExit: bye"),
         ("fake_syntax:Mine", "SyntaxError"),
     ],
@@ -216,7 +216,7 @@ def test_two_packages_with_one_name_are_both_named(package):
 def test_a_package_that_takes_another_stages_own_name_is_refused(package):
     package("other-decoders", {"best": "fake_other:Mine"}, fake_other=decoder_file("top-k"))
     registry = discover(user_folder=None)
-    with pytest.raises(UsageError, match=r"it calls itself top-k, as does package tinystory"):
+    with pytest.raises(UsageError, match=r"it calls itself top-k, and so does package tinystory"):
         registry.get("best")
     assert registry.get("top-k") is TopK
 
@@ -278,10 +278,13 @@ def test_other_packages_can_be_left_out(package, monkeypatch):
             decoder_file("mine").replace('option(1.0, help="how much")', "1.0"),
             "Mine.much is not declared with option()",
         ),
-        (decoder_file("mine").replace("much: float", "much: list[float]"), "has the type list[float], which no spec"),
+        (
+            decoder_file("mine").replace("much: float", "much: list[float]"),
+            "has the type list[float], which a spec cannot",
+        ),
         (decoder_file("mine").replace("much: float", "much: Tensor"), "NameError: name 'Tensor' is not defined"),
-        (decoder_file("mine").replace("__call__", "call"), "class Mine defines no __call__"),
-        (decoder_file("mine").replace("LogitsProcessor", "Stage"), "is no LogitsProcessor, Sampler or Search"),
+        (decoder_file("mine").replace("__call__", "call"), "class Mine does not define __call__"),
+        (decoder_file("mine").replace("LogitsProcessor", "Stage"), "is not a LogitsProcessor, Sampler or Search"),
     ],
 )
 def test_a_broken_file_costs_one_warning_or_is_refused_where_it_was_named(tmp_path, source, reason):
@@ -346,7 +349,7 @@ def test_a_file_may_define_several_stages_on_a_base(tmp_path):
 
 
 def test_a_file_that_takes_a_taken_name(tmp_path):
-    """From the folder it makes that name an error, not the start-up; named on the command line it is an error."""
+    """A taken name from the folder makes only this name unusable. From a file on the command line, it is an error."""
     path = tmp_path / "mine.py"
     path.write_text(decoder_file("top-k"))
     registry = discover(user_folder=tmp_path)
@@ -401,7 +404,7 @@ def test_add_refuses_what_is_no_stage():
     registry.add(TopK, "here")
     with pytest.raises(UsageError, match="one in here:TopK, one in there:TopK"):
         registry.add(TopK, "there")
-    with pytest.raises(UsageError, match="is no LogitsProcessor"):
+    with pytest.raises(UsageError, match="is not a LogitsProcessor"):
         registry.add(int, "here")
 
 

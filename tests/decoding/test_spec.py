@@ -1,4 +1,4 @@
-"""The spec grammar: it round-trips, and whatever is wrong with a spec is said in one short clean line."""
+"""The spec grammar: specs read back as the same decoder, and every mistake gives one short line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -220,9 +220,9 @@ def test_a_sampler_is_implied_only_where_one_is_taken():
         ("sample 1e999", "sample: temperature must be a number > 0"),
         ("top-p 1.5", "top-p: p must be a number > 0 and ≤ 1, not '1.5'; e.g. `top-p 0.9`"),
         ("knobs loud=true", "knobs: loud must be yes or no, not 'true'; e.g. `knobs \"a b\" loud=no`"),
-        ("knobs count=", "knobs: nothing stands where a value should be"),
+        ("knobs count=", "knobs: there is nothing where a value should be"),
         ("knobs count==3", "knobs: `=` stands where a value should be"),
-        ("lists a,", "lists: nothing stands where a value should be"),
+        ("lists a,", "lists: there is nothing where a value should be"),
         ("lists a, b=3", "lists: `=` stands where a value should be"),
         ("lists a b", "lists: words is given twice (a list is written with commas: `a,b`)"),
         ("lists a numbers=1,-200", "lists: numbers must be a list separated by commas ≥ -100, not '1,-200'"),
@@ -246,9 +246,9 @@ def test_a_sampler_is_implied_only_where_one_is_taken():
         ("knobs a\\b", "`\\` must stand inside double quotes"),
         ('knobs "\\q"', "has a wrong escape"),
         ('knobs "\\ud800"', "has a wrong escape"),
-        ("top-k\0 3", "has '\\x00' as character 6, which is no text"),
-        ("knobs \x1b[2J", "has '\\x1b' as character 7, which is no text"),
-        ("knobs \udcff", "has '\\udcff' as character 7, which is no text"),
+        ("top-k\0 3", "character 6 of the decoder spec is '\\x00', which is not text"),
+        ("knobs \x1b[2J", "character 7 of the decoder spec is '\\x1b', which is not text"),
+        ("knobs \udcff", "character 7 of the decoder spec is '\\udcff', which is not text"),
     ],
 )
 def test_what_is_wrong_is_said(text, message):

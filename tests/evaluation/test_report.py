@@ -403,7 +403,7 @@ def test_with_a_training_text_copies_are_found(evaluate, few, story_file):
     code, out, err = evaluate(*arguments, data=few)
     found = json.loads(out)["stories_report"]
     assert code == 0
-    assert f"{few} has 12 stories: 12 of them are the real side" in err
+    assert f"{few} has 12 stories: 12 of them are compared" in err
     assert (found["model"]["stories"], found["real"]["stories"]) == (50, 12)
     assert (found["real"]["unknown_words"], found["real"]["copied_8grams"]) == (0, 1)
     assert found["real"]["longest_copied"] == max(len(words(story)) for story in few.read_text().split("<|endoftext|>"))

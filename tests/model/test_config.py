@@ -1,4 +1,4 @@
-"""A config that exists is valid."""
+"""Check that every config is valid: the constructor refuses wrong values."""
 
 import pytest
 import torch

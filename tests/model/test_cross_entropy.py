@@ -1,4 +1,4 @@
-"""Head and cross-entropy together: the same numbers as apart, without all logits at once."""
+"""Check that head and cross-entropy together give the same numbers as apart, without all logits at once."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ N, C, V = 11, 6, 40
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers that any operation's result has."""
+    """The size of the largest result of any operation, in numbers."""
 
     n = 0
 
@@ -42,7 +42,7 @@ def apart(hidden, weight, labels):
 
 
 def found_by(loss_of, hidden, weight, labels):
-    """A loss that is scaled as a step scales it, and its gradients."""
+    """Return a loss, scaled as in a training step, and its gradients."""
     loss = loss_of(hidden, weight, labels) / 7
     return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
 
@@ -71,7 +71,7 @@ def test_under_autocast_the_products_are_bfloat16_and_the_rest_is_not(monkeypatc
 
 
 def test_a_second_backward_gives_the_same_gradients():
-    """They are worked out in the forward pass and kept."""
+    """The gradients are computed in the forward pass and kept."""
     hidden, weight, labels = drawn()
     loss = head_cross_entropy(hidden, weight, labels)
     first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
@@ -82,6 +82,12 @@ def test_many_tokens_are_longer_stretches_rather_than_more_of_them():
     assert stretch(2048, 50257) == 2**23 // 50257
     assert stretch(2**20, 50257) == 2**16
     assert stretch(5, 2**24) == 1
+
+
+def test_on_a_cpu_stretches_are_those_that_its_cache_holds():
+    assert stretch(4096, 2048, in_cache=True) == 512 < stretch(4096, 2048)
+    assert stretch(2048, 50257, in_cache=True) == stretch(2048, 50257)
+    assert stretch(2**20, 2048, in_cache=True) == 2**16
 
 
 @pytest.fixture(scope="module")

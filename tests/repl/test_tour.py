@@ -1,15 +1,12 @@
 """A tour of the chat in tmux: every command and every key, and what is then on the screen."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
-import time
-import uuid
 from pathlib import Path
 
 import pytest
+from tmux_tour import ADDED_LINE, Tour, found
 
 import tinystory
 from tinystory.repl.commands import COMMANDS
@@ -21,159 +18,9 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
 ]
 
-SECONDS = 30.0
-"""As long as anything may take, on a busy machine."""
-
 MINI = Path(tinystory.__file__).parent / "models" / "mini"
 WRITTEN = r"\d+ tokens? · \d+ tokens/s · "
 """The line under a story."""
-WRONG = ("unexpected error", "Traceback", "please report it", "\x1b", "^[[")
-ADDED_LINE = "and they all went home."
-ENDLESS = '''
-import math
-from dataclasses import dataclass
-from tinystory.decoding import LogitsProcessor
-
-@dataclass(frozen=True)
-class Endless(LogitsProcessor):
-    """No story ends by itself."""
-    name = "endless"
-
-    def __call__(self, logits, step):
-        return logits.index_fill(0, logits.new_tensor(sorted(step.eos_ids)).long(), -math.inf)
-'''
-
-
-def found(pattern, text):
-    """How often a pattern is in a text."""
-    return sum(1 for _ in re.finditer(pattern, text, re.MULTILINE))
-
-
-class Tour:
-    """A chat in a tmux session of its own.
-
-    Attributes:
-        told: the commands that have been typed.
-        folder: where it runs.
-    """
-
-    def __init__(self, folder, size=(80, 24), options=(), **environment):
-        self.told, self.folder = set(), folder
-        self._name = f"tinystory-tour-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        editor = folder / "editor.sh"
-        editor.write_text(f'#!/bin/sh\nprintf "%s" " {ADDED_LINE}" >> "$1"\n', encoding="utf-8")
-        editor.chmod(0o700)
-        endless = folder / "endless.py"
-        endless.write_text(ENDLESS, encoding="utf-8")
-        settings = folder / "tmux.conf"
-        # What is copied lands in tmux, and a chat that has left stays to be looked at.
-        settings.write_text("set -g set-clipboard on\nset -g remain-on-exit on\nset -g history-limit 50000\n")
-        self._environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("TMUX", "TINYSTORY_", "COLORFGBG", "NO_COLOR", "VISUAL"))
-        } | {
-            "HOME": str(folder),
-            "TMUX_TMPDIR": str(folder),
-            "XDG_CONFIG_HOME": str(folder / "config"),
-            "XDG_DATA_HOME": str(folder / "data"),
-            "XDG_STATE_HOME": str(folder / "state"),
-            "OMP_NUM_THREADS": "1",
-            "LC_ALL": "C.UTF-8",
-            "EDITOR": str(editor),
-            "TERM": "xterm-256color",
-            **environment,
-        }
-        columns, rows = size
-        chat = [sys.executable, "-m", "tinystory", "chat", "--seed", "7", "-n", "20"]
-        chat += ["--decoder-file", str(endless), *options]
-        self._tmux("-f", str(settings), "new-session", "-d", "-x", f"{columns}", "-y", f"{rows}", "-c", f"{folder}",
-                   "--", "sh", "-c", 'trap : INT; "$@"; echo $? > status', "sh", *chat)  # fmt: skip
-
-    def _tmux(self, *args, check=True):
-        done = subprocess.run(
-            ["tmux", "-L", self._name, *args], env=self._environment, capture_output=True, text=True, timeout=SECONDS
-        )
-        assert not check or done.returncode == 0, f"tmux {args}: {done.stderr}"
-        return done.stdout
-
-    def shown(self, *, styled=False):
-        """Everything that has been on the screen, a wrapped line in one."""
-        text = self._tmux("capture-pane", "-p", "-J", "-S", "-", *(["-e"] if styled else []))
-        return "\n".join(line.rstrip() for line in text.splitlines())
-
-    def screen(self):
-        """What is on the screen now."""
-        return "\n".join(line.rstrip() for line in self._tmux("capture-pane", "-p").splitlines())
-
-    def until(self, met, what):
-        """Poll until a condition is met."""
-        end = time.monotonic() + SECONDS
-        while not met():
-            assert time.monotonic() < end, f"waited for {what}; shown so far:\n{self.shown()}"
-            time.sleep(0.02)
-
-    def ready(self):
-        """Wait for an empty prompt, with the toolbar under it."""
-        self.until(lambda: re.search(r"^>\n+ [^\n]+\Z", self.screen().rstrip("\n"), re.MULTILINE), "the prompt")
-
-    def press(self, *keys):
-        self._tmux("send-keys", *keys)
-
-    def type(self, text):
-        self._tmux("send-keys", "-l", "--", text)
-
-    def paste(self, text):
-        self._tmux("set-buffer", "-b", "pasted", "--", text)
-        self._tmux("paste-buffer", "-p", "-b", "pasted")
-
-    def after(self, act, *patterns, prompt=True):
-        """Do something; every pattern has to come, once more often than it was there. What has been shown since."""
-        before = self.shown()
-        counts = [found(pattern, before) for pattern in patterns]
-        act()
-        for pattern, count in zip(patterns, counts, strict=True):
-            self.until(lambda p=pattern, n=count: found(p, self.shown()) > n, repr(pattern))
-        if prompt:
-            self.ready()
-        return self.shown()[len(before.partition("\n>\n")[0]) :]
-
-    def keys(self, *keys, sees=(), prompt=True):
-        return self.after(lambda: self.press(*keys), *((sees,) if isinstance(sees, str) else sees), prompt=prompt)
-
-    def says(self, text, *patterns, enter=True):
-        """Type a line and send it."""
-
-        def act():
-            self.type(text)
-            if enter:
-                self.press("Enter")
-
-        if text.startswith("/") and not text.startswith("//"):
-            self.told.add(text[1:].split()[0])
-        return self.after(act, *patterns, prompt=enter)
-
-    def copied(self):
-        """What the terminal has been given as its clipboard."""
-        return self._tmux("show-buffer", check=False)
-
-    def leave(self):
-        """Press Ctrl-D; the exit code."""
-        self.press("C-d")
-        return self.exit_code()
-
-    def exit_code(self):
-        status = self.folder / "status"
-        self.until(lambda: status.exists() and status.read_text(), "the end")
-        return int(status.read_text())
-
-    def check(self):
-        """Nothing on the screen is a programmer's."""
-        shown = self.shown()
-        assert not [wrong for wrong in WRONG if wrong in shown], shown
-
-    def end(self):
-        self._tmux("kill-server", check=False)
 
 
 @pytest.fixture
@@ -194,7 +41,7 @@ def tour(tmp_path):
 
 def test_every_command_and_key_does_what_it_says(tour):
     chat = tour()
-    assert "Ctrl-D leaves." in chat.shown()  # three lines of help, at the first start only
+    assert "Ctrl-D leaves." in chat.shown()  # three lines of help come at the first start only
     writing(chat)
     keys(chat)
     the_tree(chat)
@@ -202,7 +49,7 @@ def test_every_command_and_key_does_what_it_says(tour):
     seeing(chat)
     comparing(chat)
     keeping(chat)
-    assert set(COMMANDS) - chat.told == {"quit"}, "a command that the tour does not visit"
+    assert set(COMMANDS) - chat.commands == {"quit"}, "a command that the tour does not visit"
     chat.check()
     assert chat.leave() == 0
 
@@ -211,31 +58,31 @@ def writing(chat):
     chat.says("Once upon a time", r"^Once upon a time, ", r"20 tokens · \d+ tokens/s · .* seed 7$")
     chat.keys("Enter", sees=WRITTEN)
     assert re.search(r" \d+ of 512 tokens$", chat.screen().rstrip())
-    chat.says("/help", r"/whatif SPEC +which tokens of the", r"Alt-Up +walk through")
+    chat.says("/help", r"/whatif SPEC +show which tokens", r"Alt-Up +opens the token browser")
     chat.says("/help compare", r"/compare \[SPEC ; SPEC ; …\]", "becomes a branch of the tree")
-    chat.says("/len 12", "at most 12 tokens at a time")
+    chat.says("/len 12", "at most 12 tokens in one turn")
     chat.says("/go 5", r"^5 tokens · ")
     chat.says("/stats", r"surprise +\d+\.\d+ bits/token")
     chat.says("/undo", r"^Once upon a time, ")
     chat.says("/redo", r"^Once upon a time, ")
     chat.says("/trim", r"^Once upon a time, [^>]*[.!?”\"]$")
-    chat.says("/seed random", "seed: random, a fresh one")
+    chat.says("/seed random", "seed: random, a fresh seed")
     chat.says("/seed 7", "^seed: 7$")
-    chat.says("/stop the", 'a piece ends before "the"')
+    chat.says("/stop the", 'a turn ends before "the"')
     chat.says("/stop off", "no stop text is set")
     chat.says("/words Once,zebra", "✓ Once  · zebra")
     chat.says("/words off", "no words are wanted")
     chat.says("/edit", rf"^ {re.escape(ADDED_LINE)}(?! home)", WRITTEN)
     chat.says("/new", "a blank page")
     chat.says("/new The dog ran", r"^The dog ran.* ", WRITTEN)
-    chat.says("/len 20", "at most 20 tokens at a time")
+    chat.says("/len 20", "at most 20 tokens in one turn")
     chat.says("/nwe", "/nwe is no command: did you mean /new")
 
 
 def keys(chat):
     chat.says("/deco", enter=False)
     chat.keys("Tab", sees=r"> /decoder", prompt=False)
-    chat.keys("C-c")  # clears what is typed, and says nothing
+    chat.keys("C-c")  # clears the typed text without a notice
     assert "Ctrl-C once more" not in chat.shown()
     chat.says("/decoder ", enter=False)
     chat.keys("Tab", sees=r"processor: ", prompt=False)  # the menu
@@ -258,7 +105,7 @@ def keys(chat):
     chat.keys("C-c")
     chat.keys("C-r", prompt=False)
     chat.after(lambda: chat.type("dog ran"), "> /new The dog ran", prompt=False)
-    chat.keys("C-g")  # leaves the search with what was typed before: nothing
+    chat.keys("C-g")  # leaves the search; the line is empty as before
 
     chat.says("My owl", enter=False)
     chat.keys("C-x", "C-e", sees=rf"(> )?My owl {re.escape(ADDED_LINE)}", prompt=False)
@@ -270,21 +117,21 @@ def keys(chat):
 
 
 def interrupted(chat):
-    """Ctrl-C while a story is written keeps what there is; it ends columns and looking up, too."""
+    """Ctrl-C keeps the story so far. It also ends columns, and commands that read a file."""
     chat.says("/len 100000", "at most 100000 tokens")
     chat.says("/decoder endless | sample 0.8", "decoder: endless")
     chat.after(lambda: chat.type("A long way"), "> A long way", prompt=False)
     chat.after(lambda: chat.press("Enter"), r"^A long way \w+", prompt=False)
     chat.keys("C-c", sees=rf"{WRITTEN}.* bits/token · cancelled · endless")
-    assert re.search(r" \d\d+ (of 512 tokens|tokens, 512 in sight)$", chat.screen().rstrip())
+    assert re.search(r" \d\d+ (of 512 tokens|tokens, context 512)$", chat.screen().rstrip())
     chat.says("/undo", "(a blank page)")
 
     chat.says("/new", "a blank page")
     chat.after(lambda: chat.type("/versus default mini"), "> /versus default mini", prompt=False)
     chat.after(lambda: chat.press("Enter"), r"^default +│ mini", r"^\w.*│ \w", prompt=False)
-    chat.keys("C-c", sees=(r"^cancelled +│ cancelled", "to look at only"))
+    chat.keys("C-c", sees=(r"^cancelled +│ cancelled", "only shown"))
     chat.says("/reset", "decoder: sample 0.8")
-    chat.says("/len 20", "at most 20 tokens at a time")
+    chat.says("/len 20", "at most 20 tokens in one turn")
 
     (chat.folder / "long.txt").write_text(
         "Once upon a time there was a dog.\n<|endoftext|>\n" * 35_000, encoding="utf-8"
@@ -314,14 +161,14 @@ def decoding(chat):
     chat.says("/set top-k 20", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
     chat.says("/decoder top-q 3", "top-q.*did you mean")
     chat.says("/new The cat", r"^The cat.* ", WRITTEN)
-    chat.says("/decoder", r"in the \d+ tokens of the piece", r"top-k +k = 20 +", r"top-k 20 +changed")
+    chat.says("/decoder", r"in the \d+ tokens of the turn", r"top-k +k = 20 +", r"top-k 20 +changed")
     chat.says("/decoders", r"min-p +processor")
     chat.says("/decoders min-p", r"kind +processor", r"from +tinystory")
     chat.says("/preset save mine", r"mine: temperature 0.9 \| top-k 20")
     chat.says("/preset list", r"^mine +temperature 0.9")
     chat.says("/reset", r"decoder: sample 0.8")
     chat.says("/preset load mine", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
-    chat.says("/preset rm mine", "mine is gone")
+    chat.says("/preset rm mine", "mine is removed")
     chat.says("/config", r"seed +7 +flag --seed", r"theme +auto +built-in", "not there yet")
 
 
@@ -362,7 +209,7 @@ def seeing(chat):
 
 
 def listed_in(screen):
-    """The alternatives of the browser."""
+    """Return the alternatives of the browser."""
     return re.findall(r"(?m)^[→ ] [• ] (“.*)", screen)
 
 
@@ -371,7 +218,7 @@ def listed(chat):
 
 
 def chosen(chat):
-    """The index of the alternative with the arrow."""
+    """Return the index of the alternative with the arrow."""
     marks = re.findall(r"(?m)^([→ ]) [• ] “", chat.screen())
     return marks.index("→") if "→" in marks else -1
 
@@ -385,7 +232,7 @@ def comparing(chat):
         f"/diff {low} {int(low) + 1}", "they part after|they are the same|is the beginning of", "why: |same story"
     )
     chat.says("/compare greedy", "takes from 2 to 8 decoders")
-    chat.says(f'/versus default "{MINI}"', "to look at only")
+    chat.says(f'/versus default "{MINI}"', "only shown")
     chat.says("/model", r"[\d,]+ parameters$")
     assert int(high) - int(low) == 2
 
@@ -412,7 +259,7 @@ def test_the_studio_without_colours_on_a_wide_screen(tour):
     chat.says("/decoders", r"top-p +processor")
     chat.keys("M-Up", sees="Esc leaves", prompt=False)
     chat.keys("q")
-    # Neither the story nor what the chat says has a colour or a weight; the place in the browser is marked, no more.
+    # Neither stories nor notices have a colour or a weight. Only the place in the browser is marked.
     assert not re.search(r"\x1b\[[0-9;]*(3[0-8]|4[0-8])[;m]", chat.shown(styled=True))
     assert not re.search(r"\x1b\[(1|2)m", chat.shown(styled=True))
     chat.type("/quit")

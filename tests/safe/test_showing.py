@@ -1,4 +1,4 @@
-"""Text that is shown can neither steer the terminal nor hide."""
+"""Check that text on the screen can neither control the terminal nor be invisible."""
 
 import unicodedata
 

@@ -1,4 +1,4 @@
-"""Columns: wrapping by cells, rows only once complete, whatever order the text arrives in; the stacked fallback."""
+"""Columns wrap by cells and write a row when it is complete, in any order of arrival. Narrow ones are stacked."""
 
 import re
 
@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from prompt_toolkit.utils import get_cwidth
 
 from tinystory.safe.showing import visible
-from tinystory.screen.columns import NARROWEST, Columns, wrap
+from tinystory.screen.columns import NARROWEST, Columns
+from tinystory.screen.wrapping import wrap
 
-# Letters of one, two and no cells; what breaks lines; what could steer a terminal; a word longer than any column.
+# Letters of one, two and no cells; white space; an escape sequence; a word longer than any column.
 TEXT = st.lists(
     st.sampled_from(
         ["a", "Zoë", "漢字", "e\u0301", "\u0301", "🦉", " ", "  ", "\t", "\n", "\x1b[31m", "x" * 30, "end."]
@@ -19,7 +20,7 @@ TEXT = st.lists(
 
 
 def arrivals(draw, texts):
-    """Pieces of the texts, interleaved at random, each text in order: (index, piece), and (index, None) at its end."""
+    """Yield (index, piece) of the texts in a random order of texts, and (index, None) at the end of each text."""
     pieces = [[*re.findall(r"(?s).{1,7}", text), None] for text in texts]
     while any(pieces):
         index = draw(st.sampled_from([i for i, rest in enumerate(pieces) if rest]))
@@ -27,7 +28,7 @@ def arrivals(draw, texts):
 
 
 def cells_of(line, width):
-    """The cells of a row of columns `width` wide: cut by cells, since a text may have the gutter's own character."""
+    """Return the texts of a row of columns, cut by cells, since a text may contain the gutter's character."""
     found = [""]
     for character in line:
         if character == "│" and get_cwidth(found[-1]) == width + (1 if len(found) == 1 else 2):
@@ -64,8 +65,8 @@ def test_a_row_is_written_as_soon_as_every_line_of_it_is_complete_and_never_befo
         so_far[index] += piece or ""
         ended[index] |= piece is None
         rows = written.splitlines()[2:]  # below the title and its rule
-        lines = [wrap(text, width) for text in so_far]
-        complete = [len(wrap(f"{text}\n", width)) - 1 for text in so_far]  # the last line may go on
+        lines = [wrap(text, width, break_words=True) for text in so_far]
+        complete = [len(wrap(f"{text}\n", width, break_words=True)) - 1 for text in so_far]  # the last line may go on
         open_columns = [n for n, done in zip(complete, ended, strict=True) if not done]
         assert len(rows) == (min(open_columns) if open_columns else max(map(len, lines)))
         for row, line in enumerate(rows):
@@ -73,7 +74,7 @@ def test_a_row_is_written_as_soon_as_every_line_of_it_is_complete_and_never_befo
 
 
 def wrapped_word_by_word(paragraph, width):
-    """The same rule said once more, of whole words."""
+    """Wrap by the same rule, word by word."""
     line, gap, lines = "", "", []
     for piece in re.findall(r" +|[^ ]+", visible(paragraph).replace("\t", " ")):
         if piece.isspace():
@@ -93,7 +94,7 @@ def wrapped_word_by_word(paragraph, width):
 
 @given(TEXT, st.integers(2, 40))
 def test_wrapping_is_that_of_whole_words_and_loses_nothing_but_space(text, width):
-    lines = wrap(text, width)
+    lines = wrap(text, width, break_words=True)
     expected = [line for paragraph in text.split("\n") for line in wrapped_word_by_word(paragraph, width)]
     assert lines == (expected if expected[-1] else expected[:-1])
     assert "".join(lines).replace(" ", "") == re.sub(r"\s", "", visible(text))
@@ -118,7 +119,7 @@ def test_wrapping_is_that_of_whole_words_and_loses_nothing_but_space(text, width
     ],
 )
 def test_lines_break_by_cells(text, width, lines):
-    assert wrap(text, width) == lines
+    assert wrap(text, width, break_words=True) == lines
 
 
 def test_columns_look_like_this():

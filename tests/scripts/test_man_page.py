@@ -31,4 +31,4 @@ def test_the_page_renders_without_a_complaint():
     command = ["groff", "-man", "-ww", "-Tutf8", str(PAGE)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stderr == ""
-    assert "look up there what those N share" in " ".join(result.stdout.split())
+    assert "to find what the N stories share" in " ".join(result.stdout.split())

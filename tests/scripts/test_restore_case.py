@@ -37,7 +37,7 @@ def test_words_get_their_usual_form_and_pieces_and_broken_text_are_left_out(rest
     assert code == 0, said
     assert restored == 'Once upon a time, Tom met Rose. "Look!" said Tom.\nHe was red.\n<|endoftext|>\n'
     assert "1 of 3 stories restored" in said
-    assert "2 stories held out, 100.00%" in said
+    assert "in 2 held-out stories, 100.00%" in said
 
 
 def test_a_source_that_is_missing_is_one_line_and_nothing_is_written(script, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The compiled step equals the torch form, in every width of vectors that the compiler knows."""
+"""Check that the compiled step equals the torch form, for every width of vectors that the compiler knows."""
 
 import copy
 import shutil
@@ -42,7 +42,7 @@ CLOSE = {"atol": 3e-5, "rtol": 3e-5}
 
 @pytest.fixture(scope="module", params=PROCESSORS)
 def code(request, tmp_path_factory):
-    """The library, built anew for one kind of processor."""
+    """Build the library for one kind of processor."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(compiling, "_FOR_THIS_PROCESSOR", ([request.param],))
@@ -55,7 +55,7 @@ def code(request, tmp_path_factory):
 
 
 def sessions(code, config, *, int8=False, bfloat16=False):
-    """A session that is compiled and one that is torch alone."""
+    """Return a compiled session, and one that uses only torch."""
     torch.manual_seed(1)
     model = Transformer(config).eval()
     for parameter in model.parameters():
@@ -71,11 +71,11 @@ def sessions(code, config, *, int8=False, bfloat16=False):
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equals_torch_over_a_long_story(code, name, bfloat16, monkeypatch):
-    monkeypatch.setattr(kv_cache, "_FULL_ROW_BYTES", 0)  # start with 256 positions
+    monkeypatch.setattr(kv_cache, "_FULL_ROW_BYTES", 0)  # the cache starts with 256 positions
     fast, plain = sessions(code, CONFIGS[name], bfloat16=bfloat16)
     n_kinds = {matrix.kind for layer in fast._packed._model.layers[:1] for matrix in (layer.qkv, layer.down)}
     assert n_kinds == {1 if bfloat16 else 0}
-    prompt = [n % 60 for n in range(70)]  # more than one call takes
+    prompt = [n % 60 for n in range(70)]  # more tokens than one call takes
     expect_the_same_story(fast, plain, prompt, **CLOSE)
 
 
@@ -83,7 +83,7 @@ def test_equals_torch_over_a_long_story(code, name, bfloat16, monkeypatch):
 @given(data=st.data())
 @pytest.mark.parametrize("name", CONFIGS)
 def test_any_history_equals_torch(code, name, data):
-    """Rows of one or several lengths, one or several new tokens, rows that come and go."""
+    """The history has rows of one or several lengths, one or several new tokens, and rows that come and go."""
     fast, plain = (one.open() for one in sessions(code, CONFIGS[name]))
     ids = st.integers(0, 60)
     prompts = data.draw(st.lists(st.lists(ids, min_size=1, max_size=9), min_size=1, max_size=7))
@@ -101,7 +101,7 @@ def test_any_history_equals_torch(code, name, data):
 
 @pytest.mark.parametrize("name", ["grouped", "wide heads", "biases", "gpt2"])
 def test_int8_multiplies_the_very_integers(code, name):
-    """Against the float model with the rounded weights written out; nothing else is rounded."""
+    """The reference is a float model with the rounded weights; nothing else is rounded."""
     fast, plain = sessions(code, CONFIGS[name], int8=True)
     rounded = NativeSession(copy.deepcopy(plain.model), int8=True)
     for layer, written in zip(rounded._layers, plain._layers, strict=True):
@@ -119,7 +119,7 @@ def test_int8_multiplies_the_very_integers(code, name):
 
 @pytest.mark.parametrize("finite", [True, False])
 def test_numbers_beyond_bounds_stay_what_they_are(code, finite):
-    """Softmax and SiLU may overflow on their way; an activation that does so itself gives NaN, which chains refuse."""
+    """Softmax and SiLU may overflow in between. An activation that overflows gives NaN, which chains refuse."""
     torch.manual_seed(1)
     model = Transformer(CONFIGS["grouped"]).eval()
     for parameter in model.parameters():
@@ -144,11 +144,13 @@ def test_wide_prompts_are_fed_in_pieces(code, monkeypatch):
 
 @pytest.mark.parametrize("spec", ["greedy", "temperature 0.9 | top-k 40 | sample 0.8"])
 def test_the_shipped_model_writes_the_same_stories(spec):
-    """With and without torch; the plain step is held to the same stories elsewhere."""
+    """This holds with and without torch. Other tests compare these stories with those of the NumPy step."""
     name, header = find_model("default")
     decoder = parse_spec(spec, discover(user_folder=None))
     prompts = ["Once upon a time", "", "Tim had a red ball. He " * 8, 'The sun was hot and Mia said, "']
-    requests = [StoryRequest(prompt, decoder, seed, 60) for seed, prompt in enumerate(prompts, start=1)]
+    requests = [
+        StoryRequest(prompt, decoder, seed=seed, max_new_tokens=60) for seed, prompt in enumerate(prompts, start=1)
+    ]
     found = []
     for model in (load(name), load(name, compiled=True), load_without_torch(name, header, compiled=True)):
         events = write(model.session, model.tokenizer, requests)

@@ -1,4 +1,4 @@
-"""Code is built once for each compiler, processor and source, by nobody else, and every failure is one line."""
+"""Check that code is built once for each compiler, processor and source, and that failures take one line."""
 
 import dataclasses
 import os
@@ -89,7 +89,7 @@ def test_a_damaged_library_is_built_once_more(cache):
     compiled_code()
     (library,) = cache.iterdir()
     code = "from tinystory.session.steps.compiling import compiled_code; print(compiled_code().seconds > 0)"
-    for content in (b"", b"no library"):  # in another process: this one has the library in use
+    for content in (b"", b"no library"):  # in another process, since this one uses the library
         library.unlink()
         library.write_bytes(content)
         library.chmod(0o700)
@@ -106,31 +106,46 @@ def test_a_library_that_cannot_be_loaded_is_one_line(monkeypatch):
 
 @needs_compiler
 def test_an_interrupt_does_not_reach_the_compiler():
-    """It runs in a session of its own, so that Ctrl-C at a terminal is not told as its failure."""
+    """It runs in a process session of its own, so that Ctrl-C at a terminal is not reported as its failure."""
     done = compiling._run([sys.executable, "-c", "import os; print(os.getsid(0))"])
     assert int(done.stdout) != os.getsid(0)
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "part_of_message"),
     [
-        ("no-such-compiler", "the C compiler no-such-compiler (CC) is not there; install one"),
+        ("no-such-compiler", "the C compiler no-such-compiler (CC) cannot be found; install one"),
         ("false", "false is no C compiler like gcc or clang"),
         ('gcc "', "CC is 'gcc \"', which is no command"),
         (f"{sys.executable} -c 'import sys; sys.exit(\"fatal error: nothing\")'", "error: nothing"),
     ],
 )
-def test_a_compiler_that_does_not_work_is_one_line(command, told, monkeypatch):
+def test_a_compiler_that_does_not_work_is_one_line(command, part_of_message, monkeypatch):
     monkeypatch.setenv("CC", command)
     with pytest.raises(UsageError) as caught:
         compiled_code()
-    assert told in str(caught.value)
+    assert part_of_message in str(caught.value)
 
 
 def test_no_compiler_is_one_line(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UsageError, match=r"a C compiler \(cc, gcc or clang\) is not there; install one"):
+    message = r"a C compiler \(cc, gcc or clang\) cannot be found; install one, or use --no-compile$"
+    with pytest.raises(UsageError, match=message):
         compiled_code()
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("step.c:1: warning: odd\n step.c:2: error: wrong \nstep.c:3: error: later", "step.c:2: error: wrong"),
+        ("collect2: error: ld returned 1\nld: cannot open output file", "ld: cannot open output file"),
+        ("collect2: error: ld returned 1", "collect2: error: ld returned 1"),
+        ("one line\nanother line\n\n", "another line"),
+        (" \n", "it does not say why"),
+    ],
+)
+def test_the_reason_is_the_first_error_or_the_last_line(output, reason):
+    assert compiling._reason(output.encode()) == reason
 
 
 @needs_compiler
@@ -149,7 +164,7 @@ def test_a_compiler_that_hangs_is_given_up(monkeypatch):
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
     monkeypatch.setattr(subprocess, "run", hang)
-    with pytest.raises(UsageError, match="has not ended"):
+    with pytest.raises(UsageError, match=r"has not ended after 120 seconds; use --no-compile$"):
         compiled_code()
 
 
@@ -190,13 +205,13 @@ def test_stages_that_need_torch_are_compiled_too(capsys):
 
 @needs_compiler
 def test_a_chat_is_started_as_the_flag_says(monkeypatch):
-    """From the command line to the models that the studio opens."""
+    """The flag of the command line reaches the models that the studio opens."""
     seen = []
     monkeypatch.setattr(chat.sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr(chat.sys, "stdout", SimpleNamespace(isatty=lambda: True, flush=lambda: None))
     monkeypatch.setattr(app, "chat", lambda settings: seen.append(settings) or 0)
     for flags in ([], ["--compile"]):
-        assert chat.run(parse_args(["chat", *flags])) == 0
+        assert main(["chat", *flags]) == 0
     assert [settings.compiled for settings in seen] == [False, True]
     opened = []
     monkeypatch.setattr(ModelBackend, "open", lambda name, **how: opened.append(how["compiled"]) or 1 / 0)

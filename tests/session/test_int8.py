@@ -1,4 +1,4 @@
-"""Weight-only int8: near the float model, for both families, and the matrices in floats are gone."""
+"""Check int8 weights: near the float model, in both families, and without the matrices in floats."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ CONFIGS = {
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 40), st.sampled_from([32, 64, 96]), st.integers(1, 40), st.integers(0, 10_000))
 def test_a_product_is_within_the_rounding(n_out, n_in, n_columns, seed):
-    """Half a step of each weight and 2^-8 of each activation and result; a row of zeros, and one far larger."""
+    """The bound is half a step per weight, and 2^-8 of each activation and result. One row is zero, one very large."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(n_out, n_in, generator=generator)
     weight[0] = 0
@@ -57,7 +57,8 @@ def test_sessions_stay_near_the_floats(name):
     for session in (exact, rounded):
         logits = [session.prefill(prompts), session.decode([7, 8])]
         session.reorder([1])
-        logits += [session.decode([9]), session.decode([[3] * 36])[:, -1]]  # one row, and more than the kernel is for
+        # One row, and more tokens than the kernel is used for.
+        logits += [session.decode([9]), session.decode([[3] * 36])[:, -1]]
         assert all(one.dtype == torch.float32 for one in logits)
         histories.append(torch.cat([one.log_softmax(dim=-1) for one in logits]))
     divergence = (histories[0].exp() * (histories[0] - histories[1])).sum(dim=-1)
@@ -66,7 +67,7 @@ def test_sessions_stay_near_the_floats(name):
 
 
 def test_the_shipped_model_loses_nothing_that_counts(stories):
-    """Bits per byte within 0.005 of float32; on 3,000 stories docs/performance.md has the figure."""
+    """Bits per byte are within 0.005 of float32; docs/performance.md has the figure for 3,000 stories."""
     from tinystory.evaluation.perplexity import evaluate
 
     bits = []
@@ -79,7 +80,7 @@ def test_the_shipped_model_loses_nothing_that_counts(stories):
 
 
 def test_a_model_that_is_not_ours_is_refused():
-    """Transformers' own words, about a damaged checkpoint, were shown before."""
+    """The user once saw the message of transformers, about a damaged checkpoint."""
     name, header = find_model("default")
     with pytest.raises(UsageError, match="int8 is for Llama and GPT-2 models; default runs in float32, bfloat16 or"):
         load_header(name, dataclasses.replace(header, config=None), "int8", "cpu")

@@ -1,4 +1,4 @@
-"""Rows that come and go copy no more than they must, and never what is not theirs."""
+"""Check that rows which come and go copy only what they need, and never the content of another row."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ CONFIG = ModelConfig.llama(61, 2, 2, 16, 24, 40, n_kv_head=1)
 
 
 def stamp(cache, row, position):
-    """Write into a position what tells its row's ids up to there."""
+    """Write into a position a number that identifies the ids of its row up to there."""
     value = float(hash(tuple(cache.rows[row][: position + 1])) % 9973)
     for keys, values in cache.layers():
         keys[row, :, position] = value
@@ -61,11 +61,11 @@ def test_the_memory_of_rows_that_went_is_used_again(cache):
 
 
 def test_only_what_differs_is_copied(cache):
-    """A beam's rows part at their last tokens; the whole rows were once copied at every step."""
+    """The rows of a beam differ in their last tokens. Whole rows were once copied at every step."""
     cache.reorder([0, 0])
     extend(cache, [7, 8])
     for keys, _ in cache.layers():
-        keys[0, :, 0] = 0.5  # of a shared token: what must not be touched keeps its mark
+        keys[0, :, 0] = 0.5  # the mark of a shared token stays if its position is not copied
     cache.reorder([1, 1])
     for keys, values in cache.layers():
         assert (keys[0, :, 0] == 0.5).all()

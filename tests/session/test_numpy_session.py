@@ -1,4 +1,4 @@
-"""The session without torch gives what the torch session gives, and torch is really not there."""
+"""Check that the session without torch equals the torch session, and that torch is not imported."""
 
 import dataclasses
 import signal
@@ -29,7 +29,8 @@ CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 
 def stories(model, spec, prompts, n=60):
     requests = [
-        StoryRequest(prompt, parse_spec(spec, REGISTRY), seed, n) for seed, prompt in enumerate(prompts, start=1)
+        StoryRequest(prompt, parse_spec(spec, REGISTRY), seed=seed, max_new_tokens=n)
+        for seed, prompt in enumerate(prompts, start=1)
     ]
     events = write(model.session, model.tokenizer, requests)
     return {event.story: event.result.token_ids for event in events if isinstance(event, Ended)}
@@ -66,7 +67,7 @@ ids = st.integers(0, 299)
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_any_history_equals_the_torch_session(pair, data):
-    """Prompts longer than what is computed at once, rows of several lengths, copies, cuts."""
+    """The history has prompts longer than one step takes, rows of several lengths, copies and cuts."""
     sessions = [one.open() for one in pair]
 
     def expect(verb, *args):
@@ -172,7 +173,7 @@ def test_a_comparison_does_not_import_torch_either():
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at /proc, which is Linux's")
 @pytest.mark.parametrize("ended_by", ["a prompt", "a signal"])
 def test_torch_is_imported_while_the_prompt_is_on_its_way(ended_by):
-    """A prompt that comes late finds torch there; leaving in the midst of the import is no crash."""
+    """A late prompt finds torch imported, and leaving during the import does not crash."""
     command = [sys.executable, "-m", "tinystory", "generate", "-q", "-n", "3", "-s", "1", "-d", "typical 0.9 | sample"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -193,7 +194,7 @@ def test_torch_is_imported_while_the_prompt_is_on_its_way(ended_by):
 
 @pytest.mark.parametrize("stray", [-1, 300])
 def test_an_id_outside_the_vocabulary_is_named(pair, stray):
-    """Of a negative one the message once named the largest id of the prompt."""
+    """For a negative id, the message once named the largest id of the prompt."""
     for session in pair:
         with pytest.raises(UsageError, match=f"token id {stray}; this vocabulary has 0 to 299"):
             session.open().prefill([[5, stray, 7]])

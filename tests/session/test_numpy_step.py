@@ -1,4 +1,4 @@
-"""The NumPy form of a step equals the torch form."""
+"""Check that the NumPy form of a step equals the torch form."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tinystory.model.transformer import Transformer
 from tinystory.session import kv_cache
 from tinystory.session.native import NativeSession
 from tinystory.session.steps import numpy_step
-from tinystory.session.steps.numpy_step import pays
+from tinystory.session.steps.numpy_step import beats_torch
 
 CONFIGS = [
     ModelConfig.llama(61, 2, 4, 32, 300, 40, n_kv_head=2),
@@ -22,7 +22,7 @@ CONFIGS = [
 
 
 def sessions(config, dtype, std=0.3):
-    """One session that steps in NumPy and one that may not."""
+    """Return a session that computes steps in NumPy, and one that must use torch."""
     torch.manual_seed(1)
     model = Transformer(config).to(dtype).eval()
     for parameter in model.parameters():
@@ -38,7 +38,7 @@ PAIRS = [sessions(config, torch.float64) for config in CONFIGS]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("config", CONFIGS, ids=["grouped", "untied", "one kv head"])
 def test_equals_torch_over_a_long_story(config, dtype, monkeypatch):
-    monkeypatch.setattr(kv_cache, "_FULL_ROW_BYTES", 0)  # start with 256 positions
+    monkeypatch.setattr(kv_cache, "_FULL_ROW_BYTES", 0)  # the cache starts with 256 positions
     fast, plain = sessions(config, dtype)
     expect_the_same_story(fast, plain, [1, 2, 3], atol=1e-4, rtol=1e-4)
 
@@ -46,7 +46,7 @@ def test_equals_torch_over_a_long_story(config, dtype, monkeypatch):
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_several_tokens_equal_torch(data):
-    """Rows of one or several lengths, one or several new tokens, grouped heads; rows come and go."""
+    """The history has rows of one or several lengths, new tokens, grouped heads, and rows that come and go."""
     fast, plain = PAIRS[data.draw(st.integers(0, len(PAIRS) - 1))]
     ids = st.integers(0, 60)
     prompts = data.draw(st.lists(st.lists(ids, min_size=1, max_size=8), min_size=1, max_size=5))
@@ -82,9 +82,9 @@ def test_huge_activations_do_not_warn():
 
 
 def test_only_small_plain_llama_models_take_it():
-    assert pays(CONFIGS[0])
-    assert not pays(ModelConfig.gpt2(61, 2, 4, 32, 24))
-    assert not pays(ModelConfig.llama(61, 2, 4, 32, 24, 40, attention_bias=True))
-    assert not pays(ModelConfig.llama(50257, 12, 12, 768, 1024, 2048))
+    assert beats_torch(CONFIGS[0])
+    assert not beats_torch(ModelConfig.gpt2(61, 2, 4, 32, 24))
+    assert not beats_torch(ModelConfig.llama(61, 2, 4, 32, 24, 40, attention_bias=True))
+    assert not beats_torch(ModelConfig.llama(50257, 12, 12, 768, 1024, 2048))
     model = Transformer(CONFIGS[0]).to(torch.bfloat16)
     assert not NativeSession(model)._most_tokens

@@ -1,4 +1,4 @@
-"""The cached forms of a model equal the whole-sequence form, whatever the rows go through."""
+"""Check that the cached forms of a model equal the whole-sequence form, for any history of the rows."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ rows_strategy = st.lists(st.lists(ids, min_size=1, max_size=14), min_size=1, max
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_any_history_equals_the_full_forward(name, data):
-    """Prefill, decode, rewind, reorder and prefill again, in any order: logits as if computed from nothing."""
+    """Prefill, decode, rewind and reorder in any order give the logits of a computation without cache."""
     model = MODELS[name]
     session = NativeSession(model)
     rows = data.draw(rows_strategy)
@@ -193,7 +193,7 @@ def test_any_transformers_model_runs_behind_the_same_verbs(hf_model):
 
 @pytest.mark.parity
 def test_a_session_leaves_nothing_in_the_model(hf_model):
-    """Each session, and each one opened beside it, once left a hook in the model."""
+    """Each session, and each second session, once left a hook in the model."""
     session = HFSession(hf_model)
     session.prefill([[1, 2]])
     session.open().prefill([[3, 4]])
@@ -203,7 +203,7 @@ def test_a_session_leaves_nothing_in_the_model(hf_model):
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["Mamba", "OpenAIGPT"])
 def test_a_model_without_an_ordinary_cache_runs_whole_rows(kind):
-    """These once ended in an AttributeError: their output has no past_key_values."""
+    """These models once raised AttributeError, because their output has no past_key_values."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     if kind == "Mamba":
@@ -241,7 +241,7 @@ def test_a_sliding_window_says_it_cannot_rewind():
 
 @pytest.mark.parity
 def test_an_encoder_is_refused(tmp_path):
-    """BERT once wrote nonsense: transformers runs it as a causal model with a mere warning."""
+    """BERT once wrote nonsense, because transformers runs it as a causal model with only a warning."""
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=31, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
@@ -254,7 +254,7 @@ def test_an_encoder_is_refused(tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize("case", ["gpt2", "llama grouped tied", "llama untied"])
 def test_greedy_ids_equal_transformers_over_200_tokens(case, tmp_path):
-    """Through checkpoint, session, loop and the greedy decoder; float64 would hide nothing, float32 is what runs."""
+    """The ids come through checkpoint, session, loop and greedy decoder, in float32, as users run it."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(4)
     shared = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": None, "initializer_range": 0.4}
@@ -284,7 +284,7 @@ def test_greedy_ids_equal_transformers_over_200_tokens(case, tmp_path):
 
 @pytest.mark.parametrize("wrong", [[-1], [300], [[5, 10**9]]])
 def test_a_token_that_the_vocabulary_has_not_is_refused(checkpoint, wrong):
-    """By the torch session and by the one without torch; a compiled step would read beyond its table."""
+    """The torch session and the one without torch both refuse it; a compiled step would read beyond its table."""
     header = read_header(checkpoint)
     for session in (NativeSession(load_model(header)), NumpySession(header, 0, frozenset())):
         session.prefill([[1, 2, 3]])

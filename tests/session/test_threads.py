@@ -1,4 +1,4 @@
-"""The number of threads is measured once, remembered, and never the user's business to lose."""
+"""Check that the number of threads is measured once and remembered, and that a failure costs the user nothing."""
 
 import json
 
@@ -17,7 +17,7 @@ LARGE, SMALL = 100_000_000, 3_000_000
 
 
 class Clocked:
-    """A session that takes so many seconds a step, by the number of threads."""
+    """A session whose steps take a given number of seconds for each number of threads."""
 
     vocab_size = 50_000
 
@@ -40,7 +40,7 @@ class Clocked:
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Eight threads at most, a cache folder of its own, and a clock that the session moves."""
+    """Give a machine with at most eight threads, its own cache folder, and a clock that the session moves."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
     now = [8]
@@ -64,7 +64,7 @@ def test_the_fastest_number_is_taken_and_remembered(machine):
     again = Clocked({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0})
     assert machine(again) == 4
     assert again.steps == 0
-    # Other measurements. Models that only transformers runs were once told apart by their vocabulary alone.
+    # Other keys, so measured again. Models that only transformers runs once had only their vocabulary in the key.
     assert machine(again, dtype="int8") == 1
     assert machine(again, n_parameters=2 * LARGE) == 1
     assert list(json.loads(machine.file.read_text()).values()) == [4, 1, 1]
@@ -107,7 +107,7 @@ def test_small_models_and_the_users_own_number(machine, monkeypatch):
 
 
 def test_a_large_model_after_a_small_one_has_all_threads_to_choose_from(machine):
-    """The small one had left torch at one thread, and that was taken for the computer's number."""
+    """The small model had left torch at one thread, and this was taken for the number of the computer."""
     assert machine(Clocked({}), SMALL) == 1
     assert machine(Clocked({1: 1.0, 2: 0.6, 4: 0.4, 8: 0.5})) == 4
 
@@ -122,7 +122,7 @@ def four_threads(monkeypatch):
 
 
 def test_a_second_model_leaves_the_threads_alone(four_threads):
-    """A draft of a million parameters once took all threads but one from the model that it was for."""
+    """A draft model of a million parameters once left the main model only one thread."""
     model = load("mini")
     torch.set_num_threads(4)
     model.session.open("default-0.6M")
@@ -130,9 +130,9 @@ def test_a_second_model_leaves_the_threads_alone(four_threads):
 
 
 def test_the_studio_writes_with_its_models_threads(four_threads):
-    """Torch keeps the number for each thread of Python; the studio loads in one and writes in another."""
+    """Torch has a number for each thread of Python; the studio loads in one and writes in another."""
     backend = ModelBackend.open("mini", "float32", "cpu")
     assert backend.wait(lambda: False)
     torch.set_num_threads(4)
-    next(iter(backend.write([StoryRequest("Tim", Decoder((), Greedy()), 1, 1)])))
+    next(iter(backend.write([StoryRequest("Tim", Decoder((), Greedy()), seed=1, max_new_tokens=1)])))
     assert torch.get_num_threads() == 1

@@ -1,4 +1,4 @@
-"""Replay: a session with many decoders comes about again, and whatever was changed in it is caught where it was."""
+"""Replay: a session of many decoders is written again in the same way, and every change in its file is found."""
 
 import json
 import shutil
@@ -88,13 +88,15 @@ def backend():
 
 
 def new_studio(registry, backend, folder, **fields):
-    studio = Studio(registry, parse_spec("sample 0.8", registry), backend, None, max_tokens=12, **fields)
+    studio = Studio(
+        registry, parse_spec("sample 0.8", registry), backend=backend, open_model=None, max_tokens=12, **fields
+    )
     Keeper(studio, folder)
     return studio
 
 
-def write(studio, turns, cancel=lambda: False):
-    for _ in studio.write(list(turns), cancel):
+def write(studio, requests, cancel=lambda: False):
+    for _ in studio.write(list(requests), cancel):
         pass
 
 
@@ -115,13 +117,13 @@ def session(registry, backend, tmp_path_factory):
     assert studio.tree.turn.written.heal
     write(studio, [studio.pick(5, backend.encode(" king", bos=False)[0])])
     studio.stop = (" the", " a", ".")
-    write(studio, [replaced(studio.next_turn(""), 60)])
+    write(studio, [limited(studio.next_turn(""), 60)])
     assert studio.tree.turn.hidden
     write(studio, [studio.next_turn("")])
     studio.stop = ()
     studio.seed = 3
     studio.decoder = parse_spec("sample 0.8", registry)
-    write(studio, [replaced(studio.begin("And they all lived happily ever after."), 60)])
+    write(studio, [limited(studio.begin("And they all lived happily ever after."), 60)])
     assert studio.tree.turn.ended
     calls = iter([False] * 4 + [True] * 1000)
     write(studio, [studio.begin("")], lambda: next(calls))
@@ -131,13 +133,13 @@ def session(registry, backend, tmp_path_factory):
     return keeper_of(studio).path
 
 
-def replaced(turn, max_new_tokens):
-    return replace(turn, max_new_tokens=max_new_tokens)
+def limited(request, max_new_tokens):
+    return replace(request, max_new_tokens=max_new_tokens)
 
 
 @pytest.fixture
 def changed(session, tmp_path):
-    """What writes the session anew with something else in it; `change` gets its JSON."""
+    """Give a function that writes the session anew with something changed; `change` gets its JSON."""
 
     def write_anew(change):
         fields = json.loads(session.read_text(encoding="utf-8"))
@@ -155,7 +157,7 @@ def replay(capsys, *argv):
     return code, captured.out, captured.err
 
 
-def node_of(fields, number):
+def turn_of(fields, number):
     return next(turn for turn in fields["nodes"] if turn["id"] == number)
 
 
@@ -198,20 +200,20 @@ def test_an_exported_story_replays_as_well(session, registry, backend, tmp_path,
 
 def test_a_changed_token_is_caught_there(changed, capsys):
     def change(fields):
-        tokens = node_of(fields, 3)["written"]["tokens"]
+        tokens = turn_of(fields, 3)["written"]["tokens"]
         tokens[4][0] = 1000 if tokens[4][0] != 1000 else 1001
 
     code, out, _ = replay(capsys, changed(change))
     n_before = len(load_session(changed(lambda _: None)).tree.token_ids(2))
     assert code == 1
-    assert "node 3 is not as recorded" in out
+    assert "turn 3 is not as recorded" in out
     assert f"position {n_before + 4}: recorded" in out
     assert model_hash(DEFAULT_MODEL)[:12] in out
-    assert "node 4 ·" not in out
+    assert "turn 4 ·" not in out
 
 
 def test_a_changed_seed_is_caught_at_the_first_token_that_it_changes(changed, session, capsys, backend):
-    path = changed(lambda fields: node_of(fields, 4)["written"].update(seed=12))
+    path = changed(lambda fields: turn_of(fields, 4)["written"].update(seed=12))
     code, out, _ = replay(capsys, path, "--json")
     row = json.loads(out)["nodes"][-1]
     assert (code, row["node"], row["ok"]) == (1, 4, False)
@@ -224,7 +226,7 @@ def test_a_changed_seed_is_caught_at_the_first_token_that_it_changes(changed, se
 
 
 def test_a_changed_spec_is_caught_where_it_picks_another_token(changed, session, capsys):
-    path = changed(lambda fields: node_of(fields, 3)["written"].update(spec="greedy"))
+    path = changed(lambda fields: turn_of(fields, 3)["written"].update(spec="greedy"))
     code, out, _ = replay(capsys, path, "--json")
     row = json.loads(out)["nodes"][-1]
     assert (code, row["node"]) == (1, 3)
@@ -235,14 +237,14 @@ def test_a_changed_spec_is_caught_where_it_picks_another_token(changed, session,
 
 def test_changed_healing_and_numbers_are_caught(changed, session, capsys):
     tree = load_session(session).tree
-    sibling = next(turn.id for turn in tree.turns.values() if turn.written.number == 2)
-    code, out, _ = replay(capsys, changed(lambda fields: node_of(fields, sibling)["written"].update(number=9)))
+    branch = next(turn.id for turn in tree.turns.values() if turn.written.number == 2)
+    code, out, _ = replay(capsys, changed(lambda fields: turn_of(fields, branch)["written"].update(number=9)))
     assert code == 1
-    assert f"node {sibling} is not as recorded" in out
+    assert f"turn {branch} is not as recorded" in out
     healed = next(turn.id for turn in tree.turns.values() if turn.written.heal)
-    code, out, _ = replay(capsys, changed(lambda fields: node_of(fields, healed)["written"].update(heal=" zo")))
+    code, out, _ = replay(capsys, changed(lambda fields: turn_of(fields, healed)["written"].update(heal=" zo")))
     assert code == 1
-    assert f"node {healed} is not as recorded" in out
+    assert f"turn {healed} is not as recorded" in out
 
 
 @pytest.mark.parametrize(
@@ -254,14 +256,14 @@ def test_changed_healing_and_numbers_are_caught(changed, session, capsys):
     ],
 )
 def test_an_end_that_was_none_is_caught(changed, capsys, change, said):
-    code, out, _ = replay(capsys, changed(lambda fields: node_of(fields, 2)["written"].update(change)))
+    code, out, _ = replay(capsys, changed(lambda fields: turn_of(fields, 2)["written"].update(change)))
     assert code == 1
     assert said in out
 
 
 def test_an_end_that_is_missing_is_caught(changed, session, capsys):
     ended = next(turn for turn in load_session(session).tree.turns.values() if turn.ended)
-    path = changed(lambda fields: node_of(fields, ended.id)["written"].update(finish_reason="length"))
+    path = changed(lambda fields: turn_of(fields, ended.id)["written"].update(finish_reason="length"))
     code, out, _ = replay(capsys, path)
     assert code == 1
     assert "ended by length" in out
@@ -269,16 +271,16 @@ def test_an_end_that_is_missing_is_caught(changed, session, capsys):
 
 def test_another_text_than_its_tokens_spell_is_caught(changed, capsys):
     code, out, _ = replay(
-        capsys, changed(lambda fields: node_of(fields, 2).update(own=node_of(fields, 2)["own"][::-1]))
+        capsys, changed(lambda fields: turn_of(fields, 2).update(own=turn_of(fields, 2)["own"][::-1]))
     )
     assert code == 1
-    assert "node 2 is not as recorded" in out
+    assert "turn 2 is not as recorded" in out
     assert "its tokens do not spell" in out
 
 
 def test_tokens_of_another_vocabulary_are_caught_before_the_model_sees_them(changed, capsys):
     def change(fields):
-        node_of(fields, 1)["written"]["tokens"][2][0] = 10**6
+        turn_of(fields, 1)["written"]["tokens"][2][0] = 10**6
 
     code, out, _ = replay(capsys, changed(change))
     assert code == 1
@@ -337,9 +339,9 @@ def test_the_model_is_one_that_the_file_names_only_where_it_is_here(changed, oth
 
 
 def test_a_spec_that_is_not_here_is_a_line(changed, capsys):
-    code, _, err = replay(capsys, changed(lambda fields: node_of(fields, 2)["written"].update(spec="nowhere 3")))
+    code, _, err = replay(capsys, changed(lambda fields: turn_of(fields, 2)["written"].update(spec="nowhere 3")))
     assert code == 2
-    assert "node 2: no decoder stage is called 'nowhere'" in err
+    assert "turn 2: no decoder stage is called 'nowhere'" in err
 
 
 def test_a_search_is_run_again(registry, backend, search_file, tmp_path, capsys):
@@ -347,7 +349,7 @@ def test_a_search_is_run_again(registry, backend, search_file, tmp_path, capsys)
     studio.decoder = parse_spec("straight", registry)
     write(studio, [studio.next_turn("Once upon a time")])
     studio.stop = (".",)
-    write(studio, [replaced(studio.next_turn(""), 80)])
+    write(studio, [limited(studio.next_turn(""), 80)])
     calls = iter([False] * 3 + [True] * 1000)
     write(studio, [studio.begin("The owl")], lambda: next(calls))
     keeper_of(studio).close()
@@ -377,10 +379,44 @@ def test_a_recorded_decoder_reaches_no_model_that_is_not_here(registry, backend,
     assert "some-body/model, which does not ship with tinystory: a replay opens no other" in err
 
 
+OPENING = '''
+from dataclasses import dataclass
+from tinystory.decoding import LogitsProcessor, option
+
+
+@dataclass(frozen=True)
+class Looking(LogitsProcessor):
+    """Opens a model that its `models()` does not name."""
+
+    name = "looking"
+    model: str = option("", help="the model")
+
+    def start(self, request):
+        if self.model:
+            request.open(None if "/" in self.model else self.model).open(self.model)
+
+    def __call__(self, logits, step):
+        return logits.clone()
+'''
+
+
+def test_a_replayed_chain_opens_only_what_its_decoder_names_as_when_it_was_written(changed, tmp_path, capsys):
+    file = tmp_path / "looking.py"
+    file.write_text(OPENING)
+    path = changed(lambda fields: turn_of(fields, 2)["written"].update(spec="looking default | greedy"))
+    code, _, err = replay(capsys, path, "--decoder-file", file)
+    assert code == 2
+    assert "turn 2: a stage opens the model default, but its `models()` does not name it" in err
+    path = changed(lambda fields: turn_of(fields, 2)["written"].update(spec="looking some-body/model | greedy"))
+    code, _, err = replay(capsys, path, "--decoder-file", file)
+    assert code == 2
+    assert "turn 2: the decoder opens the model some-body/model, which does not ship with tinystory" in err
+
+
 def test_a_turn_whose_decoder_opens_a_folder_is_left_out_and_the_others_are_checked(changed, capsys):
     """One such turn once ended the whole replay, and no flag allowed it."""
     code, out, err = replay(
-        capsys, changed(lambda fields: node_of(fields, 2)["written"].update(spec="sample | speculative /some/where"))
+        capsys, changed(lambda fields: turn_of(fields, 2)["written"].update(spec="sample | speculative /some/where"))
     )
     assert code == 0, err
     assert "not checked: its decoder opens /some/where, which does not ship with tinystory" in out
@@ -388,7 +424,7 @@ def test_a_turn_whose_decoder_opens_a_folder_is_left_out_and_the_others_are_chec
 
 
 def test_a_tie_is_counted_and_passed(registry, session, monkeypatch):
-    """The model's thoughts, moved by less than rounding may move them, so that another token wins."""
+    """Logits that differ by less than rounding can change, so that another token has the highest one."""
     tree = load_session(session).tree
     turn = tree.turns[2]
     model = load()

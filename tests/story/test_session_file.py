@@ -1,4 +1,4 @@
-"""Session files: whatever is saved comes back, and whatever else a file may hold is one error."""
+"""Session files: what is saved is read again, and every other content is one error."""
 
 import json
 import math
@@ -14,17 +14,9 @@ from hypothesis import strategies as st
 
 from tinystory.decoding import Token
 from tinystory.errors import SessionError
-from tinystory.story.session_file import (
-    MAX_BYTES,
-    SCHEMA,
-    SavedChat,
-    Summary,
-    decode,
-    encode,
-    load_session,
-    read_summary,
-    save_session,
-)
+from tinystory.story.saved_chat import SavedChat, Summary
+from tinystory.story.session_file import MAX_BYTES, decode, encode, load_session, read_summary, save_session
+from tinystory.story.session_json import SCHEMA
 from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple)
@@ -44,17 +36,17 @@ def tokens(draw):
 @st.composite
 def writtens(draw):
     return Written(
-        draw(TEXT),
-        draw(st.integers(-(10**39), 10**39)),
-        draw(st.integers(0, 63)),
-        draw(TEXT),
-        draw(TEXT),
-        "float32",
-        draw(st.integers(0, 10**6)),
-        draw(TEXTS),
-        draw(TEXT),
-        tuple(draw(st.lists(tokens(), max_size=4))),
-        draw(st.sampled_from(["eos", "length", "stop", "cancelled"])),
+        spec=draw(TEXT),
+        seed=draw(st.integers(-(10**39), 10**39)),
+        number=draw(st.integers(0, 63)),
+        model=draw(TEXT),
+        model_hash=draw(TEXT),
+        dtype="float32",
+        max_new_tokens=draw(st.integers(0, 10**6)),
+        stop=draw(TEXTS),
+        heal=draw(TEXT),
+        tokens=tuple(draw(st.lists(tokens(), max_size=4))),
+        finish_reason=draw(st.sampled_from(["eos", "length", "stop", "cancelled"])),
     )
 
 
@@ -65,17 +57,17 @@ def trees(draw):
         parent = draw(st.sampled_from([ROOT, *tree.turns]))
         written = draw(st.none() | writtens())
         turn = Turn(
-            0,
-            parent,
-            draw(st.integers(0, len(tree.token_ids(parent)))),
-            draw(TEXT),
-            draw(IDS),
-            written,
-            draw(TEXT),
-            draw(st.integers(0, len(tree.text(parent)))),
-            draw(TEXT),
-            draw(st.integers(0, len(written.tokens) if written else 0)),
-            draw(IDS),
+            id=0,
+            parent=parent,
+            kept=draw(st.integers(0, len(tree.token_ids(parent)))),
+            typed=draw(TEXT),
+            typed_ids=draw(IDS),
+            written=written,
+            vocabulary=draw(TEXT),
+            shared=draw(st.integers(0, len(tree.text(parent)))),
+            own=draw(TEXT),
+            hidden=draw(st.integers(0, len(written.tokens) if written else 0)),
+            tail_ids=draw(IDS),
         )
         tree.add(turn)
         if draw(st.booleans()):
@@ -86,30 +78,54 @@ def trees(draw):
 @st.composite
 def sessions(draw):
     return SavedChat(
-        draw(trees()),
-        draw(TEXT),
-        draw(st.none() | st.integers(0, 10**12)),
-        draw(st.integers(1, 10**7)),
-        draw(TEXTS),
-        draw(TEXTS),
-        draw(TEXT),
-        draw(TEXT),
-        draw(TEXT),
-        "float32",
-        draw(st.booleans()),
-        "2026-11-23T10:00:00+00:00",
-        "2026-11-23T10:00:01+00:00",
+        tree=draw(trees()),
+        spec=draw(TEXT),
+        seed=draw(st.none() | st.integers(0, 10**12)),
+        max_tokens=draw(st.integers(1, 10**7)),
+        stop=draw(TEXTS),
+        words=draw(TEXTS),
+        tint=draw(TEXT),
+        model=draw(TEXT),
+        model_hash=draw(TEXT),
+        dtype="float32",
+        automatic=draw(st.booleans()),
+        created="2026-11-23T10:00:00+00:00",
+        changed="2026-11-23T10:00:01+00:00",
     )
 
 
 def small_session():
     tree = StoryTree()
     token = Token(5, -1.25, 2, 3.5)
-    written = Written("sample", 1, 0, "default", "ab", "float32", 9, ("!",), "", (token, Token(6, -0.5)), "length")
-    tree.add(Turn(0, ROOT, 0, "Once", (1, 2), written, "v", 0, "Once upon a"))
-    tree.add(Turn(0, 1, 3, "b", (7,), None, "v", 4, " b"))
+    written = Written(
+        spec="sample",
+        seed=1,
+        number=0,
+        model="default",
+        model_hash="ab",
+        dtype="float32",
+        max_new_tokens=9,
+        stop=("!",),
+        heal="",
+        tokens=(token, Token(6, -0.5)),
+        finish_reason="length",
+    )
+    tree.add(
+        Turn(
+            id=0,
+            parent=ROOT,
+            kept=0,
+            typed="Once",
+            typed_ids=(1, 2),
+            written=written,
+            vocabulary="v",
+            shared=0,
+            own="Once upon a",
+        )
+    )
+    tree.add(Turn(id=0, parent=1, kept=3, typed="b", typed_ids=(7,), written=None, vocabulary="v", shared=4, own=" b"))
     tree.undo()
-    return SavedChat(tree, "sample", created="then", changed="now")
+    return SavedChat(tree=tree, spec="sample", created="then", changed="now")
 
 
 @settings(max_examples=150, deadline=None)
@@ -194,12 +210,12 @@ def test_flipped_or_missing_bytes_are_one_error_or_none(tmp_path, data):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"nodes": []}, "current is turn 1, which is not there"),
+        ({"nodes": []}, "current is turn 1, and the file has no such turn"),
         ({"latest": [[0, 2]]}, "latest says that turn 2 goes on from turn 0"),
         ({"max_tokens": 0}, "max_tokens must be a whole number from 1 to 10000000, not 0"),
         ({"nodes": [{**FIELDS["nodes"][0], "parent": 1}]}, "goes on from turn 1, which does not stand before it"),
-        ({"nodes": [{**FIELDS["nodes"][0], "kept": 1}]}, "keeps more of turn 0 than there is"),
-        ({"nodes": [FIELDS["nodes"][0]] * 2}, "node 1 stands twice"),
+        ({"nodes": [{**FIELDS["nodes"][0], "kept": 1}]}, "keeps more of turn 0 than that turn has"),
+        ({"nodes": [FIELDS["nodes"][0]] * 2}, "turn 1 stands twice"),
         ({"nodes": [{**FIELDS["nodes"][0], "hidden": 3}]}, "nodes[0].hidden must be a whole number from 0 to 2"),
         ({"spec": 3}, "spec must be text, not 3"),
     ],
@@ -212,7 +228,7 @@ def test_a_damaged_file_says_which_field(change, said):
 
 
 def test_a_newer_file_is_not_called_damaged():
-    with pytest.raises(SessionError, match="of a newer tinystory") as caught:
+    with pytest.raises(SessionError, match="from a newer tinystory") as caught:
         decode(FIELDS | {"schema": SCHEMA + 1, "nodes": "something else"}, "here")
     assert not caught.value.damaged
 
@@ -230,7 +246,7 @@ def test_a_session_that_could_not_be_read_again_is_not_written(tmp_path, monkeyp
     save_session(path, small_session())
     before = path.read_bytes()
     monkeypatch.setattr("tinystory.story.session_file.MAX_BYTES", 100)
-    with pytest.raises(SessionError, match="outgrown"):
+    with pytest.raises(SessionError, match="too large for a file"):
         save_session(path, small_session())
     assert path.read_bytes() == before
 
@@ -245,6 +261,7 @@ def test_what_is_no_file_is_one_line(tmp_path, kind):
     with pytest.raises(SessionError) as caught:
         load_session(path)
     assert not caught.value.damaged
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_sigkill_at_twenty_moments_leaves_every_turn_but_the_one_being_saved(tmp_path):
@@ -263,7 +280,19 @@ def test_sigkill_at_twenty_moments_leaves_every_turn_but_the_one_being_saved(tmp
             try:
                 cache = {}
                 while True:
-                    session.tree.add(Turn(0, session.tree.current, 0, "more", (1,) * 50, None, "v", 0, "more " * 20))
+                    session.tree.add(
+                        Turn(
+                            id=0,
+                            parent=session.tree.current,
+                            kept=0,
+                            typed="more",
+                            typed_ids=(1,) * 50,
+                            written=None,
+                            vocabulary="v",
+                            shared=0,
+                            own="more " * 20,
+                        )
+                    )
                     save_session(path, session, cache)
                     os.write(writing, b"x")
             finally:

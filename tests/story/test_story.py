@@ -1,5 +1,6 @@
-"""The tree of stories, and the studio that grows it: nothing is lost, texts and caches are what the tokens say."""
+"""The story tree and the studio: nothing is lost, and texts and caches fit the tokens."""
 
+import inspect
 import time
 from dataclasses import replace
 
@@ -13,28 +14,41 @@ from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.repl.commands import execute
 from tinystory.repl.editor import edit_text
-from tinystory.story.tree import ROOT, StoryTree, Turn
+from tinystory.story.saved_chat import SavedChat
+from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.seams import lengthened
 from tinystory.studio.studio import Studio
+from tinystory.studio.turn_request import TurnRequest
+from tinystory.writing.generate import StoryRequest
 
 
-def turn(parent, kept, ids, own, shared=0):
-    return Turn(0, parent, kept, own, tuple(ids), None, "v", shared, own)
+def typed_turn(parent, kept, ids, own, shared=0):
+    return Turn(
+        id=0,
+        parent=parent,
+        kept=kept,
+        typed=own,
+        typed_ids=tuple(ids),
+        written=None,
+        vocabulary="v",
+        shared=shared,
+        own=own,
+    )
 
 
 @pytest.fixture
 def tree():
     """1: abc, 2: abcd, 3: abx, 4: y."""
     tree = StoryTree()
-    tree.add(turn(ROOT, 0, [1, 2, 3], "abc"))
-    tree.add(turn(1, 3, [4], "d", 3))
-    tree.add(turn(1, 2, [5], "x", 2))
-    tree.add(turn(ROOT, 0, [6], "y"))
+    tree.add(typed_turn(ROOT, 0, [1, 2, 3], "abc"))
+    tree.add(typed_turn(1, 3, [4], "d", 3))
+    tree.add(typed_turn(1, 2, [5], "x", 2))
+    tree.add(typed_turn(ROOT, 0, [6], "y"))
     return tree
 
 
-def test_a_node_keeps_a_part_of_its_parent(tree):
+def test_a_turn_keeps_a_part_of_its_parent(tree):
     assert [tree.text(n) for n in range(5)] == ["", "abc", "abcd", "abx", "y"]
     assert [tree.token_ids(n) for n in range(5)] == [(), (1, 2, 3), (1, 2, 3, 4), (1, 2, 5), (6,)]
     assert [tree.n_prompt(n) for n in range(5)] == [0, 3, 3, 2, 1]
@@ -59,13 +73,16 @@ def test_undo_and_redo_are_exact(tree):
 
 def test_branches_lie_side_by_side(tree):
     tree.goto(2)
-    assert tree.sibling(-1) is None
-    assert tree.sibling(1).id == 3
+    assert tree.branch(-1) is None
+    assert tree.branch(1).id == 3
     assert [(n.id, depth) for n, depth in tree.walk()] == [(1, 0), (2, 1), (3, 1), (4, 0)]
 
 
-@pytest.mark.parametrize("wrong", [turn(9, 0, [], ""), turn(1, 4, [], ""), turn(1, 0, [], "", 4), turn(1, -1, [], "")])
-def test_a_node_that_does_not_fit_is_refused_and_changes_nothing(tree, wrong):
+@pytest.mark.parametrize(
+    "wrong",
+    [typed_turn(9, 0, [], ""), typed_turn(1, 4, [], ""), typed_turn(1, 0, [], "", 4), typed_turn(1, -1, [], "")],
+)
+def test_a_turn_that_does_not_fit_is_refused_and_changes_nothing(tree, wrong):
     with pytest.raises(UsageError):
         tree.add(wrong)
     assert (len(tree.turns), tree.current) == (4, 4)
@@ -87,11 +104,11 @@ def studio(backend):
     def stay(name):
         raise UsageError(name)
 
-    return Studio(registry, parse_spec("sample 0.8", registry), backend, stay, seed=5, max_tokens=6)
+    return Studio(registry, parse_spec("sample 0.8", registry), backend=backend, open_model=stay, seed=5, max_tokens=6)
 
 
-def write(studio, *turns):
-    for _ in studio.write([turn for turn in turns if turn], lambda: False):
+def write(studio, *requests):
+    for _ in studio.write([request for request in requests if request], lambda: False):
         pass
 
 
@@ -106,7 +123,7 @@ steps = st.one_of(
 
 
 def take(studio, name, value):
-    """One step of a writer; what is not possible is refused."""
+    """Do one step of a writer; an impossible one is refused."""
     tree = studio.tree
     if name == "new":
         write(studio, studio.begin(value))
@@ -131,16 +148,21 @@ def take(studio, name, value):
             write(studio, studio.pick(value % (len(studio.token_ids) - 1) + 1, 40 + value))
     else:
         place, added = (value, "") if name == "cut" else value
-        turn = studio.edit(studio.text[:place] + added)
-        if turn is not None:
-            write(studio, turn)
+        write(studio, studio.edit(studio.text[:place] + added))
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(steps, max_size=8))
 def test_whatever_the_writer_does_every_text_is_that_of_its_tokens_and_the_cache_is_right(backend, script):
     registry = discover(user_folder=None)
-    studio = Studio(registry, parse_spec("sample 0.8", registry), backend, lambda name: backend, seed=5, max_tokens=6)
+    studio = Studio(
+        registry,
+        parse_spec("sample 0.8", registry),
+        backend=backend,
+        open_model=lambda name: backend,
+        seed=5,
+        max_tokens=6,
+    )
     seen = {}
     for name, value in script:
         try:
@@ -167,9 +189,9 @@ def test_a_word_cut_by_an_edit_is_healed(studio):
     studio.backend = ModelBackend.open(None, "float32", "cpu")
     assert studio.backend.wait(lambda: False)
     studio.decoder = parse_spec("greedy", studio.registry)
-    turn = studio.edit("Once upon a ti")
-    assert turn.heal
-    write(studio, turn)
+    request = studio.edit("Once upon a ti")
+    assert request.heal
+    write(studio, request)
     assert studio.text.startswith("Once upon a time")
     whole = studio.backend.encode("Once upon a time", bos=True)
     assert list(studio.token_ids[: len(whole)]) == whole
@@ -177,8 +199,8 @@ def test_a_word_cut_by_an_edit_is_healed(studio):
 
 def test_a_healed_turn_that_is_stopped_at_once_keeps_what_was_typed(studio):
     write(studio, studio.begin("Once"))
-    turn = studio.edit(studio.text[:-1])
-    for _ in studio.write([turn], lambda: True):
+    request = studio.edit(studio.text[:-1])
+    for _ in studio.write([request], lambda: True):
         pass
     assert studio.text == studio.tree.text(1)[:-1]
 
@@ -186,10 +208,11 @@ def test_a_healed_turn_that_is_stopped_at_once_keeps_what_was_typed(studio):
 def test_an_edit_keeps_the_tokens_before_it(studio):
     write(studio, studio.begin("Once upon a time, Zoë found a kite."))
     before = studio.token_ids
-    turn = studio.edit(studio.text[:20] + "!")
-    assert turn.kept > 3
-    assert (*before[: turn.kept], *turn.typed_ids) == studio.story_request(turn).prompt_ids
-    assert studio.story_request(turn).prompt + turn.heal == studio.text[:20] + "!"
+    request = studio.edit(studio.text[:20] + "!")
+    assert request.kept > 3
+    story_request = studio.story_request(request)
+    assert (*before[: request.kept], *request.typed_ids) == story_request.prompt_ids
+    assert story_request.prompt + request.heal == studio.text[:20] + "!"
 
 
 @settings(deadline=None, max_examples=200)
@@ -217,16 +240,16 @@ def test_a_stage_that_fails_at_once_leaves_the_tree_as_it_was(studio, monkeypatc
     monkeypatch.undo()
 
 
-def test_a_piece_in_other_tokens_is_not_tried_again(studio):
+def test_a_turn_in_another_vocabulary_is_not_tried_again(studio):
     write(studio, studio.begin("Once"))
     studio.tree.turns[1] = replace(studio.tree.turns[1], vocabulary="another")
-    with pytest.raises(UsageError, match="in other tokens"):
+    with pytest.raises(UsageError, match="in another vocabulary"):
         studio.retry()
 
 
 def test_a_tree_of_a_thousand_turns_is_drawn_at_once(studio):
     for number in range(1000):
-        studio.tree.add(turn(number, 0, [1], "x"))
+        studio.tree.add(typed_turn(number, 0, [1], "x"))
     started = time.process_time()
     [outline] = execute(studio, "/tree").blocks
     assert len(outline.rows) == 1000
@@ -246,3 +269,15 @@ def test_file_names_that_no_system_takes_are_one_line(studio, line):
     write(studio, studio.begin("Once"))
     with pytest.raises(TinystoryError):
         execute(studio, line)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_positional"),
+    [(Written, 0), (Turn, 0), (TurnRequest, 0), (SavedChat, 0), (StoryRequest, 2), (Studio, 2)],
+)
+def test_long_constructors_take_keywords(kind, n_positional):
+    """With eleven values in a row, two that change places are never found."""
+    parameters = list(inspect.signature(kind).parameters.values())
+    positional = [parameter for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
+    assert len(parameters) > 8
+    assert len(positional) == n_positional

@@ -1,4 +1,4 @@
-"""Looking back: the logits are those the loop saw, a story is picked again token by token, causes are named."""
+"""Tracing: the logits are those of the loop, each token is picked again, and causes are named."""
 
 import math
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def tiny(checkpoint):
 
 @dataclass(frozen=True)
 class Spy(LogitsProcessor):
-    """Keeps the logits it is shown."""
+    """Keeps the logits that it receives."""
 
     name = "spy"
 
@@ -59,7 +59,7 @@ class Spy(LogitsProcessor):
 
 @dataclass(frozen=True)
 class Ban(LogitsProcessor):
-    """Removes the tokens its `tokens` name; with none named, all of them."""
+    """Removes the tokens in `tokens`; if that is empty, all tokens."""
 
     name = "ban"
     tokens: tuple[int, ...] = ()
@@ -70,7 +70,7 @@ class Ban(LogitsProcessor):
 
 @dataclass(frozen=True)
 class NeverTwice(LogitsProcessor):
-    """Removes the last token picked, from a state of its own."""
+    """Removes the token that was picked last, which is its state."""
 
     name = "never-twice"
 
@@ -112,7 +112,7 @@ SEEN = []
 
 
 def tell(decoder, session, prompt=PROMPT, n=20, seed=1, window=latest_half, story=0):
-    """A story by the loop as a telling; an EOS after it where it ended by itself."""
+    """Write a story with the loop, and return it as TurnLogits; an EOS follows if the model ended it."""
     request = Request(tuple(prompt), n, seed, window=window, story=story)
     token_ids = list(prompt)
     for _, event in run(session, [(decoder, request)]):
@@ -220,12 +220,12 @@ def test_the_callers_session_is_left_as_it_is(tiny):
 
 def test_a_story_that_no_model_or_memory_takes_is_refused():
     session = ToySession()
-    with pytest.raises(UsageError, match="token id 32; this vocabulary ends at 31"):
+    with pytest.raises(UsageError, match="token id 32; the vocabulary goes from 0 to 31"):
         story_logits(session, [0, 5, 32], latest_half)
     with pytest.raises(ValueError, match=r"start is 0; it must be in 1\.\.2"):
         story_logits(session, [0, 5], latest_half, 0)
     session.vocab_size = 2**28
-    with pytest.raises(UsageError, match="2 tokens of 268435456 logits takes more than 1 GB"):
+    with pytest.raises(UsageError, match="logits of 2 tokens, 268435456 for each, take more than 1 GB"):
         story_logits(session, [0, 5, 3], latest_half)
 
 
@@ -362,18 +362,18 @@ def test_each_stage_knows_how_often_it_made_the_difference():
     # The chain picks 3, 2, 3; without the ban 3, 3, 3; greedily what it was left: 3, 2, 3.
     ban = Ban((4,))
     logits = rows([0, 0, 0, 9, 0], [0, 0, 8, 0, 9], [0, 0, 0, 9, 0])
-    telling = Request((0,), 3, 1), [0, 3, 2, 3], logits
-    assert changed(Decoder((ban, Temperature(0.5)), Greedy()), *telling) == (1, 0, 0)
+    story = Request((0,), 3, 1), [0, 3, 2, 3], logits
+    assert changed(Decoder((ban, Temperature(0.5)), Greedy()), *story) == (1, 0, 0)
 
 
 def test_a_stage_keeps_its_state_where_another_is_left_out():
     # After the 3, never-twice removes it: 4 is next. The bias makes no difference to that.
     logits = rows([0, 0, 0, 9, 0], [0, 0, 0, 9, 8])
-    telling = Request((0,), 2, 1), [0, 3, 4], logits
-    assert changed(Decoder((Bias(3, 1.0), NeverTwice()), Greedy()), *telling) == (0, 1, 0)
+    story = Request((0,), 2, 1), [0, 3, 4], logits
+    assert changed(Decoder((Bias(3, 1.0), NeverTwice()), Greedy()), *story) == (0, 1, 0)
 
 
-def test_luck_is_what_a_sampler_changes():
+def test_a_sampler_changes_a_pick_by_its_noise():
     decoder, request, token_ids, logits = tell(Decoder((TopK(3),), Sample()), ToySession(**ENDLESS), n=50)
     unlikely = sum(token_id != int(row.argmax()) for token_id, row in zip(token_ids[3:], logits, strict=True))
     plain = [pick.picked for pick in retrace(Decoder((), Sample()), request, token_ids, logits)]
@@ -427,7 +427,7 @@ def test_a_sampler_that_does_not_know_its_probabilities_still_forbids():
 
 
 def stories(a, b, row, **others):
-    """Two one-token tellings over the same row of logits, by what each decoder picks."""
+    """Return two stories of one token over the same row of logits, each with the pick of its decoder."""
     tellings = []
     for decoder, seed in ((a, 1), (b, others.get("seed", 1))):
         request = Request((0,), 1, seed)

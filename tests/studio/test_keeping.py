@@ -16,8 +16,8 @@ from tinystory.decoding import Token
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import SessionError, TinystoryError, UsageError
+from tinystory.repl.commands import DeskStory as StoryBlock
 from tinystory.repl.commands import execute
-from tinystory.screen.blocks import DeskStory as StoryBlock
 from tinystory.screen.blocks import Table
 from tinystory.story.session_file import load_session
 from tinystory.studio.keeper import Keeper, session_names
@@ -68,7 +68,14 @@ def make(registry, tmp_path):
     keepers = []
 
     def build(backend=None, **fields):
-        studio = Studio(registry, parse_spec("sample 0.8", registry), backend or LetterBackend(), None, 7, **fields)
+        studio = Studio(
+            registry,
+            parse_spec("sample 0.8", registry),
+            backend=backend or LetterBackend(),
+            open_model=None,
+            seed=7,
+            **fields,
+        )
         keepers.append(Keeper(studio, tmp_path / "sessions"))
         return studio
 
@@ -83,7 +90,7 @@ def write(studio, text=""):
 
 
 def said(studio, line):
-    """What a command prints, a line a block."""
+    """Return what a command prints, one line for each block."""
     texts = []
     for block in execute(studio, line, keeper_of(studio)).blocks:
         if isinstance(block, Table):
@@ -265,6 +272,18 @@ def test_a_decoder_that_is_not_here_leaves_the_present_one(make):
     assert again.spec == "sample 0.8"
 
 
+def test_a_decoder_that_opens_another_model_is_not_taken_from_a_file(make):
+    studio = make()
+    write(studio, "Once")
+    keeper_of(studio).close()
+    path = keeper_of(studio).path
+    path.write_text(path.read_text().replace('"sample 0.8"', '"sample | speculative some-body/model"', 1))
+    again = make()
+    [notice] = keeper_of(again).resume("")
+    assert "it opens 'some-body/model'; type such a decoder yourself" in notice
+    assert again.spec == "sample 0.8"
+
+
 # --- commands ---
 
 
@@ -281,7 +300,7 @@ def test_saving_under_a_name_renames_the_automatic_file(make):
     with pytest.raises(UsageError, match="a session dragons already"):
         execute(other, "/save dragons", keeper_of(other))
     for wrong in ("a/b", ".hidden", "a b", "x" * 81):
-        with pytest.raises(UsageError, match="no name for a session"):
+        with pytest.raises(UsageError, match="cannot name a session"):
             execute(other, f"/save {wrong}", keeper_of(other))
 
 

@@ -321,25 +321,36 @@ SUBJECT = {"model_hash": "abc", "max_tokens": 20}
 
 def test_a_journal_goes_on_after_any_loss_at_its_end(tmp_path):
     path = tmp_path / "journal.jsonl"
-    journal = Journal(path, SUBJECT)
     records = [{"kind": "a", "text": "Zoë\n"}, {"kind": "b"}]
-    for record in records:
-        journal.add(record)
+    with Journal(path, SUBJECT) as journal:
+        for record in records:
+            journal.add(record)
     whole = path.read_bytes()
     ends = [n for n in range(len(whole) + 1) if whole[:n].endswith(b"\n")]
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        again = Journal(path, SUBJECT)
-        n_whole = max(0, sum(end <= length for end in ends) - 1)
-        assert again.records == records[:n_whole]
-        for record in records[n_whole:]:
-            again.add(record)
+        with Journal(path, SUBJECT) as again:
+            n_whole = max(0, sum(end <= length for end in ends) - 1)
+            assert again.records == records[:n_whole]
+            for record in records[n_whole:]:
+                again.add(record)
         assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"My diary, without a newline", b"My diary\n"])
+def test_a_file_of_somebody_else_is_no_journal_and_stays_as_it_is(tmp_path, content):
+    """A file without a newline was once taken for a lost last line, and replaced."""
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="is not the journal of a study: give another -o"):
+        Journal(path, SUBJECT)
+    assert path.read_bytes() == content
 
 
 def test_a_journal_of_another_subject_or_a_damaged_one_is_refused(tmp_path):
     path = tmp_path / "journal.jsonl"
-    Journal(path, SUBJECT).add({"kind": "a"})
+    with Journal(path, SUBJECT) as journal:
+        journal.add({"kind": "a"})
     with pytest.raises(UsageError, match="has a study with model hash abc, not xyz: give another -o"):
         Journal(path, SUBJECT | {"model_hash": "xyz"})
     before = path.read_bytes()

@@ -1,7 +1,7 @@
-"""Runs scripts/train.py again and again in forks of one process that has imported everything already.
+"""Run scripts/train.py several times in forks of one process, which has already imported everything.
 
-Reads one JSON object a line: `argv`, `ranks`, and `kill` (seconds after which each fork gets SIGKILL) or `signal`
-(sent when the output says `when`). Answers each with the exit codes, negative for a signal, and standard error.
+Each line of the input is a JSON object: `argv`, `ranks`, and `kill` (seconds after which each fork gets SIGKILL) or
+`signal` (sent when the output has `when`). The answer has the exit codes, negative for a signal, and standard error.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""What the tests of decoders share: logits for hypothesis, steps, comparisons."""
+"""Code that the tests of decoders share: logits for hypothesis, steps and comparisons."""
 
 import math
 
@@ -32,7 +32,7 @@ some_examples = settings(deadline=None, max_examples=80)
 
 @st.composite
 def logits_after_a_story(draw):
-    """Logits, and 1 to 30 token ids that come before them."""
+    """Return logits, and 1 to 30 token ids that come before them."""
     logits = draw(many_logits)
     few = st.integers(0, min(3, len(logits) - 1))  # so that they repeat
     ids = st.lists(few | st.integers(0, len(logits) - 1), min_size=1, max_size=30)
@@ -44,7 +44,7 @@ def step_at(position):
 
 
 def step_after(token_ids, n_prompt=1, eos_ids=frozenset({1})):
-    """A step of a story whose first n_prompt tokens are the writer's."""
+    """Return a step of a story whose first n_prompt tokens are the user's."""
     return Step(Request(tuple(token_ids), 1, seed=3, n_prompt=n_prompt), list(token_ids), eos_ids)
 
 
@@ -53,7 +53,7 @@ def kept(logits):
 
 
 def assert_parity(ours, warper, logits, token_ids=(0,)):
-    """A processor gives, bit for bit, what one of transformers gives; what has to keep a token may keep all."""
+    """Check that a processor equals one of transformers bit for bit. If all tokens would go, ours may keep all."""
     theirs = warper(torch.tensor([list(token_ids)]), logits[None].clone())[0]
     if not kept(theirs):
         theirs = logits
@@ -61,7 +61,7 @@ def assert_parity(ours, warper, logits, token_ids=(0,)):
 
 
 def assert_drawn_by(draw, probs, n=20_000):
-    """Draws at n positions fit the probabilities: chi-square, by chance once in 10,000 too large."""
+    """Check that draws at n positions fit the probabilities. Chi-square fails by chance once in 10,000 times."""
     observed = np.bincount([draw(position) for position in range(n)], minlength=len(probs))
     expected = n * np.asarray(probs)
     possible = expected > 0

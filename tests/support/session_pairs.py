@@ -1,4 +1,4 @@
-"""What the tests of fast steps share: a session that takes them beside one that is torch alone."""
+"""Code that the tests of fast steps share: a session with fast steps beside one with torch alone."""
 
 import torch
 
@@ -6,24 +6,24 @@ __all__ = ["expect_the_same_story", "torch_alone"]
 
 
 def torch_alone(session):
-    """The session, kept from taking any fast step."""
+    """Return the session without any fast step."""
     session._most_tokens = session._most_alone = 0
     return session
 
 
 def expect_the_same_story(fast, plain, prompt, **close):
-    """Logits, hidden states and the cache itself over 270 positions and more, after a rewind and a reorder, too."""
+    """Compare logits, hidden states and the cache over more than 270 positions, also after a rewind and a reorder."""
     torch.testing.assert_close(fast.prefill([prompt]), plain.prefill([prompt]), **close)
     for n in range(len(prompt), 273):
         token = torch.tensor([n % 61])
         torch.testing.assert_close(fast.decode(token), plain.decode(token), **close)
         torch.testing.assert_close(fast.hidden(), plain.hidden(), **close)
-    for one in (fast, plain):
-        one.rewind([200])
-        one.reorder(torch.tensor([0, 0]))
-        one.decode(torch.tensor([5, 6]))
-        one.reorder(torch.tensor([1]))
-    got, expected = (one.decode(torch.tensor([[7]])) for one in (fast, plain))
+    for session in (fast, plain):
+        session.rewind([200])
+        session.reorder(torch.tensor([0, 0]))
+        session.decode(torch.tensor([5, 6]))
+        session.reorder(torch.tensor([1]))
+    got, expected = (session.decode(torch.tensor([[7]])) for session in (fast, plain))
     assert got.shape == (1, 1, fast.vocab_size)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected.float(), **close)

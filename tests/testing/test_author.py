@@ -1,4 +1,4 @@
-"""The road of somebody who writes a decoder: a file to begin with, and the report of what it is worth."""
+"""The tools for authors of decoders: a first file, and the report of its checks and its cost."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tinystory.testing.starter import KINDS, starter
 
 @pytest.fixture
 def tell(capsys, tmp_path, monkeypatch):
-    """Runs a `tinystory decoders` in an empty folder, without a model: (exit code, output, errors)."""
+    """Return a function that runs `tinystory decoders` without a model: (exit code, output, errors)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(decoders_check, "_decode_step", lambda: 500.0)
 
@@ -131,12 +131,12 @@ def test_a_failure_is_told_and_is_exit_code_1(tell, tmp_path):
     code, out, _ = tell("check", "bad.py")
     assert code == 1
     assert "failed   purity" in out
-    assert "modifies what it is given" in out
+    assert "modifies its arguments" in out
     assert "not run  story" in out
 
 
 def test_a_stage_that_leaves_the_program_fails_like_any_other(tell, tmp_path):
-    """It once ended the check without a word."""
+    """Such a stage once ended the check without any message."""
     text = starter("bad", "processor", "bad.py")
     (tmp_path / "bad.py").write_text(text.replace("(self, logits, step):", "(self, logits, step):\n        exit(0)"))
     code, out, _ = tell("check", "bad.py")
@@ -176,7 +176,7 @@ def test_what_the_kit_looks_at_has_a_name():
 
 
 class LogitsProcessorThatIsNone(LogitsProcessor):
-    """No dataclass."""
+    """This is not a dataclass."""
 
     name = "none"
 

@@ -1,4 +1,4 @@
-"""Text to ids and back, token by token."""
+"""Text to ids and back, also token by token."""
 
 import pytest
 from hypothesis import given, settings
@@ -37,7 +37,7 @@ def test_bos_comes_first_and_vanishes_from_text(tokenizer):
 
 
 def test_a_typed_end_of_text_is_text(tokenizer):
-    """A prompt must not be able to end its own story: the separator's spelling is ordinary text."""
+    """A prompt must not end its own story, so the text of the separator is ordinary text."""
     ids = tokenizer.encode(f"a{END_OF_TEXT}b", bos=False)
     assert 0 not in ids
     assert tokenizer.detokenize(ids) == f"a{END_OF_TEXT}b"
@@ -67,7 +67,7 @@ def test_another_kind_of_vocabulary_streams_too(word_tokenizer_json, tmp_path):
 
 
 def test_gpt2_files_give_gpt2_ids(shared_data):
-    """Against transformers' own reading of the same files."""
+    """The ids equal those of transformers for the same files."""
     transformers = pytest.importorskip("transformers")
     folder = shared_data / "tokenizers" / "gpt2"
     ours = Tokenizer.from_bpe_files(folder)

@@ -1,4 +1,4 @@
-"""Where the fields of a run come from, and the picture of its metrics."""
+"""The fields of a run come from flags, a file, a preset or a default; its log becomes plots."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def test_the_student_projects_recipe():
         ("batching = 'loose'", "packed or padded"),
         ("fraction = 0", "above 0"),
         ("test_split = 1", "below 1"),
-        ("preset = 'huge'", "there are gpt2-tiny"),
+        ("preset = 'huge'", "the presets are gpt2-tiny"),
         ("lr = ", "cannot be read"),
     ],
 )
@@ -148,5 +148,5 @@ def test_a_checkpoint_that_the_trainer_cannot_make_again_is_no_start(checkpoint,
     other = shutil.copytree(checkpoint, tmp_path / "other")
     content = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(content | {"rms_norm_eps": 1e-6}))
-    with pytest.raises(UsageError, match=r"differs from what the trainer makes in norm_eps"):
+    with pytest.raises(UsageError, match=r"cannot be trained here: it differs from our models in norm_eps"):
         resolve_run(None, None, {"init": str(other)})

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def trainer():
     """Train with these arguments: exit codes and standard error."""
-    command = [sys.executable, str(TESTS / "forked_trainer.py")]
+    command = [sys.executable, str(TESTS / "support" / "forked_trainer.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
 
         def train(*argv, **order):

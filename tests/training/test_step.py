@@ -11,14 +11,13 @@ from tinystory.data.batches import BatchPlan, collate
 from tinystory.data.prepare import tokenize
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.config import ModelConfig
-from tinystory.model.transformer import Transformer, attend
+from tinystory.model.transformer import Transformer
 from tinystory.training.distributed import Ranks
 from tinystory.training.step import (
     TrainConfig,
     averaged,
     backward,
     evaluate_loss,
-    learning_rate_scale,
     loss_sum,
     make_optimizers,
     optimizer_step,
@@ -49,20 +48,6 @@ def steps(model, optimizers, plan, n, config):
         if len(losses) == n:
             return losses
     raise AssertionError
-
-
-def test_the_rate_rises_holds_and_falls_to_zero():
-    config = TrainConfig(warmup=0.1, decay=0.5)
-    assert 0 < learning_rate_scale(0, config) < 0.02
-    assert learning_rate_scale(0.05, config) == pytest.approx(0.5, abs=0.02)
-    assert learning_rate_scale(0.1, config) == learning_rate_scale(0.5, config) == 1.0
-    assert learning_rate_scale(0.75, config) == pytest.approx(0.5)
-    assert learning_rate_scale(1, config) == 0
-    cosine = TrainConfig(schedule="cosine", warmup=0.0)
-    assert [round(learning_rate_scale(p, cosine), 3) for p in (0, 0.5, 1)] == [1.0, 0.55, 0.1]
-    constant = TrainConfig(schedule="constant", warmup=0.0)
-    assert {learning_rate_scale(p, constant) for p in (0, 0.3, 1)} == {1.0}
-    assert learning_rate_scale(0.4, TrainConfig(warmup=0, decay=0)) == 1.0
 
 
 def test_muon_gets_the_hidden_matrices_and_nothing_else():
@@ -116,7 +101,7 @@ def test_validation_is_a_mean_over_tokens_in_both_modes(ids, batching):
 
 
 def test_a_padding_only_batch_gives_zero_loss_and_finite_gradients(ids):
-    """What a rank without rows contributes."""
+    """A rank without rows takes part with padding."""
     plan = BatchPlan(ids, 64, 4)
     model, optimizers = fresh()
     loss = backward(model, [collate(plan.pieces, [[]], 1)], 100, TrainConfig(), ALONE)
@@ -223,17 +208,3 @@ def test_teachers_pull_the_model_towards_the_mean_of_their_probabilities(ids):
     found.backward()
     assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
     assert all(p.grad is not None for p in student.parameters())
-
-
-def test_attention_story_by_story_is_computed_in_float32_under_autocast():
-    """The CPU's bfloat16 kernel is the slower one; what comes out is bfloat16 as before."""
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 2, 40, 16, generator=generator) for _ in range(2))
-    v = torch.randn(1, 2, 40, 16, generator=generator).bfloat16()
-    lengths = [15, 1, 24]
-    stories = zip(*(x.split(lengths, dim=2) for x in (q, k, v.float())), strict=True)
-    expected = torch.cat([attend(*story) for story in stories], dim=2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = attend(q, k, v, lengths)
-    assert found.dtype == torch.bfloat16
-    assert found.equal(expected.bfloat16())

@@ -1,4 +1,4 @@
-"""Drafts on their way to the reader: text that fits what stands before it, a line of the screen that is replaced."""
+"""Drafts: their text fits the text before them, and the line of the screen is replaced."""
 
 import io
 import re
@@ -40,7 +40,9 @@ def test_peeking_is_adding_without_adding(tokenizer, ids, n):
 def test_every_search_streams_through_the_text_layer(model, spec, stop):
     """Two stories each; drafts never reach past a stop text, and the text is that of the tokens."""
     decoder = parse_spec(spec, REGISTRY)
-    requests = [StoryRequest("Tim", decoder, 5, 20, number=number, stop=stop) for number in range(2)]
+    requests = [
+        StoryRequest("Tim", decoder, seed=5, max_new_tokens=20, number=number, stop=stop) for number in range(2)
+    ]
     text = ["", ""]
     for event in write(model.session, model.tokenizer, requests):
         if isinstance(event, Text):
@@ -59,7 +61,7 @@ def test_every_search_streams_through_the_text_layer(model, spec, stop):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What a terminal of 40 columns is sent."""
+    """Give a function that returns what a terminal of 40 columns receives."""
     monkeypatch.setenv("COLUMNS", "40")
 
     def show(*steps, color=True):

@@ -19,7 +19,7 @@ from tinystory.writing.generate import Ended, StoryRequest, Text, Trimmed, write
 from tinystory.writing.stops import StopFilter
 
 TIE = 1e-3
-"""Scores closer than this are a numerical tie: float32 rounding may turn it between batch shapes."""
+"""A numerical tie: batches of another shape may round such near scores the other way."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def end_of(model, *requests):
 
 
 def same_but_for_ties(model, story, other):
-    """Whether two stories agree up to the end or to a token whose two best scores are a numerical tie."""
+    """Return whether two stories are equal, or differ first at a numerical tie of the two best tokens."""
     a, b = story.token_ids, other.token_ids
     if a == b:
         return True
@@ -54,7 +54,7 @@ def same_but_for_ties(model, story, other):
 
 
 def test_pieces_concatenate_to_the_completion(model, spec):
-    request = StoryRequest("Tim – ", spec("sample 1.2"), 5, 40)
+    request = StoryRequest("Tim – ", spec("sample 1.2"), seed=5, max_new_tokens=40)
     events = list(write(model.session, model.tokenizer, [request]))
     assert isinstance(events[-1], Ended)
     story = events[-1].result
@@ -73,15 +73,20 @@ def test_pieces_concatenate_to_the_completion(model, spec):
 @pytest.mark.parametrize("text", ["greedy", "sample 0.8", "top-k 5 | sample", "top-p 0.9 | min-p 0.05 | sample 1.1"])
 def test_one_seed_is_one_story_alone_in_a_batch_and_after_a_rewind(model, spec, text):
     decoder = spec(text)
-    [alone] = end_of(model, StoryRequest("Tim", decoder, 11, 30))
-    siblings = [StoryRequest("Tim", decoder, 11, 30, number=n) for n in range(8)]
-    assert same_but_for_ties(model, end_of(model, *siblings)[0], alone)
-    others = [StoryRequest("A longer beginning than that" * (n % 3), decoder, 90 + n, 17) for n in range(7)]
-    assert same_but_for_ties(model, end_of(model, *others, StoryRequest("Tim", decoder, 11, 30))[-1], alone)
+    [alone] = end_of(model, StoryRequest("Tim", decoder, seed=11, max_new_tokens=30))
+    branches = [StoryRequest("Tim", decoder, seed=11, max_new_tokens=30, number=n) for n in range(8)]
+    assert same_but_for_ties(model, end_of(model, *branches)[0], alone)
+    others = [
+        StoryRequest("A longer beginning than that" * (n % 3), decoder, seed=90 + n, max_new_tokens=17)
+        for n in range(7)
+    ]
+    assert same_but_for_ties(
+        model, end_of(model, *others, StoryRequest("Tim", decoder, seed=11, max_new_tokens=30))[-1], alone
+    )
     # After a rewind: the first half is taken back and written again from the same absolute position.
     half = len(alone.token_ids) // 2
     ids = (*alone.prompt_ids, *alone.token_ids[:half])
-    again = StoryRequest("", decoder, 11, 30 - half, prompt_ids=ids, n_prompt=len(alone.prompt_ids))
+    again = StoryRequest("", decoder, seed=11, max_new_tokens=30 - half, prompt_ids=ids, n_prompt=len(alone.prompt_ids))
     [rest] = end_of(model, again)
     if text == "greedy" or rest.token_ids != alone.token_ids[half:]:
         assert same_but_for_ties(model, rest, _tail(alone, half, again))
@@ -99,8 +104,8 @@ def test_two_decoders_with_one_seed_part_only_where_they_must(which, checkpoint,
     model = load(str(checkpoint) if which == "tiny" else None)
     parted = 0
     for seed in range(12):
-        [plain] = end_of(model, StoryRequest("Tim", spec("sample"), seed, 25))
-        [cut] = end_of(model, StoryRequest("Tim", spec("top-k 20 | sample"), seed, 25))
+        [plain] = end_of(model, StoryRequest("Tim", spec("sample"), seed=seed, max_new_tokens=25))
+        [cut] = end_of(model, StoryRequest("Tim", spec("top-k 20 | sample"), seed=seed, max_new_tokens=25))
         for at, (a, b) in enumerate(zip(plain.token_ids, cut.token_ids, strict=False)):
             ids = torch.tensor([[*plain.prompt_ids, *plain.token_ids[:at]]])
             with torch.no_grad():
@@ -115,10 +120,10 @@ def test_two_decoders_with_one_seed_part_only_where_they_must(which, checkpoint,
 
 def test_a_story_that_goes_on_is_the_story_in_one_piece(model, spec):
     decoder = spec("sample 0.9")
-    [whole] = end_of(model, StoryRequest("Tim", decoder, 4, 30))
-    [first] = end_of(model, StoryRequest("Tim", decoder, 4, 12))
+    [whole] = end_of(model, StoryRequest("Tim", decoder, seed=4, max_new_tokens=30))
+    [first] = end_of(model, StoryRequest("Tim", decoder, seed=4, max_new_tokens=12))
     ids = (*first.prompt_ids, *first.token_ids)
-    [second] = end_of(model, StoryRequest(first.text, decoder, 4, 18, prompt_ids=ids, n_prompt=2))
+    [second] = end_of(model, StoryRequest(first.text, decoder, seed=4, max_new_tokens=18, prompt_ids=ids, n_prompt=2))
     assert first.token_ids + second.token_ids == whole.token_ids
 
 
@@ -129,7 +134,7 @@ def test_a_continued_story_keeps_the_space_and_the_half_character_at_the_seam(wo
     pieces = Detokenizer(words, [1, 2, 3])
     assert pieces.add(4) + pieces.finish() == " time"
     euro = model.tokenizer.encode("€", bos=False)
-    half = StoryRequest("", Decoder((), Scripted(euro[2:])), 0, 1, prompt_ids=(0, *euro[:2]))
+    half = StoryRequest("", Decoder((), Scripted(euro[2:])), seed=0, max_new_tokens=1, prompt_ids=(0, *euro[:2]))
     [story] = end_of(model, half)
     assert story.completion == "€"
 
@@ -138,7 +143,9 @@ def test_a_continued_story_keeps_the_space_and_the_half_character_at_the_seam(wo
 def test_a_search_is_timed_from_its_own_turn(model, spec, text):
     """Searches run one after the other: the later ones once seemed ever slower."""
     started = time.perf_counter()
-    stories = end_of(model, *(StoryRequest("Tim", spec(text), 0, 20, number=number) for number in range(4)))
+    stories = end_of(
+        model, *(StoryRequest("Tim", spec(text), seed=0, max_new_tokens=20, number=number) for number in range(4))
+    )
     seconds = [story.statistics["seconds"] for story in stories]
     assert sum(seconds) <= time.perf_counter() - started
     assert all(0 < story.statistics["first_token_seconds"] <= story.statistics["seconds"] for story in stories)
@@ -146,7 +153,7 @@ def test_a_search_is_timed_from_its_own_turn(model, spec, text):
 
 def test_cancelling_stops_within_one_token(model, spec):
     seen = []
-    request = StoryRequest("Tim", spec("greedy"), 0, 50, cancel=lambda: len(seen) >= 3)
+    request = StoryRequest("Tim", spec("greedy"), seed=0, max_new_tokens=50, cancel=lambda: len(seen) >= 3)
     for event in write(model.session, model.tokenizer, [request]):
         if isinstance(event, Text):
             seen += event.tokens
@@ -174,7 +181,7 @@ class Scripted(Sampler):
 )
 def test_stop_texts_cut_at_the_first_match_that_is_complete(model, text, stops):
     ids = model.tokenizer.encode(text, bos=False)
-    request = StoryRequest("", Decoder((), Scripted(ids)), 0, len(ids), stop=tuple(stops))
+    request = StoryRequest("", Decoder((), Scripted(ids)), seed=0, max_new_tokens=len(ids), stop=tuple(stops))
     [story] = end_of(model, request)
     expected, reason = text, "length"
     for n in range(1, len(ids) + 1):
@@ -226,10 +233,12 @@ def test_a_story_beyond_the_context_is_the_same_in_pieces(model, spec, text):
     no_end = frozenset()
     model.session.eos_ids, own = no_end, model.session.eos_ids
     try:
-        [whole] = end_of(model, StoryRequest("", decoder, 4, 150, prompt_ids=start))
+        [whole] = end_of(model, StoryRequest("", decoder, seed=4, max_new_tokens=150, prompt_ids=start))
         ids = start
         for n in (40, 7, 33, 70):
-            [piece] = end_of(model, StoryRequest("", decoder, 4, n, prompt_ids=ids, n_prompt=len(start)))
+            [piece] = end_of(
+                model, StoryRequest("", decoder, seed=4, max_new_tokens=n, prompt_ids=ids, n_prompt=len(start))
+            )
             ids += piece.token_ids
     finally:
         model.session.eos_ids = own
@@ -237,16 +246,16 @@ def test_a_story_beyond_the_context_is_the_same_in_pieces(model, spec, text):
 
 
 def test_a_long_story_is_noticed_once_and_keeps_its_noise_positions(model, spec):
-    request = StoryRequest("Once upon a time. " * 10, spec("sample"), 1, 150)
+    request = StoryRequest("Once upon a time. " * 10, spec("sample"), seed=1, max_new_tokens=150)
     events = list(write(model.session, model.tokenizer, [request]))
     assert sum(isinstance(event, Trimmed) for event in events) == 1
     assert events[-1].result.finish_reason in ("eos", "length")
 
 
 def test_an_empty_prompt_needs_a_bos(model, spec):
-    [story] = end_of(model, StoryRequest("", spec("greedy"), 0, 3))
+    [story] = end_of(model, StoryRequest("", spec("greedy"), seed=0, max_new_tokens=3))
     assert story.prompt_ids == (0,)
     with pytest.raises(UsageError, match="no BOS"):
-        end_of(model, StoryRequest("", spec("greedy"), 0, 3, prompt_ids=()))
+        end_of(model, StoryRequest("", spec("greedy"), seed=0, max_new_tokens=3, prompt_ids=()))
     with pytest.raises(UsageError, match="stop text is empty"):
-        end_of(model, StoryRequest("", spec("greedy"), 0, 3, stop=("",)))
+        end_of(model, StoryRequest("", spec("greedy"), seed=0, max_new_tokens=3, stop=("",)))

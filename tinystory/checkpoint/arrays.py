@@ -1,4 +1,4 @@
-"""The weights of a checkpoint as NumPy arrays in float32, without torch."""
+"""Read the weights of a llama checkpoint as NumPy arrays in float32, without torch."""
 
 from typing import Any
 
@@ -12,13 +12,14 @@ from tinystory.errors import CheckpointError
 __all__ = ["read_arrays"]
 
 _NUMPY_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+"""The type of array that each stored format is read into. NumPy has no bfloat16, so its bits are read as integers."""
 
 
 def read_arrays(header: CheckpointHeader) -> dict[str, NDArray[np.float32]]:
-    """Every tensor of a llama checkpoint by our own name for it; a tied head is not among them.
+    """Read every tensor of a llama checkpoint, under our parameter names; a tied head is left out.
 
     Raises:
-        CheckpointError: a value is not finite, or the files changed meanwhile.
+        CheckpointError: a value is not finite, or a file has changed since the header was read.
     """
     config = header.config
     assert config is not None
@@ -45,10 +46,8 @@ def _read(header: CheckpointHeader, shown_name: str, name: str) -> NDArray[np.fl
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     if n_read != raw.nbytes:
         raise CheckpointError(f"{path} became shorter while it was read; try again")
-    # bfloat16 is the upper half of a float32.
+    # The bits of a bfloat16 are the upper half of a float32.
     array = (raw.astype(np.uint32) << 16).view(np.float32) if entry.dtype == "BF16" else raw.astype(np.float32)
-    if not np.isfinite((array.min(), array.max())).all():  # both carry NaN along
-        raise CheckpointError(
-            f"{header.directory}: the tensor {shown_name} holds NaN or infinity; the training went astray"
-        )
+    if not np.isfinite((array.min(), array.max())).all():  # both propagate NaN
+        raise CheckpointError(f"{header.directory}: the tensor {shown_name} holds NaN or infinity; the training failed")
     return array.reshape(entry.shape)

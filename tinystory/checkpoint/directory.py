@@ -1,4 +1,4 @@
-"""Which directory holds a checkpoint: a path, a hub id, a training run, or what an interrupted save left."""
+"""Find the directory of a checkpoint: from a path, a hub id, a training run, or after an interrupted save."""
 
 import os
 from pathlib import Path
@@ -11,12 +11,12 @@ __all__ = ["follow_latest", "locate", "previous_of"]
 
 
 def locate(model: str | Path) -> Path:
-    """The directory of a model that a user named.
+    """Return the directory of the model that a user named.
 
     Args:
-        model: a local directory, or the id of a model on the Hugging Face hub (`org/name` or `name`), which is
-            downloaded where the local cache does not have it. What looks like a path (it exists, begins with
-            ".", "/" or "~", or has more than one slash) is never sent to the hub.
+        model: a local directory, or the id of a model on the Hugging Face hub (`org/name` or `name`). A hub model
+            that is not in the local cache is downloaded. A name that looks like a path is never sent to the hub: one
+            that exists, begins with ".", "/" or "~", or has more than one slash.
 
     Raises:
         CheckpointError: there is no such directory or hub model, or the hub cannot be reached.
@@ -34,21 +34,20 @@ def locate(model: str | Path) -> Path:
 
 
 def follow_latest(directory: Path) -> Path:
-    """The directory that really holds the files of a checkpoint, links followed.
+    """Return the directory that holds the files of a checkpoint, after following links.
 
-    It is `directory` itself; or its `latest`, where `directory` is the checkpoint folder of a training run; or
-    the previous checkpoint, where a save was killed in the instant between moving the old directory aside and
-    the new one in.
+    These are tried in order: `directory` itself, and its `latest` if it is the checkpoint folder of a training run. If
+    one of them is missing because a save was killed between its two renames, the previous checkpoint is taken.
 
     Raises:
-        CheckpointError: none of these holds a config.json.
+        CheckpointError: none of these has a config.json.
     """
     real = Path(os.path.realpath(directory))
     latest = Path(os.path.realpath(real / "latest"))
     candidates = [real]
     if not os.path.lexists(real):
         candidates.append(previous_of(real))
-    if latest.is_relative_to(real):  # a link that leads out of the run is not followed
+    if latest.is_relative_to(real):  # never follow a link that leads out of the run
         candidates.append(latest if os.path.lexists(latest) else previous_of(latest))
     for candidate in candidates:
         if os.path.lexists(candidate / "config.json"):
@@ -57,11 +56,12 @@ def follow_latest(directory: Path) -> Path:
 
 
 def previous_of(directory: Path) -> Path:
-    """Where a save keeps the old directory during the instant in which it swaps in the new one."""
+    """Return the path to which a save moves the old directory before it moves the new one in."""
     return directory.with_name(f".{directory.name}.previous")
 
 
 def _not_a_checkpoint(directory: Path) -> str:
+    """Return the error message for a path that is not a checkpoint."""
     name = _printable(directory)
     if os.path.isfile(directory):
         hint = "; import it with `tinystory import`" if directory.suffix == ".bin" else ""
@@ -72,7 +72,7 @@ def _not_a_checkpoint(directory: Path) -> str:
         return f"cannot read the checkpoint directory {name}: {error.strerror}"
     if empty:
         return f"{name} is empty; a checkpoint holds config.json, model.safetensors and tokenizer.json"
-    return f"{name} has no config.json, so it is not a checkpoint (nor a training run that has saved one)"
+    return f"{name} has no config.json, so it is neither a checkpoint nor a training run that has saved one"
 
 
 def _printable(path: Path) -> str:

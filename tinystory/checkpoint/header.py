@@ -1,53 +1,45 @@
-"""A checkpoint directory: what its files say, checked before torch is imported, and the model in it.
+"""Read everything of a checkpoint except the values of its weights, and check it before torch is imported.
 
-Nothing here unpickles or runs code from a checkpoint. The layout is Hugging Face's, see `hf_layout`.
+This module knows no tensor and runs no code from a checkpoint. `hf_layout` knows the names of Hugging Face.
 """
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from tinystory.checkpoint import hf_layout
-from tinystory.checkpoint.directory import follow_latest, locate
-from tinystory.checkpoint.hash import file_stamp, model_hash
+from tinystory.checkpoint.directory import follow_latest
+from tinystory.checkpoint.hash import file_stamp
 from tinystory.checkpoint.safetensors_header import TensorEntry, read_tensors
-from tinystory.checkpoint.save import save_checkpoint
 from tinystory.checkpoint.vocabulary import read_vocabulary
+from tinystory.dtypes import dtype_of_safetensors
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
 from tinystory.safe.reading import read_json_object, shown
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["CheckpointHeader", "check_doubled_head", "name_in_file", "read_header"]
 
-__all__ = [
-    "CheckpointHeader", "TensorEntry", "check_doubled_head", "locate", "model_hash", "name_in_file", "read_header",
-    "save_checkpoint",
-]  # fmt: skip
-
-STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_HEAD = "lm_head.weight"
 _BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class CheckpointHeader:
-    """Everything about a checkpoint but the values of its weights; one that exists has been checked.
+    """A checkpoint without the values of its weights. `read_header` has checked it.
 
     Attributes:
-        directory: where the files are, links followed.
-        config: None where only transformers knows the architecture; its tensors are then unchecked but for
-            their place in the files.
+        directory: the directory with the files, after all links.
+        config: the shape of the model; None if only transformers knows the architecture. In that case nothing is
+            checked of the tensors except their places in the files.
         hf_config: the content of config.json.
-        dtype: of most weights on disk: float32, bfloat16 or float16 (for a model not ours, perhaps another
-            safetensors name).
-        tensors: Hugging Face's names -> file, dtype, shape and byte offsets.
-        bos_id: the token that a story begins with, if any.
-        eos_ids: the tokens that end one.
-        provenance: the content of tinystory.json, empty where there is none.
-        stamp: tells whether the files are still those that were read.
+        dtype: the format of most weights on the disk: float32, bfloat16 or float16. A model that only
+            transformers runs may have another one, under its safetensors name.
+        tensors: the file, dtype, shape and byte offsets of each tensor, by the name that Hugging Face gives it.
+        bos_id: the token that a story begins with, or None.
+        eos_ids: the tokens that end a story.
+        provenance: the content of tinystory.json; empty if there is no such file.
+        stamp: sizes and times of the files, as from `file_stamp`; it differs once a file has been replaced.
     """
 
     directory: Path
@@ -62,16 +54,16 @@ class CheckpointHeader:
 
 
 def read_header(directory: Path) -> CheckpointHeader:
-    """Read and check a checkpoint but for its weights' values; imports neither torch nor transformers.
+    """Read and check a checkpoint without the values of its weights; imports neither torch nor transformers.
 
     Args:
         directory: a checkpoint, or the checkpoint folder of a training run, whose `latest` is read.
 
     Raises:
-        CheckpointError: anything is missing, damaged, out of range or does not fit together.
+        CheckpointError: a file is missing or damaged, a value is out of range, or two files do not fit together.
     """
     directory = follow_latest(directory)
-    hf_config = read_json_object(directory / "config.json")
+    hf_config = read_json_object(directory / "config.json", raises=CheckpointError)
     config = hf_layout.from_hf_config(hf_config)
     tensors = read_tensors(directory)
     stamp = file_stamp(directory)
@@ -89,69 +81,80 @@ def read_header(directory: Path) -> CheckpointHeader:
     return CheckpointHeader(directory, config, hf_config, dtype, tensors, bos_id, eos_ids, provenance, stamp)
 
 
-# --- checks without torch ---
-
-
 def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, TensorEntry]) -> None:
-    """Every expected tensor is there with its shape and a float dtype, and no other."""
+    """Check that the file has exactly the tensors of the config, each with its shape and a stored dtype."""
     prefix = hf_layout.name_prefix(config, tensors)
     expected = {name_in_file(layout.name, prefix, config): layout.shape for layout in hf_layout.tensor_layout(config)}
-    if config.tied_head and _HEAD in tensors:
-        expected[_HEAD] = (config.vocab_size, config.d_model)
+    if config.tied_head and hf_layout.HEAD in tensors:
+        expected[hf_layout.HEAD] = (config.vocab_size, config.d_model)
     for name, shape in expected.items():
         entry = tensors.get(name)
         if entry is None:
             raise CheckpointError(f"{directory}: the weights lack the tensor {name}, {shown(shape)}")
         where = f"{directory / entry.file}: the tensor {name}"
         if entry.shape != shape:
-            raise CheckpointError(f"{where} has the shape {shown(entry.shape)}; config.json makes it {shown(shape)}")
-        if entry.dtype not in STORED_DTYPES:
+            raise CheckpointError(f"{where} has the shape {shown(entry.shape)}; config.json asks for {shown(shape)}")
+        if dtype_of_safetensors(entry.dtype) is None:
             raise CheckpointError(f"{where} is {entry.dtype}; weights must be F32, BF16 or F16")
     for name in tensors:
         if name not in expected and not hf_layout.is_known_buffer(config, name):
             raise CheckpointError(
                 f"{directory}: the weights have an unknown tensor {shown(name)}; "
-                f"config.json describes a {config.family} model without it"
+                f"the {config.family} model of config.json has none of that name"
             )
 
 
 def name_in_file(full_name: str, prefix: str, config: ModelConfig) -> str:
-    """A tensor's name in a file, from transformers' full name and the prefix that the file has."""
-    return full_name if prefix or full_name == _HEAD else full_name.split(".", 1)[1]
+    """Return the name of a tensor in a file.
+
+    Args:
+        full_name: transformers' full name of the tensor.
+        prefix: what the tensor names of this file begin with, as from `hf_layout.name_prefix`.
+        config: the shape of the model. No family needs it for its names now.
+    """
+    return full_name if prefix or full_name == hf_layout.HEAD else full_name.split(".", 1)[1]
 
 
 def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
+    """Return the dtype that takes the most bytes, by our name for it. If we have none, return the safetensors name."""
     n_bytes: dict[str, int] = {}
     for entry in tensors.values():
         n_bytes[entry.dtype] = n_bytes.get(entry.dtype, 0) + entry.end - entry.start
     largest = max(n_bytes, key=n_bytes.__getitem__, default="F32")
-    return STORED_DTYPES.get(largest, largest)
+    return dtype_of_safetensors(largest) or largest
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if os.path.lexists(path) else {}
-
-
-# --- values ---
+    return read_json_object(path, raises=CheckpointError) if os.path.lexists(path) else {}
 
 
 def check_doubled_head(header: CheckpointHeader, prefix: str) -> None:
-    """A tied model may store its head a second time, but it must be the same: transformers would use both."""
-    if _HEAD not in header.tensors or header.config is None:
+    """Check that a tied head which is stored a second time equals the embedding; transformers would use both.
+
+    Args:
+        header: the header of a checkpoint. If it has no tied head or stores it once, nothing is checked.
+        prefix: what the tensor names of the file begin with, as from `hf_layout.name_prefix`.
+
+    Raises:
+        CheckpointError: head and embedding differ.
+        OSError: a file cannot be read.
+    """
+    if hf_layout.HEAD not in header.tensors or header.config is None:
         return
     embed_name = hf_layout.tensor_layout(header.config)[0].name
-    head, embed = header.tensors[_HEAD], header.tensors[name_in_file(embed_name, prefix, header.config)]
+    head, embed = header.tensors[hf_layout.HEAD], header.tensors[name_in_file(embed_name, prefix, header.config)]
     with (
         (header.directory / head.file).open("rb") as head_file,
         (header.directory / embed.file).open("rb") as embed_file,
     ):
         if not _same_bytes(head_file, head, embed_file, embed):
             raise CheckpointError(
-                f"{header.directory}: config.json ties head and embedding, but {_HEAD} and {embed_name} differ"
+                f"{header.directory}: config.json ties head and embedding, but {hf_layout.HEAD} and {embed_name} differ"
             )
 
 
 def _same_bytes(file: BinaryIO, entry: TensorEntry, other_file: BinaryIO, other: TensorEntry) -> bool:
+    """Compare two tensors block by block, so that neither has to fit into memory."""
     n_left = entry.end - entry.start
     if n_left != other.end - other.start or entry.dtype != other.dtype:
         return False

@@ -1,7 +1,7 @@
-"""Hugging Face's names: config.json <-> `ModelConfig`, and where our parameters lie among its tensors.
+"""Translate between Hugging Face and us: config.json and `ModelConfig`, its tensors and our parameters.
 
-No other module knows these names, and this one needs no torch to be read. `auto_map` and everything else that
-points at code is ignored.
+No other module knows the names of Hugging Face. Importing this one does not import torch. `auto_map`, and every other
+field that points at code, is ignored.
 """
 
 import re
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "HfTensor", "from_hf_config", "is_known_buffer", "name_prefix", "pack", "tensor_layout", "to_hf_config",
+    "HEAD", "HfTensor", "from_hf_config", "is_known_buffer", "name_prefix", "pack", "tensor_layout", "to_hf_config",
     "token_ids", "unpack",
 ]  # fmt: skip
+
+HEAD = "lm_head.weight"
+"""The name of the output head; it is the same with and without a prefix."""
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -29,7 +32,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
 }
 _NO_DEFAULT = -1
-_BUFFERS = {  # constants that old versions of transformers stored among the weights
+_BUFFERS = {  # constants that old versions of transformers stored with the weights
     "gpt2": re.compile(r"(transformer\.)?h\.\d{1,4}\.attn\.(bias|masked_bias)"),
     "llama": re.compile(r"(model\.)?(layers\.\d{1,4}\.self_attn\.)?rotary_emb\.inv_freq"),
 }
@@ -39,11 +42,10 @@ _BUFFERS = {  # constants that old versions of transformers stored among the wei
 
 
 def from_hf_config(hf_config: Mapping[str, Any]) -> ModelConfig | None:
-    """The model that a config.json describes.
+    """Translate the content of a config.json.
 
     Returns:
-        None where the config is fine but its architecture, or its variant of GPT-2 or Llama, is not ours:
-        such a model runs through transformers.
+        The config; or None if the architecture is not GPT-2 or Llama, or a variant that only transformers can run.
 
     Raises:
         CheckpointError: a field is missing, of the wrong type or out of range.
@@ -91,7 +93,7 @@ def _from_llama(hf_config: Mapping[str, Any]) -> ModelConfig | None:
     if activation is None or rope is None:
         return None
     n_head, d_model = _count(hf_config, "num_attention_heads"), _count(hf_config, "hidden_size")
-    if d_model % n_head:  # transformers demands it even where head_dim is given
+    if d_model % n_head:  # transformers requires this even if head_dim is given
         raise CheckpointError(f"hidden_size {d_model} is not a multiple of num_attention_heads {n_head}")
     attention_bias = _flag(hf_config, "attention_bias", False)
     return ModelConfig.llama(
@@ -115,10 +117,10 @@ def _from_llama(hf_config: Mapping[str, Any]) -> ModelConfig | None:
 
 
 def _rope(hf_config: Mapping[str, Any]) -> tuple[float, RopeScaling | None] | None:
-    """Base and scaling of the rotary positions; None for a kind that is not ours.
+    """Return base and scaling of the rotary positions; None for a kind that only transformers can run.
 
-    transformers 5 writes `rope_parameters`, version 4 `rope_theta` and `rope_scaling`; where both stand, the
-    older ones win there, and so here.
+    Version 5 of transformers writes `rope_parameters`, version 4 `rope_theta` and `rope_scaling`. If a file has
+    both, transformers uses the older fields, and so does this function.
     """
     parameters = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
     if not isinstance(parameters, dict):
@@ -143,7 +145,13 @@ def _rope(hf_config: Mapping[str, Any]) -> tuple[float, RopeScaling | None] | No
 
 
 def to_hf_config(config: ModelConfig, dtype: str, bos_id: int | None, eos_ids: Collection[int]) -> dict[str, Any]:
-    """The config.json of a model, for transformers 4 and 5 and for what else reads these files.
+    """Return the content of config.json for transformers 4 and 5, and for other programs that read it.
+
+    Args:
+        config: the shape of the model.
+        dtype: the dtype of the weights on disk.
+        bos_id: the token that a story begins with.
+        eos_ids: the tokens that end a story.
 
     Raises:
         CheckpointError: Hugging Face's architecture of this family cannot express the config.
@@ -166,19 +174,25 @@ def to_hf_config(config: ModelConfig, dtype: str, bos_id: int | None, eos_ids: C
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-    if gpt2:
-        return shared | {
-            "n_embd": config.d_model,
-            "n_layer": config.n_layer,
-            "n_head": config.n_head,
-            "n_inner": config.d_ff,
-            "n_positions": config.max_seq_len,
-            "layer_norm_epsilon": config.norm_eps,
-            "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
-            "attn_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
-        }
+    return shared | (_gpt2_fields(config) if gpt2 else _llama_fields(config))
+
+
+def _gpt2_fields(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "n_embd": config.d_model,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.d_ff,
+        "n_positions": config.max_seq_len,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
+
+
+def _llama_fields(config: ModelConfig) -> dict[str, Any]:
     scaling = config.rope_scaling
     stretch: dict[str, Any] = {"rope_type": scaling.kind if scaling else "default"}
     if scaling:
@@ -187,7 +201,7 @@ def to_hf_config(config: ModelConfig, dtype: str, bos_id: int | None, eos_ids: C
         stretch["low_freq_factor"] = scaling.low_freq_factor
         stretch["high_freq_factor"] = scaling.high_freq_factor
         stretch["original_max_position_embeddings"] = scaling.original_max_seq_len
-    return shared | {
+    return {
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head,
@@ -212,15 +226,14 @@ def _one_or_list(ids: Collection[int]) -> int | list[int] | None:
 def token_ids(
     hf_config: Mapping[str, Any], generation_config: Mapping[str, Any], vocab_size: int | None
 ) -> tuple[int | None, frozenset[int]]:
-    """BOS and EOS ids; generation_config.json goes before config.json, as in transformers.
+    """Return the BOS id and the EOS ids. generation_config.json overrides config.json, as in transformers.
 
-    An id outside the vocabulary can neither be fed nor come out, so it counts as absent: small models often
-    carry their family's defaults (50256) along.
+    An id outside the vocabulary is ignored: small models often have the default of their family (50256) in the file.
 
     Args:
         hf_config: the content of config.json.
-        generation_config: of generation_config.json, empty where there is none.
-        vocab_size: of the model; None where it is not known.
+        generation_config: the content of generation_config.json; empty if there is no such file.
+        vocab_size: the number of tokens of the model; None if it is not known.
 
     Raises:
         CheckpointError: an id is not a whole number from 0.
@@ -228,7 +241,7 @@ def token_ids(
     bos: set[int] = set()
     eos: set[int] = set()
     for fields in (hf_config, generation_config):
-        for key, known in (("bos_token_id", bos), ("eos_token_id", eos)):
+        for key, chosen in (("bos_token_id", bos), ("eos_token_id", eos)):
             value = fields.get(key)
             ids = value if isinstance(value, list) else [] if value is None else [value]
             for token_id in ids:
@@ -236,8 +249,8 @@ def token_ids(
                     raise CheckpointError(f"{key} is {shown(value)}; it must be a whole number from 0")
             valid = {i for i in ids if vocab_size is None or i < vocab_size}
             if valid:
-                known.clear()
-                known.update(valid)
+                chosen.clear()
+                chosen.update(valid)
     return min(bos, default=None), frozenset(eos)
 
 
@@ -246,10 +259,13 @@ def token_ids(
 
 @dataclass(frozen=True)
 class HfTensor:
-    """One tensor of a Hugging Face file and the parameters of `Transformer` it holds.
+    """One tensor of a Hugging Face file, and the parameters of `Transformer` in it.
 
-    Several parameters lie one after the other along the last axis. `transposed`: stored as (in, out) where
-    ours is (out, in), GPT-2's Conv1D.
+    Attributes:
+        name: transformers' full name of the tensor.
+        shape: the shape in the file.
+        parameters: our names of the parameters. Several parameters are joined along the last axis of the file's tensor.
+        transposed: the file has (in, out) and we have (out, in), as in the Conv1D of GPT-2.
     """
 
     name: str
@@ -259,10 +275,10 @@ class HfTensor:
 
 
 def tensor_layout(config: ModelConfig) -> list[HfTensor]:
-    """Every tensor of a checkpoint under transformers' full names; a tied head is not among them."""
+    """Return every tensor of a checkpoint, the embedding first; a tied head is left out."""
     layout = list(_gpt2_layout(config) if config.family == "gpt2" else _llama_layout(config))
     if not config.tied_head:
-        layout.append(HfTensor("lm_head.weight", (config.vocab_size, config.d_model), ("head.weight",)))
+        layout.append(HfTensor(HEAD, (config.vocab_size, config.d_model), ("head.weight",)))
     return layout
 
 
@@ -277,12 +293,12 @@ def _gpt2_layout(config: ModelConfig) -> Iterable[HfTensor]:
         "mlp.c_proj": (d_ff, c, ("ff.down",)),
     }
     for n in range(config.n_layer):
-        for theirs, ours in (("ln_1", "attn_norm"), ("ln_2", "ff_norm")):
+        for hf_name, our_name in (("ln_1", "attn_norm"), ("ln_2", "ff_norm")):
             for part in ("weight", "bias"):
-                yield HfTensor(f"transformer.h.{n}.{theirs}.{part}", (c,), (f"blocks.{n}.{ours}.{part}",))
-        for theirs, (n_in, n_out, ours_fused) in projections.items():
-            name = f"transformer.h.{n}.{theirs}"
-            weights, biases = (tuple(f"blocks.{n}.{o}.{part}" for o in ours_fused) for part in ("weight", "bias"))
+                yield HfTensor(f"transformer.h.{n}.{hf_name}.{part}", (c,), (f"blocks.{n}.{our_name}.{part}",))
+        for hf_name, (n_in, n_out, our_names) in projections.items():
+            name = f"transformer.h.{n}.{hf_name}"
+            weights, biases = (tuple(f"blocks.{n}.{ours}.{part}" for ours in our_names) for part in ("weight", "bias"))
             yield HfTensor(f"{name}.weight", (n_in, n_out), weights, transposed=True)
             yield HfTensor(f"{name}.bias", (n_out,), biases)
     for part in ("weight", "bias"):
@@ -302,29 +318,29 @@ def _llama_layout(config: ModelConfig) -> Iterable[HfTensor]:
         "mlp.down_proj": (c, config.d_ff, "ff.down", config.ff_bias),
     }
     for n in range(config.n_layer):
-        for theirs, ours in (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ff_norm")):
-            yield HfTensor(f"model.layers.{n}.{theirs}.weight", (c,), (f"blocks.{n}.{ours}.weight",))
-        for theirs, (n_out, n_in, ours, bias) in projections.items():
-            name = f"model.layers.{n}.{theirs}"
-            yield HfTensor(f"{name}.weight", (n_out, n_in), (f"blocks.{n}.{ours}.weight",))
+        for hf_name, our_name in (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ff_norm")):
+            yield HfTensor(f"model.layers.{n}.{hf_name}.weight", (c,), (f"blocks.{n}.{our_name}.weight",))
+        for hf_name, (n_out, n_in, our_name, bias) in projections.items():
+            name = f"model.layers.{n}.{hf_name}"
+            yield HfTensor(f"{name}.weight", (n_out, n_in), (f"blocks.{n}.{our_name}.weight",))
             if bias:
-                yield HfTensor(f"{name}.bias", (n_out,), (f"blocks.{n}.{ours}.bias",))
+                yield HfTensor(f"{name}.bias", (n_out,), (f"blocks.{n}.{our_name}.bias",))
     yield HfTensor("model.norm.weight", (c,), ("norm.weight",))
 
 
 def name_prefix(config: ModelConfig, names: Collection[str]) -> str:
-    """What stands before the tensor names of a file: "transformer.", "model." or, in a bare model, nothing."""
+    """Return the prefix of a file's tensor names: "transformer.", "model.", or "" in a model saved without head."""
     prefix = "transformer." if config.family == "gpt2" else "model."
     return prefix if any(name.startswith(prefix) for name in names) else ""
 
 
 def is_known_buffer(config: ModelConfig, name: str) -> bool:
-    """Whether a tensor is a constant (a causal mask, rotary frequencies) that some files carry along."""
+    """Return whether a tensor is a constant that some files have: a causal mask, or rotary frequencies."""
     return _BUFFERS[config.family].fullmatch(name) is not None
 
 
 def unpack(layout: HfTensor, tensor: "Tensor") -> "dict[str, Tensor]":
-    """Our parameters in one tensor of a file: contiguous, each with its own memory where they were fused."""
+    """Split one tensor of a file into our parameters by name: contiguous, and with memory of their own if fused."""
     parts = tensor.chunk(len(layout.parameters), dim=-1)
     if layout.transposed:
         parts = tuple(part.t().contiguous() for part in parts)
@@ -334,7 +350,7 @@ def unpack(layout: HfTensor, tensor: "Tensor") -> "dict[str, Tensor]":
 
 
 def pack(layout: HfTensor, parameters: "Mapping[str, Tensor]") -> "Tensor":
-    """The inverse of `unpack`."""
+    """Join our parameters into one contiguous tensor of a file: the inverse of `unpack`."""
     import torch
 
     parts = [parameters[name].t() if layout.transposed else parameters[name] for name in layout.parameters]
@@ -345,7 +361,7 @@ def pack(layout: HfTensor, parameters: "Mapping[str, Tensor]") -> "Tensor":
 
 
 def _count(fields: Mapping[str, Any], *keys: str, default: int = _NO_DEFAULT) -> int:
-    """The first of `keys` that has a value, a positive integer."""
+    """Return the value of the first of `keys` that has one; it must be a positive integer below 2^31."""
     key = next((key for key in keys if fields.get(key) is not None), None)
     if key is None:
         if default == _NO_DEFAULT:

@@ -1,7 +1,7 @@
-"""The Hugging Face hub: the local cache first, then the network, and a quick answer where there is none.
+"""Fetch models from the Hugging Face hub: from the local cache, else over the network; fail quickly without one.
 
-Of models, only configs, safetensors weights and tokenizer texts are ever fetched: no pickled weights, no code.
-Of datasets only the first question is asked here; `datasets` fetches them, but would retry for half a minute.
+Only configs, safetensors weights and tokenizer files of models are fetched, never pickled weights or code. Datasets are
+fetched by the library `datasets`, which retries for half a minute; so this module first asks if the hub has them.
 """
 
 import re
@@ -18,21 +18,22 @@ _FILES = ["*.json", "*.txt", "model*.safetensors"]
 _NOT_FILES = ["*/*"]
 _REQUEST_SECONDS = 4.0
 _PROBE_SECONDS = 6.0
-"""A name lookup has no time limit of its own, so the first question to the hub gets this one in total."""
+"""Time limit of the first question to the hub as a whole; the lookup of a host name has no limit of its own."""
 
 
 def is_model_id(text: str) -> bool:
-    """Whether a string has the form of a hub id, `name` or `organisation/name`."""
+    """Return whether a string has the form of a hub id: `name` or `organisation/name`."""
     return _MODEL_ID.fullmatch(text) is not None
 
 
 def download(model_id: str) -> Path:
-    """The local directory of a hub model, downloaded if the cache has not all of it.
+    """Return the local directory of a hub model; download the model first unless the cache has all of it.
 
-    `HF_HUB_OFFLINE`, `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` mean what they mean to huggingface_hub.
+    `HF_HUB_OFFLINE`, `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` work as in huggingface_hub.
 
     Raises:
-        CheckpointError: no such model, no access, no network (within about 6 seconds), or no safetensors weights.
+        CheckpointError: there is no such model, no access, no safetensors weights, or no network. A missing network
+            is noticed within about 6 seconds.
     """
     from huggingface_hub import snapshot_download
 
@@ -42,12 +43,12 @@ def download(model_id: str) -> Path:
     _check_hub_has(model_id)
     try:
         return Path(snapshot_download(model_id, allow_patterns=_FILES, ignore_patterns=_NOT_FILES))
-    except Exception as error:  # its HTTP client, whose errors these are, changes from version to version
+    except Exception as error:  # the HTTP client and its errors change between versions
         raise CheckpointError(f"cannot download {model_id}: {one_line(error)}") from error
 
 
 def _cached(model_id: str) -> Path | None:
-    """The model's directory in the cache, where it is complete."""
+    """Return the directory of a model in the cache, or None if it is not complete."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -61,12 +62,12 @@ def _cached(model_id: str) -> Path | None:
 
 
 def dataset_problem(dataset_id: str) -> str | None:
-    """Why the hub cannot give a dataset now, in one line; None where it can. Takes at most about 6 seconds."""
+    """Return in one line why the hub cannot give a dataset now; None if it can. Takes at most about 6 seconds."""
     return _problem(_ask("dataset", dataset_id), "dataset", dataset_id, f"there is no file or folder {dataset_id}")
 
 
 def _check_hub_has(model_id: str) -> None:
-    """Ask the hub once whether it has safetensors weights of this model."""
+    """Raise CheckpointError unless the hub has safetensors weights of this model; ask it once."""
     answer = _ask("model", model_id)
     problem = _problem(answer, "model", model_id, f"there is no directory {model_id}")
     if problem:
@@ -74,7 +75,7 @@ def _check_hub_has(model_id: str) -> None:
 
 
 def _ask(kind: str, repo_id: str) -> list[str] | Exception:
-    """The files of a model or dataset, asked for once, without retries; or what went wrong."""
+    """Ask once, without retries, for the file names of a model or dataset; return the error if that fails."""
     from huggingface_hub import HfApi
 
     answer: list[list[str] | Exception] = []
@@ -85,7 +86,7 @@ def _ask(kind: str, repo_id: str) -> list[str] | Exception:
             ask_about = api.dataset_info if kind == "dataset" else api.model_info
             info = ask_about(repo_id, timeout=_REQUEST_SECONDS)
             answer.append([file.rfilename for file in info.siblings or []])
-        except Exception as error:  # for the caller's thread
+        except Exception as error:  # returned to the caller, who is in another thread
             answer.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -95,7 +96,7 @@ def _ask(kind: str, repo_id: str) -> list[str] | Exception:
 
 
 def _problem(answer: list[str] | Exception, kind: str, repo_id: str, here: str) -> str | None:
-    """One line on what an answer of `_ask` means for the user; `here` says what is not on this machine."""
+    """Return one line that explains a failed answer of `_ask`, or None; `here` says what this machine lacks."""
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     if isinstance(answer, OfflineModeIsEnabled):

@@ -1,14 +1,19 @@
-"""XXX-DOC."""
+"""Read the weights of a checked checkpoint into a `Transformer`.
+
+It imports torch only when a function is called. It knows no session and no decoder.
+"""
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinystory.checkpoint import hf_layout
-from tinystory.checkpoint.header import STORED_DTYPES, CheckpointHeader, check_doubled_head, name_in_file
+from tinystory.checkpoint.header import CheckpointHeader, check_doubled_head, name_in_file
 from tinystory.checkpoint.safetensors_header import TensorEntry
+from tinystory.dtypes import DTYPES, LOADED_DTYPES, dtype_of_safetensors
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.model.config import ModelConfig
+from tinystory.model.device import usable_device
 from tinystory.safe.reading import shown
 
 if TYPE_CHECKING:
@@ -20,35 +25,33 @@ if TYPE_CHECKING:
 __all__ = ["load_model", "meta_model"]
 
 
-_LOADABLE_DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
 def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "cpu") -> "Transformer":
-    """The model of a checkpoint, in eval mode and without gradients (training turns both on again).
+    """Load the model of a checkpoint, in eval mode and without gradients; training turns both on again.
 
-    Peak memory is the weights plus the largest single tensor.
+    The peak of memory is the weights plus the largest single tensor.
 
     Args:
-        header: of a checkpoint of our architectures.
-        dtype: of the parameters: float32, bfloat16, float16 or float64.
-        device: as torch writes it, like "cpu" or "cuda:0".
+        header: the header of a checkpoint of the GPT-2 or Llama family.
+        dtype: the dtype of the parameters: float32, bfloat16, float16 or float64.
+        device: the device as torch writes it, like "cpu" or "cuda:0".
 
     Raises:
-        CheckpointError: not our architecture, weights that are not finite, or files that changed meanwhile.
-        UsageError: an unknown dtype, or a device that is not there.
-        TinystoryError: not enough memory.
+        CheckpointError: only transformers runs this architecture, weights are not finite, or a file has changed
+            since the header was read.
+        UsageError: the dtype is unknown, or the device is not available.
+        TinystoryError: there is not enough memory.
     """
     config = header.config
     if config is None:
         raise CheckpointError(
             f"{header.directory} is a {shown(header.hf_config.get('model_type'))} model, which only transformers runs"
         )
-    if dtype not in _LOADABLE_DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}; choose one of {', '.join(_LOADABLE_DTYPES)}")
-    _check_memory(config.n_parameters * {"float64": 8, "float32": 4}.get(dtype, 2), device)
+    if dtype not in LOADED_DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; choose one of {', '.join(LOADED_DTYPES)}")
+    _check_memory(config.n_parameters * DTYPES[dtype].n_bytes, device)
     import torch
 
-    target_dtype, target = getattr(torch, dtype), _device(device)
+    target_dtype, target = getattr(torch, dtype), usable_device(device)
     model = meta_model(config)
     prefix = hf_layout.name_prefix(config, header.tensors)
     state: dict[str, Tensor] = {}
@@ -71,14 +74,14 @@ def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "
 
 
 def meta_model(config: ModelConfig) -> "Transformer":
-    """A model of shapes without values, to be filled by `load_state_dict(..., assign=True)`."""
+    """Return a model whose parameters have shapes but no values, for `load_state_dict(..., assign=True)`."""
     import torch
     from torch.overrides import TorchFunctionMode
 
     from tinystory.model.transformer import Transformer
 
     class SkipRandomInit(TorchFunctionMode):
-        """Without it, drawing an `Embedding` that nobody will see imports 800 modules: a second, 70 MB."""
+        """A mode that draws no random weights: on the meta device that would import 800 modules (1 s, 70 MB)."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
@@ -89,7 +92,7 @@ def meta_model(config: ModelConfig) -> "Transformer":
 
 
 def _check_memory(n_bytes: int, device: str) -> None:
-    """Refuse at once what the machine's memory cannot hold; a swapping machine is of no use to anybody."""
+    """Refuse a model that is larger than this computer's memory, before loading it makes the computer swap."""
     try:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -100,26 +103,17 @@ def _check_memory(n_bytes: int, device: str) -> None:
         )
 
 
-def _device(name: str) -> "torch.device":
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # also "not compiled with CUDA"
-        raise UsageError(f"the device {name!r} is not available; --device cpu always is") from error
-    return device
-
-
 def _read(directory: Path, entry: TensorEntry) -> "Tensor":
-    """Read one tensor.
+    """Read one tensor with a plain read into memory of its own.
 
-    A plain read into its own memory, not a memory map: a mapped file that somebody truncates kills the process
-    with SIGBUS, one that somebody overwrites changes the model, and a mapped and converted tensor counts twice.
+    A memory map would be dangerous: a mapped file that somebody truncates kills the process with SIGBUS, and one
+    that somebody overwrites changes the model. A tensor that is mapped and then converted also needs twice the memory.
     """
     import torch
 
-    tensor = torch.empty(entry.shape, dtype=getattr(torch, STORED_DTYPES[entry.dtype]))
+    dtype = dtype_of_safetensors(entry.dtype)
+    assert dtype is not None  # `read_header` refuses other dtypes
+    tensor = torch.empty(entry.shape, dtype=getattr(torch, dtype))
     try:
         with (directory / entry.file).open("rb") as file:
             file.seek(entry.start)
@@ -132,12 +126,12 @@ def _read(directory: Path, entry: TensorEntry) -> "Tensor":
 
 
 def _finite(directory: Path, name: str, tensor: "Tensor", dtype: "torch.dtype") -> "Tensor":
-    """The tensor in the dtype asked for, if all its values are finite there."""
+    """Convert a tensor, and check that its values are finite both before and after."""
     import torch
 
-    # aminmax carries NaN along and, unlike isfinite, needs no memory
+    # aminmax propagates NaN and, unlike isfinite, needs no memory.
     if not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
-        raise CheckpointError(f"{directory}: the tensor {name} holds NaN or infinity; the training went astray")
+        raise CheckpointError(f"{directory}: the tensor {name} holds NaN or infinity; the training failed")
     converted = tensor.to(dtype)
     if converted is not tensor and not all(torch.isfinite(bound) for bound in torch.aminmax(converted)):
         raise CheckpointError(f"{directory}: the tensor {name} does not fit into {dtype}; load it as float32")

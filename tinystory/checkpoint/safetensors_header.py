@@ -1,7 +1,7 @@
-"""The headers of safetensors files: which tensors lie where. Reads no tensor data and needs no torch.
+"""Read the headers of safetensors files: the place, dtype and shape of each tensor. It needs no torch.
 
-A file is an 8-byte little-endian length, a JSON header of that length, and the data. Everything the header
-says is checked against the file's size before anybody takes memory for it.
+A file is an 8-byte little-endian length, a JSON header of that length, and the data. Every number of the header is
+checked against the size of the file before memory is taken for it. The data itself is not read here.
 """
 
 import os
@@ -21,8 +21,8 @@ __all__ = ["TensorEntry", "read_tensors", "weight_files"]
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# The format allows 100 MB, but parsed JSON takes up to 25 times its size in memory. Fifty thousand tensors have
-# a header of about 6 MB.
+# The format allows 100 MB, but parsed JSON takes up to 25 times its size in memory. A header of fifty thousand
+# tensors has about 6 MB.
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_INDEX_BYTES = 8 * 2**20
 
@@ -38,7 +38,15 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies. `start` and `end` are byte offsets in the whole file, end exclusive."""
+    """The place of one tensor in its file.
+
+    Attributes:
+        file: the name of the file in the checkpoint directory.
+        dtype: the name of the dtype in safetensors, like "F32".
+        shape: the size of each axis.
+        start: the first byte, counted from the beginning of the file.
+        end: the byte after the last one.
+    """
 
     file: str
     dtype: str
@@ -48,15 +56,15 @@ class TensorEntry:
 
     @property
     def n_elements(self) -> int:
-        """Number of values."""
+        """The number of values."""
         return prod(self.shape)
 
 
 def weight_files(directory: Path) -> list[str]:
-    """Names of the files that hold the weights of a checkpoint, in order.
+    """Return the names of the files with the weights of a checkpoint, in order.
 
     Raises:
-        CheckpointError: there are none, or the index of a sharded checkpoint is damaged.
+        CheckpointError: there are no such files, or the index of a sharded checkpoint is damaged.
     """
     if os.path.lexists(directory / SINGLE_FILE):
         return [SINGLE_FILE]
@@ -66,10 +74,10 @@ def weight_files(directory: Path) -> list[str]:
 
 
 def read_tensors(directory: Path) -> dict[str, TensorEntry]:
-    """The tensors of a checkpoint directory, from its one file or from all its shards.
+    """Read the places of all tensors of a checkpoint directory, from its single file or from all its shards.
 
     Raises:
-        CheckpointError: no weights, or a header, an index or a file size is wrong.
+        CheckpointError: there are no weights, or a header, an index or a file size is wrong.
     """
     files = weight_files(directory)
     if files == [SINGLE_FILE]:
@@ -93,7 +101,7 @@ def read_tensors(directory: Path) -> dict[str, TensorEntry]:
 
 def _read_index(directory: Path) -> dict[str, str]:
     path = directory / INDEX_FILE
-    weight_map = read_json_object(path, MAX_INDEX_BYTES).get("weight_map")
+    weight_map = read_json_object(path, MAX_INDEX_BYTES, raises=CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map from tensor names to files")
     for file in weight_map.values():
@@ -103,7 +111,7 @@ def _read_index(directory: Path) -> dict[str, str]:
 
 
 def _read_file(path: Path) -> dict[str, TensorEntry]:
-    size = regular_file_size(path)
+    size = regular_file_size(path, raises=CheckpointError)
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -113,7 +121,7 @@ def _read_file(path: Path) -> dict[str, TensorEntry]:
             raw = file.read(n_header)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    header = parse_json_object(raw, f"the header of {path}", unique_keys=True)
+    header = parse_json_object(raw, f"the header of {path}", unique_keys=True, raises=CheckpointError)
     header.pop("__metadata__", None)
     n_data = size - 8 - n_header
     entries = {name: _entry(path, name, value, 8 + n_header, n_data) for name, value in header.items()}
@@ -130,7 +138,7 @@ def _read_file(path: Path) -> dict[str, TensorEntry]:
 
 
 def _entry(path: Path, name: str, value: Any, offset: int, n_data: int) -> TensorEntry:
-    """Check one line of a header against itself and against the `n_data` bytes that follow the header."""
+    """Check the entry of one tensor against itself and against the `n_data` bytes that follow the header."""
     where = f"{path}: the tensor {shown(name)}"
     fields: Mapping[str, Any] = value if isinstance(value, dict) else {}
     dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
@@ -155,7 +163,7 @@ def _is_size(value: object) -> bool:
 
 
 def _not_safetensors(path: Path, start: bytes, size: int, n_header: int) -> str:
-    """What a file is that does not begin like safetensors."""
+    """Return the error message for a file that does not begin like safetensors: it names the format if it can."""
     if start.startswith(b"PK\x03\x04"):
         kind = "a zip archive (PyTorch's pickled format)"
     elif start[:1] == b"\x80" and start[1:2] <= b"\x05":
@@ -175,7 +183,7 @@ def _not_safetensors(path: Path, start: bytes, size: int, n_header: int) -> str:
 
 
 def _no_weights(directory: Path) -> str:
-    """Why a directory has no weights, and what to do."""
+    """Return the error message for a directory without weights: the reason, and what to do."""
     try:
         names = sorted(entry.name for entry in directory.iterdir())
     except OSError as error:
@@ -184,7 +192,7 @@ def _no_weights(directory: Path) -> str:
     if pickled:
         return (
             f"{directory} has only pickled weights ({shown(pickled[0])}), which can run code and are never "
-            "opened; convert them to safetensors where you trust them"
+            "opened; convert them to safetensors if you trust them"
         )
     if any(name.lower().endswith(".gguf") for name in names):
         return f"{directory} has GGUF weights only; tinystory reads {SINGLE_FILE}"

@@ -1,8 +1,9 @@
-"""Writing a checkpoint directory so that a crash at any moment leaves the old one or the new one, whole.
+"""Write a checkpoint directory so that a crash at any moment leaves the whole old one or the whole new one.
 
-The files go into a hidden directory beside the target and are synced to disk. Where the target does not exist
-yet, one rename puts it in place. Where it exists, the old directory is first renamed aside (`.NAME.previous`);
-between the two renames there is no directory NAME, and `checkpoint_directory.resolve` reads the one aside.
+The files are written into a hidden directory beside the target, and synced to the disk. If the target does not exist,
+one rename puts the new directory in place. If it exists, the old directory is first renamed to `.NAME.previous`.
+Between these two renames there is no directory NAME; then `directory.follow_latest` reads the renamed one. A directory
+cannot be replaced by one rename, so `safe.writing`, which replaces single files, is no help here.
 """
 
 import json
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tinystory.checkpoint import hf_layout
 from tinystory.checkpoint.directory import previous_of
 from tinystory.checkpoint.vocabulary import vocabulary
+from tinystory.dtypes import STORED_DTYPES
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.safe.reading import parse_json_object
 
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["save_checkpoint"]
 
-_DTYPES = ("float32", "bfloat16", "float16")
-_OUR_FILES = re.compile(  # what a directory may hold that a save replaces
+_OUR_FILES = re.compile(  # a directory with other files than these is never replaced
     r"(config|generation_config|tinystory|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|merges\.txt|README\.md|chat_template\.jinja"
 )
@@ -50,21 +51,22 @@ def save_checkpoint(
     model_card: str | None = None,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a whole checkpoint directory, atomically.
+    """Write a whole checkpoint directory in one step.
 
     Args:
-        directory: made with its parents; one that exists must be empty or a checkpoint, and is replaced.
+        directory: the target; its parents are made. A directory that exists must be empty or a checkpoint; it is
+            replaced.
         model: on any device; its weights must be finite.
         tokenizer_json: the content of tokenizer.json, BOS template included.
         bos_id: the token that a story begins with.
-        eos_ids: the tokens that end one.
-        dtype: of the weights on disk: float32, bfloat16 or float16.
+        eos_ids: the tokens that end a story.
+        dtype: the dtype of the weights on disk: float32, bfloat16 or float16.
         provenance: the content of tinystory.json: where the weights come from.
-        model_card: the content of README.md.
-        extra_files: more files, name -> content, such as a training state.
+        model_card: the content of README.md; None writes no such file.
+        extra_files: the content of more files by name, such as a training state.
 
     Raises:
-        UsageError: the directory holds other things than a checkpoint.
+        UsageError: the dtype is unknown, or the directory has files that do not belong to a checkpoint.
         CheckpointError: the weights are not finite, or model, tokenizer and ids do not fit together.
         TinystoryError: the disk is full, or a directory cannot be written.
     """
@@ -84,21 +86,21 @@ def save_checkpoint(
         for name, content in contents.items():
             (partial / name).write_bytes(content)
         _write_weights(partial / "model.safetensors", weights)
-        # safetensors makes its file readable by the owner alone; the others show what the user's umask allows
+        # safetensors lets only the owner read its file; the other files have the mode of the user's umask.
         (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)
         for path in [*partial.iterdir(), partial]:
             _sync(path)
         _swap_in(partial, directory)
     except OSError as error:
         raise TinystoryError(
-            f"cannot save {directory}: {error.strerror or error}; what was there before is untouched"
+            f"cannot save {directory}: {error.strerror or error}; the old files are untouched"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_target(directory: Path, extra_files: Iterable[str]) -> None:
-    """Refuse to replace a directory that is anything but empty or a checkpoint."""
+    """Refuse to replace a directory that is neither empty nor a checkpoint."""
     try:
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
@@ -121,11 +123,11 @@ def _text_files(
     dtype: str,
     provenance: Mapping[str, Any],
 ) -> dict[str, str]:
-    """The JSON files of a checkpoint, name -> content."""
-    if dtype not in _DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}; a checkpoint has one of {', '.join(_DTYPES)}")
+    """Return the content of each JSON file of a checkpoint, by name."""
+    if dtype not in STORED_DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; a checkpoint has one of {', '.join(STORED_DTYPES)}")
     ids = {*eos_ids, *(() if bos_id is None else (bos_id,))}
-    tokens = vocabulary(parse_json_object(tokenizer_json, "the tokenizer"), "the tokenizer")
+    tokens = vocabulary(parse_json_object(tokenizer_json, "the tokenizer", raises=CheckpointError), "the tokenizer")
     largest = max(tokens.values(), default=0)
     if largest >= config.vocab_size:
         raise CheckpointError(f"the tokenizer has the id {largest}; the model's vocab_size is {config.vocab_size}")
@@ -152,7 +154,7 @@ def _text_files(
 
 
 def _weights(model: "Transformer", dtype: str) -> "dict[str, Tensor]":
-    """Hugging Face's tensors on the CPU; a tied head is not among them."""
+    """Return the tensors by Hugging Face's names, on the CPU; a tied head is left out."""
     import torch
 
     state = model.state_dict()
@@ -171,12 +173,12 @@ def _write_weights(path: Path, weights: "dict[str, Tensor]") -> None:
 
     try:
         save_file(weights, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # how its writer reports a full disk
+    except SafetensorError as error:  # this is how safetensors reports a full disk
         raise OSError(0, " ".join(str(error).split())) from error
 
 
 def _swap_in(partial: Path, directory: Path) -> None:
-    """Put the finished directory in place of the old one, if any, and delete that."""
+    """Rename the finished directory to its final name; delete the old directory, if there was one."""
     previous = previous_of(directory)
     existed = directory.exists()
     if existed:
@@ -192,7 +194,7 @@ def _swap_in(partial: Path, directory: Path) -> None:
 
 
 def _clean_up(directory: Path) -> None:
-    """Put right what a killed save left behind."""
+    """Repair or remove the directories that a killed save has left."""
     previous = previous_of(directory)
     if previous.is_dir():
         if directory.exists():
@@ -209,7 +211,7 @@ def _glob_escaped(name: str) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or directory is on the disk."""
+    """Wait until a file or a directory is on the disk."""
     if path.is_dir() and os.name != "posix":
         return  # Windows cannot open a directory
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, or one by the name of a model, a file, a folder or a hub id."""
+"""Load the tokenizer of a checkpoint, or find one by the name of a model, a file, a folder or a hub id."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +14,10 @@ __all__ = ["find_tokenizer", "load_tokenizer"]
 
 
 def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
-    """A checkpoint's vocabulary; torch is not needed.
+    """Load the tokenizer of a checkpoint, without torch.
 
     Raises:
-        CheckpointError: it has none, or a damaged one.
+        CheckpointError: the checkpoint has no tokenizer, or a damaged one.
     """
     from tinystory.text.tokenizer import Tokenizer
 
@@ -30,15 +30,15 @@ def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
 
 
 def find_tokenizer(name: str) -> "Tokenizer":
-    """A run's vocabulary.
+    """Find and load a tokenizer, such as the one of a new run.
 
     Args:
-        name: the name of a shipped model, a tokenizer.json, a folder with one or with vocab.json and
-            merges.txt, or a hub name such as "gpt2".
+        name: a shipped model, a tokenizer.json, a folder with a tokenizer.json or with vocab.json and merges.txt,
+            or a hub id such as "gpt2".
 
     Raises:
-        CheckpointError: it is damaged.
-        UsageError: nothing is there, and the hub has none of that name or is out of reach.
+        CheckpointError: the tokenizer is damaged.
+        UsageError: there is no such file or folder, and the hub has no such tokenizer or cannot be reached.
     """
     from tinystory.text.tokenizer import Tokenizer
 
@@ -52,9 +52,9 @@ def find_tokenizer(name: str) -> "Tokenizer":
     from transformers import AutoTokenizer
 
     try:
-        theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        eos_ids = frozenset(i for i in (theirs.eos_token_id,) if i is not None)
-        return Tokenizer(theirs.backend_tokenizer, theirs.bos_token_id, eos_ids)
-    except Exception as error:  # the hub client, transformers and a slow tokenizer each fail in their own way
+        hf_tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        eos_ids = frozenset(i for i in (hf_tokenizer.eos_token_id,) if i is not None)
+        return Tokenizer(hf_tokenizer.backend_tokenizer, hf_tokenizer.bos_token_id, eos_ids)
+    except Exception as error:  # the hub client, transformers and a slow tokenizer raise errors of different kinds
         reason = one_line(error)
         raise UsageError(f"{name} is no tokenizer file or folder, and the hub gave none: {reason}") from error

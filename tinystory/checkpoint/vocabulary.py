@@ -1,4 +1,4 @@
-"""The tokens of a tokenizer.json (or a vocab.json) as plain data, without loading a tokenizer."""
+"""Read the tokens of a tokenizer.json or a vocab.json as plain data, without loading a tokenizer."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +11,18 @@ __all__ = ["read_vocabulary", "vocabulary"]
 
 MAX_TOKENIZER_BYTES = 64 * 2**20
 _BYTES_PER_TOKEN = 1024
-"""Above the room that any real tokenizer file needs per token, merges and indentation included."""
+"""More than any real tokenizer file needs for a token, with merges and indentation."""
 
 
 def read_vocabulary(directory: Path, vocab_size: int | None) -> dict[str, int] | None:
-    """Token -> id of a checkpoint's tokenizer; None where it has none.
+    """Read the map from token to id of a checkpoint's tokenizer; return None if there is no tokenizer.
 
     Args:
         directory: the checkpoint.
-        vocab_size: of the model, where known; it bounds the size of the file that is read.
+        vocab_size: the model's number of tokens; None if it is not known. It limits the size of the file.
 
     Raises:
-        CheckpointError: the file is no tokenizer, too large, or has ids that the model has not.
+        CheckpointError: the file is not a tokenizer, is too large, or has ids that the model does not have.
     """
     limit = MAX_TOKENIZER_BYTES
     if vocab_size is not None:
@@ -30,7 +30,7 @@ def read_vocabulary(directory: Path, vocab_size: int | None) -> dict[str, int] |
     for name in ("tokenizer.json", "vocab.json"):
         path = directory / name
         if path.exists():
-            document = read_json_object(path, limit)
+            document = read_json_object(path, limit, raises=CheckpointError)
             if name == "vocab.json":
                 document = {"model": {"vocab": document}}
             tokens = vocabulary(document, str(path))
@@ -45,14 +45,18 @@ def read_vocabulary(directory: Path, vocab_size: int | None) -> dict[str, int] |
 
 
 def vocabulary(document: Mapping[str, Any], where: str) -> dict[str, int]:
-    """Token -> id in the content of a tokenizer.json, special tokens included.
+    """Return the map from token to id in the content of a tokenizer.json, special tokens included.
+
+    Args:
+        document: the content.
+        where: the name of the document in error messages.
 
     Raises:
-        CheckpointError: it has no vocabulary, or an id is not a whole number from 0.
+        CheckpointError: the document has no vocabulary, or an id is not a whole number from 0.
     """
     model = document.get("model")
     listed = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(listed, list):  # Unigram: [[token, score], ...], the id is the place
+    if isinstance(listed, list):  # Unigram: [[token, score], ...]; the index is the id
         listed = {_first(item, where): i for i, item in enumerate(listed)}
     if not isinstance(listed, dict):
         raise CheckpointError(f"{where} has no vocabulary under model.vocab; it is not a tokenizer")

@@ -1,48 +1,57 @@
-"""`tinystory chat`: the REPL; without a terminal on both ends, one story."""
+"""`tinystory chat`: the studio on a terminal. Without a terminal it writes one story, as `generate` does."""
 
-import argparse
-import os
 import sys
+from dataclasses import dataclass, replace
 
+from tinystory.commands.shared.groups import PromptOptions, options_from
 from tinystory.errors import UsageError
+from tinystory.settings import Setting
 
-__all__ = ["run"]
+__all__ = ["ChatOptions", "run"]
 
 
-def run(args: argparse.Namespace) -> int:
-    """Open the studio, or do what `generate` does when text is piped in or out."""
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(PromptOptions):
+    """The options of `tinystory chat`.
+
+    Attributes:
+        decoder: the spec to begin with.
+        resume: the session to go on with; an empty name is the latest, None is a new one.
+        theme: the background of the terminal; one of `settings.CHOICES`.
+        keys: the keys that edit a line; one of `settings.CHOICES`.
+        settings: every setting and where it comes from.
+    """
+
+    decoder: str
+    resume: str | None
+    theme: str
+    keys: str
+    settings: tuple[Setting, ...]
+
+
+def run(options: ChatOptions) -> int:
+    """Run a chat and return its exit code. Write one story if standard input or output is no terminal.
+
+    Raises:
+        UsageError: `--resume` is given without a terminal, or a stop text is empty.
+    """
     if sys.stdin is None or not sys.stdin.isatty() or not sys.stdout.isatty():
-        from tinystory.commands.generate import one as generate
+        from tinystory.commands import generate
 
-        if args.resume is not None:
-            raise UsageError("--resume opens a session at a terminal; here standard input or output is none")
-        args.num, args.json, args.jsonl = 1, False, False
-        args.prompts = args.out = args.batch_size = None
-        return generate.run(args)
-    from tinystory.commands.shared import check_stop, prompt_of
+        if options.resume is not None:
+            raise UsageError("--resume opens a session at a terminal; here standard input or output is not a terminal")
+        return generate.run(options_from(options, generate.GenerateOptions))
+    from tinystory.commands.shared.notices import plain_terminal
+    from tinystory.commands.shared.prompt import prompt_of, stops_of
     from tinystory.repl.app import ChatSettings, chat
 
-    check_stop(args)
-
-    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     return chat(
-        ChatSettings(
-            model=args.model,
-            decoder=args.decoder,
-            seed=args.seed,
-            max_tokens=args.max_tokens,
-            stop=tuple(args.stop),
-            decoder_files=tuple(args.decoder_file),
-            device=args.device,
-            dtype=args.dtype,
-            compiled=args.compile,
-            color=args.color == "always" or (args.color == "auto" and not plain),
-            quiet=args.quiet,
-            verbose=args.verbose,
-            prompt=prompt_of(args) or None,
-            theme=args.theme,
-            keys=args.keys,
-            resume=args.resume,
-            settings=args.settings,
+        replace(
+            options_from(options, ChatSettings),
+            prompt=prompt_of(options.prompt) or None,
+            stop=stops_of(options.stop),
+            decoder_files=options.decoder_file,
+            compiled=options.compile,
+            color=options.color == "always" or (options.color == "auto" and not plain_terminal()),
         )
     )

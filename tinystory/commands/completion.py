@@ -1,7 +1,8 @@
-"""`tinystory completion`: the script a shell loads, and the answers that script then asks tinystory for.
+"""`tinystory completion`: the script that a shell loads, and the answers that this script asks tinystory for.
 
-What a value may be is told by its setting or its metavar (a new FILE needs nothing here), or by a name below. Decoder
-files named on the line are not run: Tab executes nothing but the installed plug-ins.
+The values of a flag follow from its setting, its metavar or its name. So a new flag with the metavar FILE needs no
+change here.
+Tab runs only installed plug-ins, and no decoder file that is named on the line.
 """
 
 import argparse
@@ -9,59 +10,72 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import argcomplete
 from argcomplete.completers import ChoicesCompleter, DirectoriesCompleter, FilesCompleter
 from argcomplete.shell_integration import shellcode
 
+from tinystory.commands.shared.groups import Options
 from tinystory.settings import CHOICES
 
-__all__ = ["answer", "decoder_specs", "run"]
+__all__ = ["CompletionOptions", "answer", "decoder_specs", "run"]
 
 _NOTHING = ChoicesCompleter({})
-"""For text only the user knows; without a completer the library offers files."""
+"""Completes a text that only the user knows. Without a completer, the library would offer files."""
 
 _ZSH_LINE = {
     "local completions\n": 'local completions line="${(j: :)words[1,CURRENT-1]} $QIPREFIX$PREFIX"\n',
     'COMP_LINE="$BUFFER"': 'COMP_LINE="$line"',
     'COMP_POINT="$CURSOR"': 'COMP_POINT="${#line}"',
 }
-"""While zsh completes, its $BUFFER lacks the quote that is still open, and a spec in quotes would be many words."""
+"""Changes to the script for zsh: its $BUFFER lacks an open quote, so that a spec in quotes would be several words."""
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the script."""
-    script = shellcode(["tinystory"], shell=args.shell, use_defaults=False)
-    if args.shell == "zsh":
-        for theirs, ours in _ZSH_LINE.items():
-            script = script.replace(theirs, ours)
+@dataclass(frozen=True, kw_only=True)
+class CompletionOptions(Options):
+    """The options of `tinystory completion`.
+
+    Attributes:
+        shell: `bash`, `zsh` or `fish`.
+    """
+
+    shell: str
+
+
+def run(options: CompletionOptions) -> int:
+    """Print the script for a shell."""
+    script = shellcode(["tinystory"], shell=options.shell, use_defaults=False)
+    if options.shell == "zsh":
+        for old, new in _ZSH_LINE.items():
+            script = script.replace(old, new)
     sys.stdout.write(script)
     return 0
 
 
 def answer(parser: argparse.ArgumentParser) -> None:
-    """Tell the shell how the line in `COMP_LINE` may go on, and leave the process."""
+    """Print for the shell how the line in `COMP_LINE` may go on, and end the process."""
     _name_the_default_command()
     _attach(parser)
     argcomplete.autocomplete(parser, always_complete_options="long", default_completer=_NOTHING)
 
 
 def decoder_specs(prefix: str) -> dict[str, str]:
-    """How a decoder spec may go on: each whole spec, and what its end means.
+    """Return the specs that a prefix may become, each with a description of its last part.
 
-    A shell closes the word after an only answer; so that it does not, what may follow that answer is offered with it.
+    A shell closes the word after a single answer. To prevent that, a single answer comes with its own continuations.
     """
-    found = _suggestions("decoder", f"{prefix} " if prefix.endswith("|") else prefix)
-    if len(found) > 1:
-        return found
-    for spec in found or [prefix]:
-        after = _suggestions("decoder", spec if spec.endswith("=") else f"{spec} ")
-        found = {spec: found.get(spec, "")} | after if after else found
-    return found
+    specs = _suggestions("decoder", f"{prefix} " if prefix.endswith("|") else prefix)
+    if len(specs) > 1:
+        return specs
+    for spec in specs or [prefix]:
+        longer = _suggestions("decoder", spec if spec.endswith("=") else f"{spec} ")
+        specs = {spec: specs.get(spec, "")} | longer if longer else specs
+    return specs
 
 
 def _name_the_default_command() -> None:
-    """`tinystory --theme` is short for `tinystory chat --theme`, to the completer as to the parser."""
+    """Insert `chat` into the line, as the parser does: `tinystory --theme` means `tinystory chat --theme`."""
     line = os.environ["COMP_LINE"]
     flags = re.match(r"\s*\S+(?= +-)", line)
     if flags:
@@ -70,11 +84,11 @@ def _name_the_default_command() -> None:
 
 
 def _attach(parser: argparse.ArgumentParser) -> None:
-    """Give every value of a parser and its commands its completer."""
+    """Set the completer of every flag and argument of a parser and of its commands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for one in action.choices.values():
-                _attach(one)
+            for command in action.choices.values():
+                _attach(command)
         elif not action.choices:
             vars(action)["completer"] = _completer(action)
 
@@ -87,30 +101,30 @@ def _completer(action: argparse.Action) -> object:
 
 
 def _suggestions(command: str, prefix: str) -> dict[str, str]:
-    """What the studio would suggest for a command's argument, as whole words."""
+    """Return the whole words that the studio suggests for the argument of a slash command, with their descriptions."""
     from tinystory.decoding.plugins import discover
     from tinystory.folders import sessions_folder
     from tinystory.repl.completion import Names, complete
     from tinystory.studio.keeper import session_names
 
     names = Names(sessions=lambda: session_names(sessions_folder()))
-    found = complete(f"/{command} {prefix}", discover(), names)
-    return {prefix[: len(prefix) - one.typed] + one.text.rstrip(): one.help for one in found}
+    suggestions = complete(f"/{command} {prefix}", discover(), names)
+    return {prefix[: len(prefix) - s.typed] + s.text.rstrip(): s.help for s in suggestions}
 
 
 def _checkable(prefix: str) -> dict[str, str]:
-    """Decoders and files."""
+    """Return decoders and files: `tinystory decoders check` takes both."""
     return _suggestions("decoders", prefix) | dict.fromkeys(FilesCompleter()(prefix), "")
 
 
 _WORDS: Mapping[str, tuple[str, ...]] = {"device": ("cpu", "cuda", "mps"), "seed": ("random",)}
-"""Values worth offering for settings that have more than these."""
+"""Values that are offered for settings with many more values."""
 
-_ROADS = {"new": "write a decoder of your own", "check": "hold one to the contract"}
-"""What `tinystory decoders` does besides showing."""
+_ACTIONS = {"new": "write a decoder of your own", "check": "test whether a decoder keeps the contract"}
+"""The other actions of `tinystory decoders`, besides showing decoders."""
 
 _BY_NAME: Mapping[str, object] = {
-    "name": lambda prefix, **_: _suggestions("decoders", prefix) | _ROADS,
+    "name": lambda prefix, **_: _suggestions("decoders", prefix) | _ACTIONS,
     "subject": lambda prefix, parsed_args, **_: _checkable(prefix) if parsed_args.name == "check" else {},
     "resume": lambda prefix, **_: _suggestions("load", prefix),
 }

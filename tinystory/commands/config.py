@@ -1,27 +1,42 @@
-"""`tinystory config`: every setting, its value and where that comes from."""
+"""`tinystory config`: every setting, its value and where it comes from."""
 
-import argparse
 import dataclasses
 import json
 import sys
+from dataclasses import dataclass
 
+from tinystory.commands.shared.groups import Options
 from tinystory.folders import config_file
 from tinystory.safe.showing import visible
+from tinystory.settings import Setting
 
-__all__ = ["run"]
+__all__ = ["ConfigOptions", "run"]
 
 
-def run(args: argparse.Namespace) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions(Options):
+    """The options of `tinystory config`.
+
+    Attributes:
+        json: print JSON.
+        settings: every setting and where it comes from.
+    """
+
+    json: bool
+    settings: tuple[Setting, ...]
+
+
+def run(options: ConfigOptions) -> int:
     """Print the settings as a table, or as JSON."""
     path = config_file()
-    if args.json:
-        settings = [dataclasses.asdict(setting) for setting in args.settings]
+    if options.json:
+        settings = [dataclasses.asdict(setting) for setting in options.settings]
         sys.stdout.write(json.dumps({"file": str(path), "exists": path.exists(), "settings": settings}) + "\n")
         return 0
-    rows = [("setting", "value", "from"), *((one.name, one.shown, one.origin) for one in args.settings)]
-    names, values = (max(len(visible(row[column])) for row in rows) for column in (0, 1))
+    rows = [("setting", "value", "from"), *((s.name, s.shown, s.origin) for s in options.settings)]
+    name_width, value_width = (max(len(visible(row[column])) for row in rows) for column in (0, 1))
     for name, value, origin in rows:
-        sys.stdout.write(f"{name:<{names}}  {visible(value):<{values}}  {visible(origin)}\n")
+        sys.stdout.write(f"{name:<{name_width}}  {visible(value):<{value_width}}  {visible(origin)}\n")
     missing = "" if path.exists() else " (not there yet)"
     sys.stdout.write(f"\nconfiguration file: {visible(str(path))}{missing}\n")
     return 0

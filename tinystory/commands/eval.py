@@ -1,19 +1,21 @@
-"""`tinystory eval`: how surprised a model is by stories it has not written, and how its own compare with them."""
+"""`tinystory eval`: measure how surprised a model is by real stories, and compare its own stories with real ones."""
 
-import argparse
 import dataclasses
 import json
-import random
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from tinystory.checkpoint.shipped import find_model
-from tinystory.commands.shared import load_with_torch
+from tinystory.commands.shared.decoders import find_decoders
+from tinystory.commands.shared.groups import StoryOptions
+from tinystory.commands.shared.models import load_with_torch
+from tinystory.commands.shared.notices import warn
+from tinystory.commands.shared.prompt import seed_of
 from tinystory.decoding import Decoder
-from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import UsageError
 from tinystory.safe.showing import visible
@@ -24,12 +26,12 @@ if TYPE_CHECKING:
     from tinystory.evaluation.perplexity import Evaluation
     from tinystory.writing.generate import Story
 
-__all__ = ["run"]
+__all__ = ["EvalOptions", "run"]
 
 MAX_WRITTEN = 10_000
 
 _TOGETHER = 32
-"""Stories written in one batch: the fastest size measured on a CPU, and always the same one for the same story."""
+"""Stories in one batch: the fastest number measured on a CPU. It never changes, so that a story never changes."""
 
 _TABLE = (  # label, field of a StoryReport, unit
     ("stories", "stories", "count"),
@@ -49,106 +51,138 @@ _TABLE = (  # label, field of a StoryReport, unit
 )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure and print."""
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"--limit is {args.limit}; it must be at least 1")
-    decoder = _decoder(args)
-    name, header = find_model(args.model)
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(StoryOptions):
+    """The options of `tinystory eval`.
+
+    Attributes:
+        data: the real stories: a file, a saved dataset or the name of one on the hub.
+        limit: the number of stories to take, from the first on; None takes all.
+        cut: score only the part of a long story that fits into the context.
+        stories: how many stories the model writes for the report; None for no report.
+        train: the training text, in which the report looks up words and 8-grams.
+        json: print one JSON object.
+        decoder: the spec that writes the stories.
+    """
+
+    data: str
+    limit: int | None
+    cut: bool
+    stories: int | None
+    train: str | None
+    json: bool
+    decoder: str
+
+
+def run(options: EvalOptions) -> int:
+    """Measure the model and print the figures.
+
+    Raises:
+        UsageError: an option is out of range, or the stories cannot be read.
+    """
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"--limit is {options.limit}; it must be at least 1")
+    decoder = _decoder(options)
+    name, header = find_model(options.model)
     from tinystory.data.sources import read_stories
 
-    stories = list(islice(read_stories(args.data, split="validation"), args.limit))
-    training = read_stories(args.train) if args.train is not None else None
-    if training:  # a file without a story shows now, not after the model has written
+    stories = list(islice(read_stories(options.data, split="validation"), options.limit))
+    training = read_stories(options.train) if options.train is not None else None
+    if training:  # a file without a story is refused now, and not after the model has written
         training = chain([next(training)], training)
-    model = load_with_torch(args, name, header)
+    model = load_with_torch(options, name, header)
     from tinystory.evaluation.perplexity import evaluate
 
-    with progress_bar(args, "scoring", len(stories)) as progress:
-        result = evaluate(model.session, model.tokenizer, stories, cut=args.cut, progress=progress)
-    report = _story_report(args, model, decoder, stories, training) if decoder else None
-    (_print_json if args.json else _print_text)(args, model, result, report)
+    with progress_bar("scoring", len(stories), quiet=options.quiet, color=options.color) as progress:
+        result = evaluate(model.session, model.tokenizer, stories, cut=options.cut, progress=progress)
+    report = _story_report(options, model, decoder, stories, training) if decoder else None
+    if options.json:
+        _print_json(model, result, report)
+    else:
+        _print_text(options, result, report)
     return 0
 
 
-def _decoder(args: argparse.Namespace) -> Decoder | None:
-    """What writes the stories of the report; None where none is asked for."""
-    if args.stories is None:
-        if args.train is not None:
+def _decoder(options: EvalOptions) -> Decoder | None:
+    """Return the decoder that writes the stories of the report, or None without a report."""
+    if options.stories is None:
+        if options.train is not None:
             raise UsageError("--train is for the story report: say with --stories N how many stories to write")
         return None
-    if not 1 <= args.stories <= MAX_WRITTEN:
-        raise UsageError(f"--stories is {args.stories}; it must be from 1 to {MAX_WRITTEN:,}")
-    registry = discover(args.decoder_file)
-    for line in registry.warnings:
-        _note(args, line)
-    return parse_spec(args.decoder, registry)
+    if not 1 <= options.stories <= MAX_WRITTEN:
+        raise UsageError(f"--stories is {options.stories}; it must be from 1 to {MAX_WRITTEN:,}")
+    return parse_spec(options.decoder, find_decoders(options))
 
 
 # --- the story report ---
 
 
 def _story_report(
-    args: argparse.Namespace,
+    options: EvalOptions,
     model: LoadedModel,
     decoder: Decoder,
     stories: Sequence[str],
     training: Iterator[str] | None,
 ) -> dict[str, Any]:
-    """What the model's stories and as many real ones are like, as in the JSON.
+    """Describe stories of the model and as many real ones, as in the JSON.
 
-    With a training text, words and 8-grams are looked up in that; without one, words are in the stories of the
-    data that are not on the real side.
+    With a training text, words and 8-grams are looked up in it. Without one, words are looked up in the real stories
+    that are not described themselves.
     """
     from tinystory.evaluation.copied import known_runs
     from tinystory.evaluation.ngrams import ngram_count
     from tinystory.evaluation.report import describe_stories
 
-    real, others = _real_side(stories, args.stories, keep_others=training is None)
-    if len(real) < args.stories:
-        _note(args, f"{args.data} has {len(stories):,} stories: {len(real):,} of them are the real side")
-    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
-    written = _write(args, model, decoder, seed)
+    assert options.stories is not None
+    real, others = _real_side(stories, options.stories, keep_others=training is None)
+    if len(real) < options.stories:
+        warn(
+            options,
+            [f"{options.data} has {len(stories):,} stories: {len(real):,} of them are compared with the model's"],
+        )
+    seed = seed_of(options.seed)
+    written = _write(options, model, decoder, seed, options.stories)
     n_cut = sum(story.finish_reason == "length" for story in written)
     if n_cut:
-        _note(args, f"{n_cut:,} of {len(written):,} stories were cut off after {args.max_tokens:,} tokens (-n)")
+        cut = f"{n_cut:,} of {len(written):,} stories were cut off after {options.max_tokens:,} tokens (-n)"
+        warn(options, [cut])
     texts = [story.text for story in written]
     runs = known_runs([*texts, *real], others if training is None else training) if training or others else None
-    alike = partial(
+    describe = partial(
         describe_stories,
         runs_in_training=training is not None,
         distinct_ngrams=min(ngram_count(texts), ngram_count(real)),
     )
     sides = {
-        "model": alike(
+        "model": describe(
             texts,
             n_tokens=[len(story.tokens) for story in written],
             finished=[story.finish_reason == "eos" for story in written],
             runs=runs and runs[: len(texts)],
         ),
-        "real": alike(
+        "real": describe(
             real,
             n_tokens=[len(ids) for ids in model.tokenizer.encode_batch(real)],
             runs=runs and runs[len(texts) :],
         ),
     }
-    return {side: dataclasses.asdict(found) for side, found in sides.items()} | {
+    return {side: dataclasses.asdict(report) for side, report in sides.items()} | {
         "spec": format_spec(decoder),
         "seed": seed,
-        "max_tokens": args.max_tokens,
+        "max_tokens": options.max_tokens,
         "cut_off": n_cut,
-        "train": args.train,
+        "train": options.train,
         "reference_stories": None if training else len(others),
     }
 
 
 def _real_side(stories: Sequence[str], n: int, *, keep_others: bool) -> tuple[list[str], list[str]]:
-    """At most n stories, evenly spread, and the others.
+    """Return at most n stories, evenly spread, and the other stories.
 
     Args:
-        stories: what there is.
+        stories: all real stories.
         n: how many are wanted.
-        keep_others: leave at least half of them to the others.
+        keep_others: leave at least half of the stories to the others.
     """
     n = min(n, max(1, len(stories) // 2) if keep_others else len(stories))
     chosen = {i * len(stories) // n for i in range(n)}
@@ -156,37 +190,35 @@ def _real_side(stories: Sequence[str], n: int, *, keep_others: bool) -> tuple[li
     return real, [story for i, story in enumerate(stories) if i not in chosen]
 
 
-def _write(args: argparse.Namespace, model: LoadedModel, decoder: Decoder, seed: int) -> "list[Story]":
-    """Stories from BOS, numbered siblings of one seed."""
+def _write(options: EvalOptions, model: LoadedModel, decoder: Decoder, seed: int, n_stories: int) -> "list[Story]":
+    """Write branches from BOS with one seed."""
     from tinystory.writing.generate import Ended, StoryRequest, write
 
-    numbers = range(args.stories)
-    requests = [StoryRequest("", decoder, seed, args.max_tokens, number=number) for number in numbers]
-    found: dict[int, Story] = {}
-    with progress_bar(args, "writing", args.stories) as progress:
+    numbers = range(n_stories)
+    requests = [
+        StoryRequest("", decoder, seed=seed, max_new_tokens=options.max_tokens, number=number) for number in numbers
+    ]
+    stories: dict[int, Story] = {}
+    with progress_bar("writing", n_stories, quiet=options.quiet, color=options.color) as progress:
         for start in numbers[::_TOGETHER]:
             for event in write(model.session, model.tokenizer, requests[start : start + _TOGETHER]):
                 if isinstance(event, Ended):
-                    found[start + event.story] = event.result
-                    progress(len(found))
-    return [found[number] for number in numbers]
+                    stories[start + event.story] = event.result
+                    progress(len(stories))
+    return [stories[number] for number in numbers]
 
 
 # --- printing ---
 
 
-def _print_json(
-    args: argparse.Namespace, model: LoadedModel, result: "Evaluation", report: dict[str, Any] | None
-) -> None:
-    found = dataclasses.asdict(result) | {"model": model.name, "model_hash": model.hash_if_known}
+def _print_json(model: LoadedModel, result: "Evaluation", report: dict[str, Any] | None) -> None:
+    record = dataclasses.asdict(result) | {"model": model.name, "model_hash": model.hash_if_known}
     if report is not None:
-        found["stories_report"] = report
-    sys.stdout.write(json.dumps(found) + "\n")
+        record["stories_report"] = report
+    sys.stdout.write(json.dumps(record) + "\n")
 
 
-def _print_text(
-    args: argparse.Namespace, model: LoadedModel, result: "Evaluation", report: dict[str, Any] | None
-) -> None:
+def _print_text(options: EvalOptions, result: "Evaluation", report: dict[str, Any] | None) -> None:
     rows = [
         ("bits per byte", f"{result.bits_per_byte:.4f}"),
         ("nats per token", f"{result.nats_per_token:.4f}"),
@@ -198,10 +230,10 @@ def _print_text(
     ]
     sys.stdout.write("".join(f"{label:<15} {value:>12}\n" for label, value in rows))
     if report is not None:
-        _print_report(args, report)
+        _print_report(options, report)
 
 
-def _print_report(args: argparse.Namespace, report: dict[str, Any]) -> None:
+def _print_report(options: EvalOptions, report: dict[str, Any]) -> None:
     from rich.table import Table
 
     model, real = report["model"], report["real"]
@@ -210,11 +242,12 @@ def _print_report(args: argparse.Namespace, report: dict[str, Any]) -> None:
     for heading in ("model", "real", "difference"):
         table.add_column(heading, justify="right")
     for label, field, unit in _TABLE:
-        ours, theirs = model[field], real[field]
-        if ours is not None or theirs is not None:
-            difference = None if ours is None or theirs is None or field == "stories" else ours - theirs
-            table.add_row(label, _shown(ours, unit), _shown(theirs, unit), _shown(difference, unit, "+"))
-    console = table_console(args)
+        of_model, of_real = model[field], real[field]
+        if of_model is not None or of_real is not None:
+            comparable = of_model is not None and of_real is not None and field != "stories"
+            difference = of_model - of_real if comparable else None
+            table.add_row(label, _shown(of_model, unit), _shown(of_real, unit), _shown(difference, unit, "+"))
+    console = table_console(options.color)
     console.print()
     console.print(table)
     where = f"in {report['train']}" if report["train"] else f"in {report['reference_stories']:,} other real stories"
@@ -222,21 +255,16 @@ def _print_report(args: argparse.Namespace, report: dict[str, Any]) -> None:
         f"Written with {report['spec']}, seed {report['seed']}, at most {report['max_tokens']:,} tokens a story.",
     ]
     if n_grams := model["distinct_ngrams"]:
-        notes.append(f"Distinct-n falls as a text grows: on either side it is over {n_grams:,} n-grams.")
+        notes.append(f"Distinct-n falls as a text grows: on both sides it counts {n_grams:,} n-grams.")
     if real["unknown_words"] is not None:
         notes.append(f"Unknown words are not {where}.")
     console.print("\n" + visible("\n".join(notes)), soft_wrap=True)
 
 
 def _shown(value: float | None, unit: str, sign: str = "") -> str:
-    """A figure, or with a sign a difference; shares differ by percentage points."""
+    """Format a figure, or a difference if a sign is given. Shares differ by percentage points (pp)."""
     if value is None:
         return "–"
     if unit == "share":
         return f"{100 * value:+.2f} pp" if sign else f"{value:.2%}"
     return f"{value:{sign},.{0 if unit == 'count' else 1}f}"
-
-
-def _note(args: argparse.Namespace, line: str) -> None:
-    if not args.quiet:
-        sys.stderr.write(f"tinystory: {visible(line)}\n")

@@ -1,23 +1,38 @@
-"""`tinystory info`: what a checkpoint is. Reads config and headers only; torch is not imported."""
+"""`tinystory info`: what a checkpoint is. It reads only config and headers, and does not import torch."""
 
-import argparse
 import dataclasses
 import json
+import math
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from tinystory.checkpoint import CheckpointHeader, model_hash
 from tinystory.checkpoint.shipped import find_model
+from tinystory.commands.shared.groups import Options
 from tinystory.safe.showing import visible
 
-__all__ = ["run"]
+__all__ = ["InfoOptions", "run"]
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the facts."""
-    name, header = find_model(args.model)
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(Options):
+    """The options of `tinystory info`.
+
+    Attributes:
+        model: a folder, a hub id or the name of a shipped model.
+        json: print one JSON object.
+    """
+
+    model: str
+    json: bool
+
+
+def run(options: InfoOptions) -> int:
+    """Print the facts about the checkpoint as text, or as JSON."""
+    name, header = find_model(options.model)
     facts = {"model": name} | describe_model(header)
-    if args.json:
+    if options.json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return 0
     config = facts.pop("config")
@@ -32,22 +47,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe_model(header: CheckpointHeader) -> dict[str, Any]:
-    """Family, parameters, config, hash and provenance as plain data."""
-    ours = header.config
-    stored = sum(_size(entry.shape) for entry in header.tensors.values())
+    """Return family, number of parameters, config, hash and provenance as plain data."""
+    config = header.config
+    n_stored = sum(math.prod(entry.shape) for entry in header.tensors.values())
     return {
-        "family": ours.family if ours else str(header.hf_config.get("model_type")),
-        "parameters": ours.n_parameters if ours else stored,
+        "family": config.family if config else str(header.hf_config.get("model_type")),
+        "parameters": config.n_parameters if config else n_stored,
         "dtype": header.dtype,
         "directory": str(header.directory),
         "hash": model_hash(header.directory),
-        "config": dataclasses.asdict(ours) if ours else dict(header.hf_config),
+        "config": dataclasses.asdict(config) if config else dict(header.hf_config),
         "provenance": dict(header.provenance),
     }
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size

@@ -1,43 +1,63 @@
-"""`tinystory replay`: check a session's stories against the model and the decoders that wrote them."""
+"""`tinystory replay`: write the stories of a session again, and compare them with the file."""
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tinystory
+from tinystory.commands.shared.groups import DecoderFileOptions
 from tinystory.decoding.plugins import Registry, discover
+from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.safe.showing import visible
-from tinystory.session.loading import DTYPES, LoadedModel, load
+from tinystory.session.loading import LoadedModel, load
 from tinystory.story.session_file import load_session
 from tinystory.story.tree import StoryTree, Turn, Written
 
-__all__ = ["run"]
+__all__ = ["ReplayOptions", "run"]
 
 _HASH = 12
 
 
-def run(args: argparse.Namespace) -> int:
-    """Replay and print; 1 where something differs."""
-    session = load_session(args.file)
-    registry = discover(args.decoder_file)
-    turns = [turn for turn in session.tree.turns.values() if turn.written is not None]
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions(DecoderFileOptions):
+    """The options of `tinystory replay`.
+
+    Attributes:
+        file: a session, or a story exported as .json.
+        with_model: the model to replay with; None is the model that the file names.
+        device: where the model runs, as torch names it.
+        json: print one JSON object.
+    """
+
+    file: Path
+    with_model: str | None
+    device: str
+    json: bool
+
+
+def run(options: ReplayOptions) -> int:
+    """Replay a session and print the result; return 1 if a turn differs from its record, else 0."""
+    chat = load_session(options.file)
+    registry = discover(options.decoder_file)
+    turns = [turn for turn in chat.tree.turns.values() if turn.written is not None]
     rows: list[dict[str, Any]] = []
-    models = _Models(args)
-    for row in _replayed(session.tree, turns, registry, models):
+    models = _Models(options)
+    for row in _replayed(chat.tree, turns, registry, models):
         rows.append(row)
         _clear_progress()
-        if not args.json:
+        if not options.json:
             print(visible(_line(row)))
     _clear_progress()
     ok = all(row["ok"] for row in rows)
-    if args.json:
+    if options.json:
         totals = {name: sum(row[name] for row in rows) for name in ("tokens", "ties")}
-        versions = {"tinystory": tinystory.__version__, "written_with": session.version}
-        fields = {"file": str(args.file), "ok": ok, **totals, "nodes": rows, "versions": versions}
+        versions = {"tinystory": tinystory.__version__, "written_with": chat.version}
+        fields = {"file": str(options.file), "ok": ok, **totals, "nodes": rows, "versions": versions}
         print(json.dumps(fields, ensure_ascii=False))
     else:
         print(visible(_summary(rows, len(turns))))
@@ -45,37 +65,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Models:
-    """The models that turns ask for, the latest one kept loaded."""
+    """Loads the model of each turn; the last one stays loaded."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
+    def __init__(self, options: ReplayOptions) -> None:
+        self._options = options
         self._key: tuple[str, str] | None = None
         self._model: LoadedModel | None = None
 
     def get(self, turn: Turn, written: Written) -> LoadedModel:
-        """The model of `-m`, else the one that the turn names, if it ships with tinystory.
+        """Return the model of `-m`, or else the model that the turn names, if it ships with tinystory.
 
         Raises:
-            CheckpointError: it is not, or is damaged.
-            UsageError: the file names a dtype that there is not.
+            CheckpointError: the model does not ship with tinystory, or is damaged.
+            UsageError: the file names an unknown dtype.
         """
         from tinystory.story.replay import is_local
 
-        name = self._args.with_model or written.model
-        if not self._args.with_model and not is_local(name):
+        name = self._options.with_model or written.model
+        if not self._options.with_model and not is_local(name):
             raise CheckpointError(
-                f"node {turn.id} was written with the model {name} ({written.model_hash[:_HASH]}), which does not "
-                "ship with tinystory\nsay with -m where it is: a replay opens nothing else that a file names"
+                f"turn {turn.id} was written with the model {name} ({written.model_hash[:_HASH]}), which does not "
+                "ship with tinystory\ngive its directory with -m: a replay opens no other model that a file names"
             )
-        if written.dtype not in DTYPES:
-            raise UsageError(f"node {turn.id} was computed in {written.dtype!r}; there are {', '.join(DTYPES)}")
+        if written.dtype not in COMPUTED_DTYPES:
+            raise UsageError(
+                f"turn {turn.id} was computed in {written.dtype!r}; dtype must be one of {', '.join(COMPUTED_DTYPES)}"
+            )
         if self._model is None or self._key != (name, written.dtype):
-            self._key, self._model = (name, written.dtype), load(name, written.dtype, self._args.device)
+            self._key, self._model = (name, written.dtype), load(name, written.dtype, self._options.device)
         return self._model
 
 
 def _replayed(tree: StoryTree, turns: list[Turn], registry: Registry, models: _Models) -> Iterator[dict[str, Any]]:
-    """A row a turn, up to the first that differs."""
+    """Yield one row for each turn, up to the first turn that differs."""
     from tinystory.story.replay import replay_turn
 
     for n_done, turn in enumerate(turns):
@@ -87,7 +109,7 @@ def _replayed(tree: StoryTree, turns: list[Turn], registry: Registry, models: _M
         try:
             result = replay_turn(tree, turn, model, registry)
         except UsageError as error:
-            raise UsageError(f"node {turn.id}: {error}") from error
+            raise UsageError(f"turn {turn.id}: {error}") from error
         ok = same_model and result.difference is None
         row = {
             "node": turn.id,
@@ -112,19 +134,19 @@ def _replayed(tree: StoryTree, turns: list[Turn], registry: Registry, models: _M
 
 
 def _line(row: dict[str, Any]) -> str:
-    """A turn as a line; two where something differs."""
-    sibling = f"/{row['number']}" if row["number"] else ""
+    """Return a turn as one line; if it differs, the reasons follow on lines of their own."""
+    branch = f"/{row['number']}" if row["number"] else ""
     tokens = f"{row['tokens']} token{'' if row['tokens'] == 1 else 's'}"
     ties = f" · {_ties(row['ties'])}" if row["ties"] else ""
     verdict = "differs" if not row["ok"] else "ok" if row["checked"] else f"not checked: {row['unchecked']}"
-    line = f"node {row['node']} · {row['spec']} · seed {row['seed']}{sibling} · {tokens}{ties} · {verdict}"
+    line = f"turn {row['node']} · {row['spec']} · seed {row['seed']}{branch} · {tokens}{ties} · {verdict}"
     return "\n".join([line, *(f"  {reason}" for reason in _reasons(row))])
 
 
 def _reasons(row: dict[str, Any]) -> Iterator[str]:
-    """What is not as recorded."""
-    recorded = row["recorded_model_hash"][:_HASH] or "(none)"
+    """Yield what differs from the record."""
     if row["recorded_model_hash"] != row["model_hash"]:
+        recorded = row["recorded_model_hash"][:_HASH] or "(none)"
         yield f"another model: recorded {recorded}, {row['model']} is {row['model_hash'][:_HASH]}"
     difference = row["difference"]
     if difference:
@@ -139,7 +161,7 @@ def _summary(rows: list[dict[str, Any]], n_turns: int) -> str:
     tokens, ties = (sum(row[name] for row in rows) for name in ("tokens", "ties"))
     if not all(row["ok"] for row in rows):
         rest = n_turns - len(rows)
-        return f"node {rows[-1]['node']} is not as recorded" + (f"; {rest} more were not looked at" if rest else "")
+        return f"turn {rows[-1]['node']} is not as recorded" + (f"; {rest} more were not checked" if rest else "")
     unchecked = sum(not row["checked"] for row in rows)
     missed = f"; {unchecked} could not be checked" if unchecked else ""
     return f"{len(rows) - unchecked} of {n_turns} turns are as recorded: {tokens:,} tokens, {_ties(ties)}{missed}"

@@ -1,20 +1,23 @@
-"""`tinystory study`: a grid of decoders over many prompts, measured against real stories."""
+"""`tinystory study`: compare many decoders over many prompts, measured against real stories."""
 
-import argparse
 import json
 import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinystory
 from tinystory.checkpoint.shipped import find_model
-from tinystory.commands.shared import load_with_torch, warn
+from tinystory.commands.shared.decoders import find_decoders
+from tinystory.commands.shared.groups import StoryOptions
+from tinystory.commands.shared.models import load_with_torch
+from tinystory.commands.shared.notices import warn
 from tinystory.decoding import Decoder
-from tinystory.decoding.plugins import Registry, discover
+from tinystory.decoding.plugins import Registry
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.safe.showing import visible
 from tinystory.safe.writing import write_atomically
@@ -27,98 +30,128 @@ if TYPE_CHECKING:
     from tinystory.study.excerpts import Excerpt
     from tinystory.study.journal import Journal
 
-__all__ = ["run"]
+__all__ = ["StudyOptions", "run"]
 
 _FROM_SCRATCH = 44
+"""The number of stories for each decoder and seed if there are no prompts."""
+
 _MOST_SEEDS = 100
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write what is missing, measure, and write down what was found."""
-    _check(args)
-    # All that can be wrong is found before torch is imported.
-    registry = discover(args.decoder_file)
-    warn(args, registry.warnings)
-    decoders, skipped = _decoders(args, registry)
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(StoryOptions):
+    """The options of `tinystory study`.
+
+    Attributes:
+        real: held-out real stories: a file, a saved dataset or the name of one on the hub.
+        out: the folder of the study.
+        prompts: a file of prompts; None writes from scratch.
+        limit: the number of prompts to take, from the first on; None takes all.
+        train: the training text, whose words are known words.
+        decoders: the specs to study.
+        grid: a file with more specs.
+        seeds: the number of seeds; the first one is `seed`.
+        search_seeds: how many of these seeds searches write with, from the first on; None means all.
+        page: the file of the page; None is study.md in `out`.
+        json: print one JSON object instead of the table.
+    """
+
+    real: str
+    out: Path
+    prompts: Path | None
+    limit: int | None
+    train: str | None
+    decoders: tuple[str, ...]
+    grid: Path | None
+    seeds: int
+    search_seeds: int | None
+    page: Path | None
+    json: bool
+
+    @property
+    def page_file(self) -> Path:
+        """The file of the page."""
+        return self.page or self.out / "study.md"
+
+
+def run(options: StudyOptions) -> int:
+    """Write the stories that are missing, measure all of them, and write the page.
+
+    Raises:
+        UsageError: an option is out of range, or the folder belongs to another study.
+        TinystoryError: every decoder failed.
+    """
+    first_seed = _check(options)
+    # All mistakes of the user are found before torch is imported.
+    decoders, skipped = _decoders(options, find_decoders(options))
     if skipped:
         reasons = ", ".join(dict.fromkeys(skipped.values()))
-        warn(args, [f"{len(skipped)} decoders of the grid are left out: {reasons}"])
-    name, header = find_model(args.model)
+        warn(options, [f"{len(skipped)} decoders of the grid are left out: {reasons}"])
+    name, header = find_model(options.model)
     from tinystory.data.sources import read_stories
 
-    prompts = _prompts(args)
-    stories = read_stories(args.real, split="validation")
-    training = read_stories(args.train) if args.train else None
-    args.out.mkdir(parents=True, exist_ok=True)
-    model = load_with_torch(args, name, header)
+    prompts = _prompts(options)
+    stories = read_stories(options.real, split="validation")
+    training = read_stories(options.train) if options.train else None
+    options.out.mkdir(parents=True, exist_ok=True)
+    model = load_with_torch(options, name, header)
     from tinystory.evaluation.ngrams import words
-    from tinystory.study.collection import Plan, collect
+    from tinystory.study.collection import Plan
     from tinystory.study.excerpts import real_groups
     from tinystory.study.findings import findings
 
-    seeds = tuple(range(args.seed, args.seed + args.seeds))
-    plan = Plan(prompts, decoders, seeds, min(args.search_seeds or args.seeds, args.seeds), args.max_tokens)
+    seeds = tuple(range(first_seed, first_seed + options.seeds))
+    n_search_seeds = min(options.search_seeds or options.seeds, options.seeds)
+    plan = Plan(prompts, decoders, seeds, n_search_seeds, options.max_tokens)
     real = real_groups(stories, prompts, model.tokenizer, plan.max_tokens)
-    journal = _journal(args, model, plan, real)
-    with progress_bar(args, "study", 0) as progress:
-
-        def show(done: int, total: int, label: str) -> None:
-            progress(done, total=total, description=visible(label))
-
-        try:
-            failed = collect(model.session, model.tokenizer, plan, real, journal, show)
-        except KeyboardInterrupt:
-            warn(args, ["stopped; the same command goes on from here"])
-            raise
-    warn(args, [f"{spec} failed: {reason}" for spec, reason in failed.items()])
-    if len(failed) == len(decoders):
-        raise TinystoryError("every decoder failed")
+    journal = _journal(options, model, plan, real)
+    failed = _collect(options, model, plan, real, journal)
     vocabulary = {word for story in training for word in words(story)} if training else None
-    found = findings(plan, real, journal.records, vocabulary=vocabulary, failed=failed)
-    found |= _surroundings(args, model, skipped)
-    _write_down(args, found)
-    if args.json:
-        sys.stdout.write(json.dumps(found) + "\n")
+    results = findings(plan, real, journal.records, vocabulary=vocabulary, failed=failed)
+    results |= _circumstances(options, model, skipped)
+    _write_files(options, results)
+    if options.json:
+        sys.stdout.write(json.dumps(results) + "\n")
     else:
-        _print(args, found)
+        _print(options, results)
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
-    if not 1 <= args.seeds <= _MOST_SEEDS:
-        raise UsageError(f"--seeds is {args.seeds}; it must be from 1 to {_MOST_SEEDS}")
-    if args.search_seeds is not None and args.search_seeds < 1:
-        raise UsageError(f"--search-seeds is {args.search_seeds}; it must be at least 1")
-    if args.limit is not None and args.limit < FEWEST:
-        raise UsageError(f"--limit is {args.limit}; a study needs at least {FEWEST} prompts")
-    if args.seed is None:
-        raise UsageError("a study goes on only with the seed it was begun with: give a number, not random")
+def _check(options: StudyOptions) -> int:
+    """Refuse options that are out of range. Return the first seed."""
+    if not 1 <= options.seeds <= _MOST_SEEDS:
+        raise UsageError(f"--seeds is {options.seeds}; it must be from 1 to {_MOST_SEEDS}")
+    if options.search_seeds is not None and options.search_seeds < 1:
+        raise UsageError(f"--search-seeds is {options.search_seeds}; it must be at least 1")
+    if options.limit is not None and options.limit < FEWEST:
+        raise UsageError(f"--limit is {options.limit}; a study needs at least {FEWEST} prompts")
+    if options.seed is None:
+        raise UsageError("a study can be continued only with the seed it was begun with: give a number, not random")
+    return options.seed
 
 
-def _decoders(args: argparse.Namespace, registry: Registry) -> tuple[dict[str, Decoder], dict[str, str]]:
-    """Those of the command line, and what is installed of those of the grid's file; without both, of the built-in grid.
+def _decoders(options: StudyOptions, registry: Registry) -> tuple[dict[str, Decoder], dict[str, str]]:
+    """Return the decoders of the study, and the reason for each spec of a grid that is left out.
 
-    The second result is why a spec was left out.
+    The decoders are those of the command line and those of the grid's file. Without both, they are the built-in grid.
     """
-    decoders, skipped = decoders_of(args.decoders, registry) if args.decoders else ({}, {})
-    grid = read_grid(args.grid) if args.grid else () if args.decoders else BUILT_IN_GRID
+    decoders, skipped = decoders_of(options.decoders, registry) if options.decoders else ({}, {})
+    grid = read_grid(options.grid) if options.grid else () if options.decoders else BUILT_IN_GRID
     if grid:
         more, skipped = decoders_of(grid, registry, skip_unknown=True)
         decoders |= more
     return decoders, skipped
 
 
-def _prompts(args: argparse.Namespace) -> tuple[str, ...]:
-    """From the file; without one, stories start from scratch."""
-    if args.prompts is None:
-        return ("",) * (args.limit or _FROM_SCRATCH)
-    return read_prompts(args.prompts, args.limit)
+def _prompts(options: StudyOptions) -> tuple[str, ...]:
+    """Return the prompts of the file, or empty prompts if there is no file."""
+    if options.prompts is None:
+        return ("",) * (options.limit or _FROM_SCRATCH)
+    return read_prompts(options.prompts, options.limit)
 
 
-def _journal(
-    args: argparse.Namespace, model: LoadedModel, plan: "Plan", real: "Sequence[Sequence[Excerpt]]"
-) -> "Journal":
-    """The one in the folder, which must be about the same; decoders and seeds may be added to it."""
+def _journal(options: StudyOptions, model: LoadedModel, plan: "Plan", real: "Sequence[Sequence[Excerpt]]") -> "Journal":
+    """Open the journal in the folder. It must have the same model, prompts and real stories; decoders may be new."""
     from tinystory.data.prompts import digest
     from tinystory.study.journal import Journal
 
@@ -131,15 +164,41 @@ def _journal(
         "real_stories": digest(texts),
         "version": tinystory.__version__,
     }
-    return Journal(args.out / "journal.jsonl", subject)
+    return Journal(options.out / "journal.jsonl", subject)
 
 
-def _surroundings(args: argparse.Namespace, model: LoadedModel, skipped: Mapping[str, str]) -> dict[str, Any]:
-    """What else the page tells; of files only their names."""
+def _collect(
+    options: StudyOptions, model: LoadedModel, plan: "Plan", real: "Sequence[Sequence[Excerpt]]", journal: "Journal"
+) -> dict[str, str]:
+    """Write the missing stories into the journal. Return the specs that failed, with the reason of each.
+
+    Raises:
+        TinystoryError: every decoder failed.
+    """
+    from tinystory.study.collection import collect
+
+    with journal, progress_bar("study", 0, quiet=options.quiet, color=options.color) as progress:
+
+        def show(done: int, total: int, label: str) -> None:
+            progress(done, total=total, description=visible(label))
+
+        try:
+            failed = collect(model.session, model.tokenizer, plan, real, journal, show)
+        except KeyboardInterrupt:
+            warn(options, ["stopped; the same command goes on from here"])
+            raise
+    warn(options, [f"{spec} failed: {reason}" for spec, reason in failed.items()])
+    if len(failed) == len(plan.decoders):
+        raise TinystoryError("every decoder failed")
+    return failed
+
+
+def _circumstances(options: StudyOptions, model: LoadedModel, skipped: Mapping[str, str]) -> dict[str, Any]:
+    """Return the other facts of the page: command, model, device and versions. A file appears only with its name."""
     import torch
 
     return {
-        "command": _command(args),
+        "command": _command(options),
         "model": model.name if model.name.isidentifier() else Path(model.name).name,
         "model_hash": model.hash,
         "dtype": model.dtype,
@@ -154,79 +213,79 @@ def _surroundings(args: argparse.Namespace, model: LoadedModel, skipped: Mapping
     }
 
 
-def _command(args: argparse.Namespace) -> str:
-    """The command line that makes the page again, with the files' names but not the folders of this machine."""
+def _command(options: StudyOptions) -> str:
+    """Return the command line that makes the page again. It names files without their folders."""
     words = ["tinystory", "study"]
-    given: list[tuple[str, object]] = [
-        *(("-d", spec) for spec in args.decoders),
-        ("--grid", args.grid and args.grid.name),
-        ("--prompts", args.prompts and args.prompts.name),
-        ("--limit", args.limit),
-        ("--real", Path(args.real).name),
-        ("--train", args.train and Path(args.train).name),
-        *(("--decoder-file", file.name) for file in args.decoder_file),
-        ("--seeds", args.seeds),
-        ("--search-seeds", args.search_seeds),
-        ("-s", args.seed),
-        ("-n", args.max_tokens),
-        ("-m", Path(args.model).name if args.model else None),
-        ("-o", args.out.name),
-        ("--page", args.page and args.page.name),
+    flags: list[tuple[str, object]] = [
+        *(("-d", spec) for spec in options.decoders),
+        ("--grid", options.grid and options.grid.name),
+        ("--prompts", options.prompts and options.prompts.name),
+        ("--limit", options.limit),
+        ("--real", Path(options.real).name),
+        ("--train", options.train and Path(options.train).name),
+        *(("--decoder-file", file.name) for file in options.decoder_file),
+        ("--seeds", options.seeds),
+        ("--search-seeds", options.search_seeds),
+        ("-s", options.seed),
+        ("-n", options.max_tokens),
+        ("-m", Path(options.model).name if options.model else None),
+        ("-o", options.out.name),
+        ("--page", options.page and options.page.name),
     ]
-    for flag, value in given:
+    for flag, value in flags:
         if value is not None:
             words += [flag, str(value)]
     return shlex.join(words)
 
 
-# --- what is left behind ---
+# --- output ---
 
 
-def _write_down(args: argparse.Namespace, found: Mapping[str, Any]) -> None:
-    """study.json, the page, and beside the page a folder of its name with the plots."""
+def _write_files(options: StudyOptions, results: Mapping[str, Any]) -> None:
+    """Write study.json, the page, and beside the page a folder with its name for the plots."""
     from tinystory.study.page import page
 
-    write_atomically(args.out / "study.json", json.dumps(found, indent=1).encode() + b"\n")
-    target = args.page or args.out / "study.md"
+    write_atomically(options.out / "study.json", json.dumps(results, indent=1).encode() + b"\n")
+    target = options.page_file
     target.parent.mkdir(parents=True, exist_ok=True)
-    plots = _plot(args, found, target.parent / target.stem)
+    plots = _plot(options, results, target.parent / target.stem)
     links = [f"{target.stem}/{name}" for name in plots]
-    write_atomically(target, page(found, found["command"], links).encode())
+    write_atomically(target, page(results, results["command"], links).encode())
 
 
-def _plot(args: argparse.Namespace, found: Mapping[str, Any], folder: Path) -> list[str]:
-    """Draw into a folder; without matplotlib there are no plots, and a word about it."""
+def _plot(options: StudyOptions, results: Mapping[str, Any], folder: Path) -> list[str]:
+    """Draw the plots into a folder and return their names. Without matplotlib, print a notice and return no name."""
     from tinystory.study.plots import plot_profiles, plot_quality
 
     folder.mkdir(exist_ok=True)
-    drawn = {"quality.png": partial(plot_quality, found), "profiles.png": partial(plot_profiles, found)}
+    drawn = {"quality.png": partial(plot_quality, results), "profiles.png": partial(plot_profiles, results)}
     try:
         for name, draw in drawn.items():
             draw(folder / name)
     except TinystoryError as error:
-        warn(args, [str(error)])
+        warn(options, [str(error)])
         return []
     return list(drawn)
 
 
-def _print(args: argparse.Namespace, found: Mapping[str, Any]) -> None:
+def _print(options: StudyOptions, results: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     from tinystory.study.table import cells, headings
 
     table = Table(box=None, pad_edge=False)
-    for index, heading in enumerate(headings(found)):
+    for index, heading in enumerate(headings(results)):
         table.add_column(heading, justify="left" if index < 2 else "right")
-    for row in cells(found):
+    for row in cells(results):
         table.add_row(*row)
-    console = table_console(args)
+    console = table_console(options.color)
     console.print(table)
-    numbers = {"prompt": found["prompts"], "seed": len(found["seeds"])}
+    numbers = {"prompt": results["prompts"], "seed": len(results["seeds"])}
     counts = [f"{n} {what}{'' if n == 1 else 's'}" for what, n in numbers.items()]
-    notes = [f"{', '.join(counts)}, at most {found['max_tokens']} tokens a story."]
-    if found["winner"] is not None:
-        notes.append(f"Nearest to real stories: {found['winner']}")
-    if found["tied"]:
-        notes.append(f"Tied with it (=): {' · '.join(found['tied'])}")
-    notes.append(f"{args.page or args.out / 'study.md'} has the intervals and the plots.")
+    notes = [f"{', '.join(counts)}, at most {results['max_tokens']} tokens a story."]
+    if results["winner"] is not None:
+        notes.append(f"Nearest to real stories: {results['winner']}")
+    if results["tied"]:
+        notes.append(f"Tied with it (=): {' · '.join(results['tied'])}")
+    notes.append(f"{options.page_file} has the intervals and the plots.")
     console.print("\n" + visible("\n".join(notes)), soft_wrap=True)

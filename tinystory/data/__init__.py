@@ -1,1 +1,1 @@
-"""Stories and prompts from anywhere, selected, tokenised once, in batches."""
+"""Read stories and prompts, select and tokenise them, and make batches. Knows no model and no decoder."""

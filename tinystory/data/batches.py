@@ -1,8 +1,9 @@
-"""Token batches from tokenised stories: packed rows of several whole stories, or padded rows of one.
+"""Make token batches from tokenised stories: packed rows have several whole stories, padded rows have one.
 
-A story is BOS + tokens + EOS, of which a batch predicts everything but the BOS. One longer than a row is cut into
-pieces, the same in both modes; a piece never looks at another, and its positions start at 0. The batches of an epoch
-follow from seed and epoch alone, so (epoch, number of the batch) is all there is to remember of a place in the data.
+A story is BOS + tokens + EOS; a batch predicts all of it except BOS. A story that is longer than a row is cut into
+pieces, in the same way in both modes. A piece never sees another piece, and its positions start at 0. The batches of an
+epoch follow from seed and epoch alone, so a place in the data is two numbers: the epoch and the batch. Knows arrays of
+tokens, and not the model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,16 +36,16 @@ __all__ = [
 
 
 Piece = np.ndarray
-"""(n,) integers: up to `row_len` + 1 consecutive tokens of one story; each but the first is predicted."""
+"""(n,) integers: up to `row_len` + 1 consecutive tokens of one story; all except the first are predicted."""
 
 BatchRows = list[list[int]]
-"""The rows of a batch, each the numbers of the pieces in it."""
+"""The rows of a batch; a row is a list of the numbers of its pieces."""
 
 Batching = Literal["packed", "padded"]
 
 
 class Stories(Protocol):
-    """Tokenised stories: a list of arrays, `TokenShards`, or anything that is as simple."""
+    """Tokenised stories: a list of arrays, `TokenShards`, or any other sequence of arrays."""
 
     def __len__(self) -> int: ...
 
@@ -53,22 +54,22 @@ class Stories(Protocol):
 
 @runtime_checkable
 class _Measured(Protocol):
-    """Stories that know their lengths without being read."""
+    """Stories that know their lengths, so that they need not be read."""
 
     def lengths(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of stories, laid out for a model.
+    """The tensors of some rows; R rows of L positions.
 
     Attributes:
         token_ids: (R, L) int64.
         labels: (R, L) int64, the next token of the same story, or `IGNORE`.
-        positions: (R, L) int64, restarting at 0 with each story.
-        story: (R, L) int32, the number of the story within its row; -1 on padding.
-        alone: no row holds two stories.
-        lengths: of the stories, where `joined` has left nothing else.
+        positions: (R, L) int64, starting at 0 in each story.
+        story: (R, L) int32, the number of the story within its row; -1 is padding.
+        alone: whether no row has two stories.
+        lengths: the lengths of the stories after `joined`; else None.
     """
 
     token_ids: Tensor
@@ -80,11 +81,11 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Scored tokens."""
+        """The number of predicted tokens."""
         return int((self.labels != IGNORE).sum())
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device; to a GPU it goes through pinned memory, so that the host need not wait."""
+        """Return the batch on a device. Pinned memory carries it to a GPU, so that the CPU need not wait."""
         tensors = [self.token_ids, self.labels, self.positions, self.story]
         if device.type == "cuda":
             tensors = [tensor.pin_memory() if tensor.device.type == "cpu" else tensor for tensor in tensors]
@@ -92,9 +93,9 @@ class Batch:
         return Batch(token_ids, labels, positions, story, self.alone)
 
     def joined(self) -> "Batch":
-        """The same stories as one row, without the padding, for a device to which changing shapes cost nothing.
+        """Return the same stories as one row without padding. This suits a device on which new shapes are free.
 
-        A batch of nothing but padding stays as it is.
+        A batch that has only padding is returned unchanged.
         """
         real = self.story >= 0
         if not real.any():
@@ -107,12 +108,12 @@ class Batch:
         return Batch(token_ids, labels, positions, story, lengths=lengths)
 
     def mask(self) -> Tensor | list[int] | None:
-        """(R, 1, L, L) bool: a query sees earlier positions of its own story, padding sees padding.
+        """Return which positions see which others.
 
-        Of `joined` stories their lengths, which say the same.
-
-        None, which means plain causal attention, where no row holds two stories: padding stands on the right, so
-        no query that is scored can see it.
+        Returns:
+            (R, 1, L, L) bool: a position sees the earlier positions of its own story, and padding sees padding. After
+            `joined`, it is the list of lengths, which says the same. If no row has two stories, it is None, which means
+            plain causal attention: padding is on the right, so no predicted position sees it.
         """
         if self.lengths is not None:
             return self.lengths
@@ -124,10 +125,10 @@ class Batch:
 
 
 class Pieces(Sequence[Piece]):
-    """Stories cut to what fits a row, as an index into them: a piece is a view, made when asked for.
+    """Stories, cut into pieces that fit a row. A piece is a view into its story, made when it is read.
 
     Attributes:
-        n_predicted: (pieces,) int32, predicted tokens of each, from 1 to `row_len`.
+        n_predicted: (pieces,) int32, the predicted tokens of each piece, from 1 to `row_len`.
     """
 
     def __init__(self, stories: Stories, row_len: int) -> None:
@@ -148,7 +149,7 @@ class Pieces(Sequence[Piece]):
     @overload
     def __getitem__(self, index: slice) -> list[Piece]: ...
     def __getitem__(self, index: int | slice) -> Piece | list[Piece]:
-        """One piece, or several as a list."""
+        """Return one piece, or a list of several."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         start = int(self._start[index])
@@ -156,22 +157,22 @@ class Pieces(Sequence[Piece]):
 
 
 def cut(stories: Stories, row_len: int) -> Pieces:
-    """Cut what is longer than a row: pieces of at most `row_len` inputs, so that every token is predicted once."""
+    """Cut stories into pieces of at most `row_len` inputs, so that every token is predicted once."""
     return Pieces(stories, row_len)
 
 
 def pack(lengths: np.ndarray, row_len: int) -> np.ndarray:
-    """Fill rows best-fit: each item goes into the fullest open row that still has room.
+    """Distribute items over rows by best fit: each item goes into the fullest row that still has room for it.
 
     Args:
-        lengths: (n,) integers, items of 1 to `row_len` positions.
-        row_len: room of a row.
+        lengths: (n,) integers, the lengths of the items, from 1 to `row_len` positions.
+        row_len: the length of a row in positions.
 
     Returns:
-        (n,) int32, the row of each item; rows are numbered in order of opening.
+        (n,) int32, the row of each item; rows are numbered in the order in which they were begun.
     """
-    with_room: list[list[int]] = [[] for _ in range(row_len)]  # rows by their free positions
-    rooms = 0  # bit f is set where a row has f free positions: the lowest one that fits is found in one step
+    with_room: list[list[int]] = [[] for _ in range(row_len)]  # rows, by their number of free positions
+    rooms = 0  # bit f is set if a row has f free positions, so the lowest bit that fits is found in one step
     row_of = np.empty(len(lengths), np.int32)
     n_rows = 0
     for item, length in enumerate(lengths.tolist()):
@@ -192,10 +193,10 @@ def pack(lengths: np.ndarray, row_len: int) -> np.ndarray:
 
 
 class Epoch(Sequence[BatchRows]):
-    """One pass over all pieces: `len(epoch)` batches, `epoch[i]` the rows of one."""
+    """One pass over all pieces: `epoch[i]` has the rows of a batch, `len(epoch)` counts the batches."""
 
     def __init__(self, order: np.ndarray, ends: np.ndarray, n_rows: int) -> None:
-        """Take the pieces of all rows, one row after the other, and where each row ends in them."""
+        """Take the pieces of all rows, one row after the other, and the place in this list where each row ends."""
         self._order, self._ends, self._n_rows = order, ends, n_rows
 
     def __len__(self) -> int:
@@ -206,7 +207,7 @@ class Epoch(Sequence[BatchRows]):
     @overload
     def __getitem__(self, index: slice) -> list[BatchRows]: ...
     def __getitem__(self, index: int | slice) -> BatchRows | list[BatchRows]:
-        """The rows of a batch, or of several as a list; the last batch may have fewer rows than the others."""
+        """Return the rows of a batch, or a list of several; the last batch may have fewer rows than the others."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -225,15 +226,15 @@ def epoch_batches(
     epoch: int = 0,
     batching: Batching = "packed",
 ) -> Epoch:
-    """The batches of an epoch, the same for the same arguments on every machine and every rank.
+    """Return the batches of an epoch. The same arguments give the same batches on every machine and every rank.
 
     Args:
-        pieces: as from `cut` with the same `row_len`.
-        row_len: room of a packed row, in positions.
-        n_rows: rows of a batch, of all ranks together.
-        seed: pieces are shuffled before packing and rows after it; None keeps their order.
-        epoch: from 0; each has its own order.
-        batching: "packed", or "padded" for one piece a row.
+        pieces: from `cut` with the same `row_len`.
+        row_len: length of a packed row in positions.
+        n_rows: rows of a batch, over all ranks.
+        seed: shuffles the pieces before packing and the rows after it; None keeps their order.
+        epoch: number of the epoch, from 0; each epoch has its own order.
+        batching: "packed", or "padded" for one piece in each row.
     """
     lengths = _n_predicted(pieces)
     order = _shuffled(len(pieces), seed, "pieces", epoch)
@@ -248,21 +249,21 @@ def epoch_batches(
 
 
 def share(rows: BatchRows, rank: int = 0, world_size: int = 1) -> BatchRows:
-    """The rows of a batch that one rank computes: every `world_size`-th; none where there are too few.
+    """Return the rows of a batch that one rank computes: every `world_size`-th row; empty if there are too few.
 
-    All ranks' shares are the batch, whatever their number, so a step stays the same if the loss is summed over
-    ranks and divided by the tokens of the whole batch.
+    The shares of all ranks together are the batch. So a step is the same for any number of ranks, if the loss is summed
+    over the ranks and divided by the tokens of the whole batch.
     """
     return rows[rank::world_size]
 
 
 def collate(pieces: Sequence[Piece], rows: BatchRows, row_len: int | None = None) -> Batch:
-    """Lay the pieces of each row one after the other, padded on the right.
+    """Return the tensors of rows: the pieces of a row stand one after the other, with padding on the right.
 
     Args:
-        pieces: as from `cut`.
-        rows: as from `epoch_batches`; none at all give a batch of no rows.
-        row_len: positions of each row; None for as many as the longest row needs.
+        pieces: from `cut`.
+        rows: from `epoch_batches`; an empty list gives a batch without rows.
+        row_len: length of each row in positions; None takes the length of the longest row.
     """
     loaded = [[pieces[index] for index in row] for row in rows]
     if row_len is None:
@@ -283,11 +284,11 @@ def collate(pieces: Sequence[Piece], rows: BatchRows, row_len: int | None = None
 
 
 class BatchPlan:
-    """All batches of a run over some stories, in either mode, behind one interface.
+    """All batches of a run over some stories, packed or padded.
 
     Attributes:
         pieces: the stories, cut to `row_len`.
-        n_tokens: tokens predicted in an epoch.
+        n_tokens: the tokens that are predicted in an epoch.
     """
 
     def __init__(
@@ -299,35 +300,36 @@ class BatchPlan:
         self._row_len, self._n_rows, self._batching, self._seed = row_len, n_rows, batching, seed
 
     def epoch(self, number: int = 0) -> Epoch:
-        """The batches of an epoch."""
+        """Return the batches of an epoch."""
         return epoch_batches(
             self.pieces, self._row_len, self._n_rows, self._seed, epoch=number, batching=self._batching
         )
 
     def ahead(self, epoch: int = 0, batch: int = 0) -> Iterator[tuple[int, int, BatchRows]]:
-        """Yield rows from a position on, epoch after epoch without end; nothing if there are no stories.
+        """Yield the rows of batches from a place in the data on, epoch after epoch, without end.
 
-        Each comes as (epoch, batch, rows) with the position behind it, which is where a later run goes on: batch 0
-        means that these rows ended an epoch.
+        Yields:
+            (epoch, batch, rows), where epoch and batch are the place after these rows, from which a later run can go
+            on. Batch 0 means that these rows end an epoch. Without stories, nothing is yielded.
         """
         while len(self.pieces):
             order = self.epoch(epoch)
             for number in range(batch, len(order)):
-                behind = (epoch, number + 1) if number + 1 < len(order) else (epoch + 1, 0)
-                yield *behind, order[number]
+                next_place = (epoch, number + 1) if number + 1 < len(order) else (epoch + 1, 0)
+                yield *next_place, order[number]
             epoch, batch = epoch + 1, 0
 
     def collate(self, rows: BatchRows) -> Batch:
-        """The tensors of rows: packed ones all as long as a row, padded ones as long as the longest of them."""
+        """Return the tensors of rows: packed rows have the length of a row, padded rows that of the longest of them."""
         return collate(self.pieces, rows, self._row_len if self._batching == "packed" else None)
 
     def count(self, rows: BatchRows) -> int:
-        """Tokens predicted in rows, known without reading them: a rank can tell the batch's from its own."""
+        """Return how many tokens are predicted in rows, without reading them; so a rank knows it for all ranks."""
         return int(sum(self.pieces.n_predicted[row].sum() for row in rows))
 
 
 def _lengths(stories: Stories) -> np.ndarray:
-    """(n,) int64."""
+    """Return the lengths of stories: (n,) int64."""
     if isinstance(stories, _Measured):
         return stories.lengths().astype(np.int64)
     return np.fromiter((len(stories[i]) for i in range(len(stories))), np.int64, len(stories))
@@ -338,7 +340,7 @@ def _n_predicted(pieces: Sequence[Piece]) -> np.ndarray:
 
 
 def _shuffled(n: int, seed: int | None, stream: str, epoch: int) -> np.ndarray:
-    """A permutation of n by keyed noise: unlike a library's generator, the same for ever."""
+    """Return a permutation of n numbers. It follows from our own noise, so no library can change it."""
     if seed is None:
         return np.arange(n)
     return np.argsort(Noise(seed, f"shuffled {stream}", 0, epoch).uniform(np.arange(n)), kind="stable")

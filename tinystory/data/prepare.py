@@ -1,4 +1,7 @@
-"""XXX-DOC."""
+"""Tokenise stories into a folder of shards, once for many runs. `shards.py` reads such a folder.
+
+Knows sources of stories and the tokenizer. Does not know models, batches or runs.
+"""
 
 import contextlib
 import dataclasses
@@ -28,13 +31,23 @@ from tinystory.data.shards import (
 )
 from tinystory.data.sources import SourceReport, find_sources, read_stories
 from tinystory.errors import TinystoryError, UsageError
+from tinystory.safe.writing import sync_folder, write_atomically
 from tinystory.text.tokenizer import Tokenizer
 
 __all__ = ["prepare", "tokenize"]
 
+_STORIES_AT_ONCE, _CHARACTERS_AT_ONCE = 4096, 2**22
+"""Size of a chunk that is tokenised at once: enough to keep all cores busy."""
+
+_STALE_SECONDS = 3600
+"""A build that no manifest names is deleted at this age; a younger one may belong to a process that still writes."""
+
 
 def tokenize(stories: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Each story as BOS + tokens + EOS, uint16 where the vocabulary allows it, else uint32; on all cores.
+    """Return each story as BOS + tokens + EOS, tokenised on all cores.
+
+    Returns:
+        One array (n,) for each story: uint16 if every id of the vocabulary fits, else uint32.
 
     Raises:
         UsageError: the vocabulary has no BOS or no EOS.
@@ -55,31 +68,31 @@ def prepare(
     shard_bytes: int = 2**28,
     rebuild: bool = False,
     progress: Callable[[SourceReport], None] | None = None,
-) -> "TokenShards":
-    """Tokenise stories into a folder, or reuse it where it was made of the same.
+) -> TokenShards:
+    """Tokenise stories into a folder, or reuse the folder if it was made from the same things.
 
-    The same is: tokenizer, selection, column, and the sources' file names, sizes and times of change (of a hub dataset
-    its name and split: what changed on the hub needs `rebuild`). A folder made of something else is replaced once
-    the new build is complete. One process prepares a folder at a time.
+    The things are: tokenizer, selection, column, and the name, size and modification time of each source file. For a
+    hub dataset, they are its name and split; if the dataset has changed on the hub, use `rebuild`. A folder that was
+    made from other things is replaced when the new build is complete. Only one process may prepare a folder at a time.
 
     Args:
         sources: as for `read_stories`, like `split`, `column`, `streaming` and `selection`.
         tokenizer: with BOS and EOS.
-        directory: made with its parents; nothing in it but an older build is touched.
-        split: of a hub dataset or saved dataset dictionary.
-        column: with the text.
-        streaming: of a hub dataset.
-        selection: which stories.
-        shard_bytes: a shard is closed before it grows past this, unless a single story does.
-        rebuild: do not reuse.
-        progress: called every few thousand stories; not at all when the folder is reused.
+        directory: made with its parents; nothing in it is touched except older builds.
+        split: the split of a hub dataset or of a saved dataset dictionary.
+        column: the column that has the text.
+        streaming: read a hub dataset without downloading it first.
+        selection: which stories to take; None takes all.
+        shard_bytes: largest size of a shard in bytes; only a single story may exceed it.
+        rebuild: do not reuse the folder.
+        progress: called every few thousand stories, and not at all when the folder is reused.
 
     Returns:
-        The opened folder; its `reused` says whether it was there.
+        The opened folder; its `reused` tells whether it was made before.
 
     Raises:
-        UsageError: no such source, no story, a vocabulary without BOS or EOS.
-        TinystoryError: the folder cannot be written, for example for want of space; nothing is left of the attempt.
+        UsageError: a source does not exist, there is no story, or the vocabulary has no BOS or EOS.
+        TinystoryError: the folder cannot be written, for example because the disk is full; the attempt leaves nothing.
     """
     selection = selection or Selection()
     bos, eos, dtype = _bos_eos_dtype(tokenizer)
@@ -98,25 +111,33 @@ def prepare(
     report = SourceReport()
     stories = read_stories(
         sources, split, column=column, streaming=streaming, selection=selection, report=report
-    )  # raises what is wrong with the sources before anything is written
+    )  # refuses wrong sources before anything is written
+
+    def after_chunk() -> None:
+        if progress:
+            progress(report)
+
+    def write_build(build: Path) -> None:
+        counts = _write_stories(build, stories, tokenizer, dtype, shard_bytes, after_chunk)
+        manifest = {"format": FORMAT, "build": build.name, "dtype": dtype.name, **counts}
+        manifest |= {"recipe": recipe, "report": dataclasses.asdict(report)}
+        write_atomically(directory / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+    _replace_build(directory, None if old is None else old.build, write_build)
+    return TokenShards(directory)
+
+
+def _replace_build(directory: Path, old: str | None, write_build: Callable[[Path], None]) -> None:
+    """Write a new build and its manifest, then delete the old build. A failure leaves the folder as it was."""
     build = directory / f"build-{secrets.token_hex(4)}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _sweep(directory, None if old is None else old.build, _STALE_SECONDS)
+        _sweep(directory, old, _STALE_SECONDS)
         build.mkdir()
-        with contextlib.closing(_Writer(build, dtype, shard_bytes)) as writer:
-            for chunk in _chunks(stories):
-                for text, token_ids in zip(chunk, tokenize(chunk, tokenizer), strict=True):
-                    writer.add(token_ids, len(text.encode()))
-                if progress:
-                    progress(report)
-            counts = writer.finish()
-        manifest = {"format": FORMAT, "build": build.name, "dtype": dtype.name, **counts}
-        manifest |= {"recipe": recipe, "report": dataclasses.asdict(report)}
-        _replace_file(directory / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        write_build(build)
     except BaseException as error:
-        done = _opened(directory)
-        if done is None or done.build != build.name:  # else the interrupt came after the last rename
+        current = _opened(directory)
+        if current is None or current.build != build.name:  # else the interrupt came after the last rename
             shutil.rmtree(build, ignore_errors=True)
         if isinstance(error, OSError):
             raise TinystoryError(
@@ -124,12 +145,28 @@ def prepare(
             ) from error
         raise
     if old is not None:
-        shutil.rmtree(directory / old.build, ignore_errors=True)
-    return TokenShards(directory)
+        shutil.rmtree(directory / old, ignore_errors=True)
 
 
-class _Writer:
-    """The files of a build; `finish` gives their part of the manifest."""
+def _write_stories(
+    build: Path,
+    stories: Iterable[str],
+    tokenizer: Tokenizer,
+    dtype: np.dtype[Any],
+    shard_bytes: int,
+    after_chunk: Callable[[], None],
+) -> dict[str, Any]:
+    """Tokenise all stories into a build; return its counts and checksums for the manifest."""
+    with contextlib.closing(_BuildWriter(build, dtype, shard_bytes)) as writer:
+        for chunk in _chunks(stories):
+            for text, token_ids in zip(chunk, tokenize(chunk, tokenizer), strict=True):
+                writer.add(token_ids, len(text.encode()))
+            after_chunk()
+        return writer.finish()
+
+
+class _BuildWriter:
+    """The open files of a build."""
 
     def __init__(self, build: Path, dtype: np.dtype[Any], shard_bytes: int) -> None:
         self._build, self._itemsize, self._shard_bytes = build, dtype.itemsize, shard_bytes
@@ -142,7 +179,7 @@ class _Writer:
         self._offsets.write(np.zeros(1, "<u8"))
 
     def add(self, token_ids: np.ndarray, text_bytes: int) -> None:
-        """Append a story; `token_ids` in the build's dtype."""
+        """Append a story; `token_ids` (n,) has the dtype of the build."""
         full = self._shards and (self._shards[-1]["tokens"] + len(token_ids)) * self._itemsize > self._shard_bytes
         if self._tokens is None or full:
             if self._tokens is not None:
@@ -157,19 +194,19 @@ class _Writer:
         self._text_bytes.write(np.array([text_bytes], "<u4"))
 
     def finish(self) -> dict[str, Any]:
-        """Bring everything to the disk."""
+        """Sync all files to the disk; return the counts and checksums for the manifest."""
         for file in (self._tokens, self._offsets, self._text_bytes):
             if file is not None:
                 self._end(file)
-        _sync(self._build)
+        sync_folder(self._build)
         n_stories = sum(shard["stories"] for shard in self._shards)
         return {"stories": n_stories, "tokens": self._offset, "shards": self._shards, "sha256": self._sha256}
 
     def close(self) -> None:
-        """Close what is open, after a failure too."""
+        """Close the files that are still open; also right after a failure."""
         for file in (self._tokens, self._offsets, self._text_bytes):
             if file is not None:
-                with contextlib.suppress(OSError):  # what could not be flushed for want of space
+                with contextlib.suppress(OSError):  # its last bytes did not fit on the disk
                     file.file.close()
 
     def _end(self, file: "_HashedFile") -> None:
@@ -180,7 +217,7 @@ class _Writer:
 
 
 class _HashedFile:
-    """A file whose SHA-256 is known when it is written."""
+    """A new file that computes its SHA-256 while it is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -196,13 +233,13 @@ def _bos_eos_dtype(tokenizer: Tokenizer) -> tuple[int, int, np.dtype[Any]]:
     if tokenizer.bos_id is None or not tokenizer.eos_ids:
         raise UsageError("this vocabulary has no BOS or EOS token; training needs both")
     bos, eos = tokenizer.bos_id, min(tokenizer.eos_ids)
-    # ids may have gaps, so the largest counts rather than the number of tokens
+    # ids may have gaps, so the number of tokens is not enough
     largest = max(bos, eos, *tokenizer.fast.get_vocab(with_added_tokens=True).values())
     return bos, eos, ID_DTYPES["uint16" if largest < 2**16 else "uint32"]
 
 
 def _chunks(stories: Iterable[str]) -> Iterator[list[str]]:
-    """Stories enough to keep all cores busy, and no more."""
+    """Yield the stories in lists of limited size."""
     chunk: list[str] = []
     n_characters = 0
     for story in stories:
@@ -216,7 +253,7 @@ def _chunks(stories: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _opened(directory: Path) -> TokenShards | None:
-    """What is in a folder, where it is whole."""
+    """Return the prepared stories of a folder, or None if it has no complete build."""
     try:
         return TokenShards(directory)
     except TinystoryError:
@@ -224,38 +261,9 @@ def _opened(directory: Path) -> TokenShards | None:
 
 
 def _sweep(directory: Path, keep: str | None, older_than_seconds: float) -> None:
-    """Remove builds that no manifest names: replaced ones, and what a killed process left."""
+    """Delete old builds that the manifest does not name; killed processes leave such builds."""
     for build in directory.glob("build-*"):
         with contextlib.suppress(OSError):
             is_old = time.time() - build.stat().st_mtime >= older_than_seconds
             if is_old and build.name != keep and BUILD_NAME.fullmatch(build.name):
                 shutil.rmtree(build, ignore_errors=True)
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sync(directory: Path) -> None:
-    """Make the names in a directory durable, where the system has such a thing."""
-    with contextlib.suppress(OSError):
-        number = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-_STORIES_AT_ONCE, _CHARACTERS_AT_ONCE = 4096, 2**22
-
-
-_STALE_SECONDS = 3600

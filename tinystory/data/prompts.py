@@ -1,4 +1,7 @@
-"""Files of prompts: a YAML list, texts between separators, or lines; read one at a time, however many there are."""
+"""Read prompts from a file, one at a time: a YAML list, texts between separators, or lines.
+
+Knows files and texts, and not what is written from a prompt.
+"""
 
 import hashlib
 import shutil
@@ -25,26 +28,27 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class PromptFile:
-    """The prompts of a file, stripped: the white space at the end of one would be half of the next word's token.
+    """The prompts of a file. Each is stripped, because white space at its end would be a part of the next token.
 
-    Iterating reads them, any number of times but one time at once; of a text nothing is held but the prompt at hand.
+    Iterating reads the prompts, as often as wanted, but not twice at the same time. For a text file, only one prompt
+    is in memory.
 
     Attributes:
-        name: of the file, for messages.
-        count: how many prompts there are.
-        digest: what identifies them.
+        name: the name of the file, for messages.
+        count: how many prompts the file has.
+        digest: identifies the prompts; see `digest`.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read a file from end to end once.
+        """Open a file, and read it once from beginning to end.
 
         Args:
-            path: a `.yaml` or `.yml` file with a list of texts; any other is text, its prompts between
-                `<|endoftext|>` where it has one, else a prompt on each line. Empty prompts are left out, and not
-                counted. `-` is standard input; like any pipe, it is copied to a temporary file.
+            path: a `.yaml` or `.yml` file has a list of texts. Any other file is text, with `<|endoftext|>` between the
+                prompts, or else with one prompt on each line. Empty prompts are left out, and are not counted. `-` is
+                standard input; like any pipe, it is copied to a temporary file.
 
         Raises:
-            UsageError: it cannot be read, is of another form, or has no prompt.
+            UsageError: the file cannot be read, has another format, or has no prompt.
         """
         self.name = "standard input" if path == Path("-") else visible(str(path))
         self._path = path
@@ -61,7 +65,7 @@ class PromptFile:
             raise
 
     def _look(self, suffix: str) -> None:
-        """Find out what kind of file it is, and read it through."""
+        """Find the format of the file, and read all prompts."""
         with reading(self._path):
             self._yaml = self._yaml_texts() if suffix in _YAML else None
             self._separated = self._yaml is None and _has_separator(self._file)
@@ -78,7 +82,7 @@ class PromptFile:
         self._file.close()
 
     def __iter__(self) -> Iterator[str]:
-        """Raises UsageError where a prompt is not UTF-8."""
+        """Yield each prompt; raise UsageError if one is not UTF-8."""
         for number, raw in enumerate(self._raw(), start=1):
             try:
                 prompt = (raw if isinstance(raw, str) else raw.decode()).strip()
@@ -105,7 +109,9 @@ class PromptFile:
         self._file.seek(len(_BYTE_ORDER_MARK) if self._file.read(3) == _BYTE_ORDER_MARK else 0)
         while line := self._file.readline(_MOST_LINE_BYTES):
             if len(line) == _MOST_LINE_BYTES:
-                raise UsageError(f"{self.name} has a line of {_MOST_LINE_BYTES:,} bytes or more: that is no prompt")
+                raise UsageError(
+                    f"{self.name} has a line of {_MOST_LINE_BYTES:,} bytes or more, which is too long for a prompt"
+                )
             yield line
 
     def _yaml_texts(self) -> list[str]:
@@ -114,30 +120,30 @@ class PromptFile:
         raw = self._file.read(_MOST_YAML_BYTES + 1)
         if len(raw) > _MOST_YAML_BYTES:
             raise UsageError(
-                f"{self.name} has more than {_MOST_YAML_BYTES:,} bytes; so many prompts go into a text file"
+                f"{self.name} has more than {_MOST_YAML_BYTES:,} bytes; put that many prompts into a text file"
             )
         try:
-            found: Any = yaml.safe_load(raw.decode("utf-8-sig"))
+            content: Any = yaml.safe_load(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise UsageError(f"{self.name} is not UTF-8 text") from error
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise UsageError(f"{self.name} is not YAML: {' '.join(str(error).split())[:200]}") from error
-        if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        if not isinstance(content, list) or not all(isinstance(text, str) for text in content):
             raise UsageError(f"{self.name} is not a YAML list of texts")
-        # An escape can write half of a surrogate pair, which no tokenizer takes.
-        return [one.encode(errors="replace").decode() for one in found]
+        # A YAML escape can write half of a surrogate pair, which no tokenizer accepts.
+        return [text.encode(errors="replace").decode() for text in content]
 
 
 def digest(texts: Iterable[str]) -> str:
-    """What identifies some texts, in 16 hexadecimal digits."""
-    found = hashlib.sha256()
+    """Return 16 hexadecimal digits that identify a list of texts."""
+    total = hashlib.sha256()
     for text in texts:
-        found.update(hashlib.sha256(text.encode()).digest())
-    return found.hexdigest()[:16]
+        total.update(hashlib.sha256(text.encode()).digest())
+    return total.hexdigest()[:16]
 
 
 def _rereadable(path: Path) -> IO[bytes]:
-    """An open file that can be read again: a regular one itself, of anything else a copy."""
+    """Open a file so that it can be read again: a regular file directly, and anything else as a copy."""
     if path == Path("-"):
         if sys.stdin is None:
             raise UsageError("standard input is closed: there are no prompts")
@@ -150,14 +156,14 @@ def _rereadable(path: Path) -> IO[bytes]:
 
 
 def _copy(source: IO[bytes]) -> IO[bytes]:
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (whoever asked for it closes it)
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     shutil.copyfileobj(source, file)
     file.seek(0)
     return file
 
 
 def _has_separator(file: IO[bytes]) -> bool:
-    tail = b""  # may be the beginning of one
+    tail = b""  # the end of a block may be the beginning of a separator
     while block := file.read(_BLOCK_BYTES):
         block = tail + block
         if SEPARATOR in block:

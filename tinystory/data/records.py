@@ -1,7 +1,7 @@
-"""The records of a story file: text between separators, lines of JSON, rows of a table.
+"""Read the records of a file of stories: texts between separators, lines of JSON, or rows of a table.
 
-A record is the bytes of its text, not yet decoded: what is broken in it is its reader's to judge. Nothing is held
-but the record at hand and a block of the file.
+A record is the bytes of a text, not yet decoded, so the caller decides about broken UTF-8. Only one record and one
+block of the file are in memory. Knows file formats, and not what a story is.
 """
 
 import json
@@ -22,35 +22,35 @@ _COLUMNS = ("text", "story")
 _JSON_LINES = frozenset({".jsonl", ".ndjson"})
 _OTHER_FORMATS = frozenset({".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".arrow"})
 FILE_SUFFIXES = _JSON_LINES | _OTHER_FORMATS | {".txt", ".parquet"}
-"""What ends so is a file, never the name of a hub dataset."""
+"""Endings of files; a name with such an ending is never a hub dataset."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 2**20
 _MAX_RECORD_BYTES = 2**28
-"""What goes on longer without a separator or a line end is no story; also bounds the memory taken."""
+"""A text that is longer, without a separator or a line end, is no story; this also limits the memory."""
 _ROWS_AT_ONCE = 1000
-_HOPELESS_LINES = 100
-"""So many lines without one JSON object, and the file is something else."""
+_MAX_BAD_LINES = 100
+"""A file that begins with this many lines without a JSON object has another format."""
 
 Record = bytes | None
-"""UTF-8 text of a record, perhaps broken, perhaps of several stories; None where the record has no text."""
+"""UTF-8 text of a record, which may be broken and may have several stories; None if the record has no text."""
 
 
 def file_records(path: Path, column: str | None = None) -> Iterator[Record]:
-    """The records of a .jsonl, a .parquet or else a text file.
+    """Return the records of a .jsonl, .parquet or text file.
 
     Args:
         path: a file; an empty text file has no records.
-        column: of a .jsonl or .parquet, the one with the text; by default `text`, else `story`.
+        column: the column of a .jsonl or .parquet file that has the text; by default `text`, else `story`.
 
     Raises:
-        UsageError: at once where the file cannot be opened, is of another format or lacks the column; while records
-            are taken where it turns out to be damaged.
+        UsageError: at once, if the file cannot be opened, has another format or lacks the column; while records are
+            read, if the file is damaged.
     """
     suffix = path.suffix.lower()
     if suffix in _OTHER_FORMATS:
         raise UsageError(f"cannot read {path}: stories come from .txt, .jsonl or .parquet files, not from {suffix}")
     with reading(path):
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, and could not be read a second time
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, and cannot be read twice
             raise UsageError(f"{path} is not a regular file")
         with path.open("rb") as file:
             begin = file.read(4096)
@@ -64,45 +64,47 @@ def file_records(path: Path, column: str | None = None) -> Iterator[Record]:
 
 
 def dataset_records(name: str, data: Any, column: str | None = None) -> Iterator[Record]:
-    """The rows of a `datasets` Dataset or IterableDataset; a streamed one may tell its columns with the first rows.
+    """Return the rows of a `datasets` Dataset or IterableDataset.
+
+    A streamed dataset may show its columns only with its first rows.
 
     Raises:
-        UsageError: no such column; while records are taken, the dataset cannot be read on.
+        UsageError: at once, if the dataset lacks the column; while records are read, if it cannot be read.
     """
-    found = None if data.column_names is None else _text_column(name, data.column_names, column)
+    text_column = None if data.column_names is None else _text_column(name, data.column_names, column)
 
     def records() -> Iterator[Record]:
         try:
             for table in data.with_format("arrow").iter(_ROWS_AT_ONCE):
-                source = found or _text_column(name, table.column_names, column)
+                source = text_column or _text_column(name, table.column_names, column)
                 yield from _binary(name, source, table.column(source)).to_pylist()
         except UsageError:
             raise
-        except Exception as error:  # Arrow's, the file system's and, of a stream, the network's errors
-            raise UsageError(f"cannot read {name} on: {one_line(error)}") from error
+        except Exception as error:  # from Arrow, the file system or the network
+            raise UsageError(f"cannot read the next rows of {name}: {one_line(error)}") from error
 
     return records()
 
 
 def _text_column(name: object, columns: Iterable[object], wanted: str | None) -> str:
-    """The column to read: the wanted one, else the first of `text`, `story` that is there.
+    """Return the column to read: the wanted one, or else `text` or `story`.
 
     Raises:
-        UsageError: there is none; the message lists those that are.
+        UsageError: no such column; the message lists the columns.
     """
-    there = [str(column) for column in columns]
+    names = [str(column) for column in columns]
     tried = _COLUMNS if wanted is None else (wanted,)
     for column in tried:
-        if column in there:
+        if column in names:
             return column
-    listed = ", ".join(" ".join(visible(column).split()) for column in there[:12]) or "none"
-    more = ", …" if len(there) > 12 else ""
+    listed = ", ".join(" ".join(visible(column).split()) for column in names[:12]) or "none"
+    more = ", …" if len(names) > 12 else ""
     raise UsageError(f"{name} has no column {' or '.join(map(repr, tried))}; it has {listed}{more}")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn the file system's errors into one line for the user."""
+    """Turn errors of the file system into a message of one line for the user."""
     try:
         yield
     except OSError as error:
@@ -110,7 +112,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _text_records(path: Path) -> Iterator[Record]:
-    """The texts between separators. Each byte is looked at once, however long a line or a story."""
+    """Yield the texts between separators, with `LF` as newline; an empty text at the beginning is left out."""
     is_first = True
     for text in _split(path):
         if not (is_first and not text.strip()):
@@ -124,14 +126,16 @@ def _split(path: Path) -> Iterator[bytes]:
 
 
 def split_stories(file: IO[bytes], path: Path) -> Iterator[bytes]:
-    """What stands between the separators of a file, as it is; only an empty last one is left out.
+    """Yield each text between the separators of a file, unchanged; only an empty last one is left out.
+
+    Every byte is looked at once, even in a long story.
 
     Raises:
-        UsageError: it goes on for too long without a separator.
+        UsageError: a text is too long to be a story.
     """
     begun: list[bytes] = []
     n_begun = 0
-    tail = b""  # may be the beginning of a separator
+    tail = b""  # the end of a block may be the beginning of a separator
     n_kept = len(SEPARATOR) - 1
     file.seek(len(_BYTE_ORDER_MARK) if file.read(3) == _BYTE_ORDER_MARK else 0)
     while block := file.read(_BLOCK_BYTES):
@@ -143,15 +147,15 @@ def split_stories(file: IO[bytes], path: Path) -> Iterator[bytes]:
         n_begun += len(begun[-1])
         tail = rest[-n_kept:]
         if n_begun > _MAX_RECORD_BYTES:
-            raise UsageError(f"{path} goes on for {n_begun:,} bytes without {END_OF_TEXT}; put it between stories")
+            raise UsageError(f"{path} has {n_begun:,} bytes without {END_OF_TEXT}; put it between the stories")
     last = b"".join((*begun, tail))
     if last.strip():
         yield last
 
 
 def _json_records(path: Path, column: str | None) -> Iterator[Record]:
-    """The text column of each line; which one it is, the first object decides."""
-    found: str | None = None
+    """Yield the text of each line; the first object decides which column has the text."""
+    text_column: str | None = None
     n_others = 0
     with reading(path), path.open("rb") as file:
         while line := file.readline(_MAX_RECORD_BYTES):
@@ -162,14 +166,14 @@ def _json_records(path: Path, column: str | None) -> Iterator[Record]:
             row = _json_object(line)
             if row is None:
                 n_others += 1
-                if found is None and n_others == _HOPELESS_LINES:
+                if text_column is None and n_others == _MAX_BAD_LINES:
                     break
                 yield None
                 continue
-            found = found or _text_column(path, row, column)
-            value = row.get(found)
+            text_column = text_column or _text_column(path, row, column)
+            value = row.get(text_column)
             yield _utf8(value) if isinstance(value, str) else None
-    if found is None and n_others:
+    if text_column is None and n_others:
         raise UsageError(f"{path} is not JSON lines: none of its first {n_others} lines is an object {{...}}")
 
 
@@ -182,7 +186,7 @@ def _json_object(line: bytes) -> dict[str, Any] | None:
 
 
 def _utf8(text: str) -> bytes:
-    """The bytes of a JSON string as they stood in the file, broken ones too; lone surrogates become broken ones."""
+    """Return the bytes of a JSON string as they stand in the file. Lone surrogates become broken UTF-8."""
     try:
         return text.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -193,15 +197,15 @@ def _parquet_column(path: Path, column: str | None) -> str:
     import pyarrow.parquet
 
     with _reading_parquet(path), pyarrow.parquet.ParquetFile(path) as file:
-        found = _text_column(path, file.schema_arrow.names, column)
-        _binary(path, found, file.schema_arrow.empty_table().column(found))
-    return found
+        text_column = _text_column(path, file.schema_arrow.names, column)
+        _binary(path, text_column, file.schema_arrow.empty_table().column(text_column))
+    return text_column
 
 
 def _parquet_records(path: Path, column: str) -> Iterator[Record]:
     import pyarrow.parquet
 
-    # without these two, a whole row group is held in memory
+    # without these two options, a whole row group would be in memory
     options = {"pre_buffer": False, "buffer_size": _BLOCK_BYTES}
     with _reading_parquet(path), pyarrow.parquet.ParquetFile(path, **options) as file:
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
@@ -209,13 +213,13 @@ def _parquet_records(path: Path, column: str) -> Iterator[Record]:
 
 
 def _binary(name: object, column: str, values: Any) -> Any:
-    """An Arrow column of text as bytes: Arrow takes broken UTF-8 for text, and fails only when it is decoded."""
+    """Return an Arrow column of text as bytes, because Arrow fails when it decodes broken UTF-8."""
     import pyarrow
 
     try:
         return values.cast(pyarrow.large_binary())
     except pyarrow.ArrowException as error:
-        raise UsageError(f"the column {column!r} of {name} holds {values.type}, not text") from error
+        raise UsageError(f"the column {column!r} of {name} has {values.type}, not text") from error
 
 
 @contextmanager
@@ -227,4 +231,4 @@ def _reading_parquet(path: Path) -> Iterator[None]:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         if isinstance(error, OSError) and error.strerror:
             raise UsageError(f"cannot read {path}: {error.strerror}") from error
-        raise UsageError(f"{path} is damaged or no parquet file: {one_line(error)}") from error
+        raise UsageError(f"{path} is damaged, or is not a parquet file: {one_line(error)}") from error

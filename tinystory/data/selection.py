@@ -1,4 +1,4 @@
-"""Which stories of a source are used: a share of them, and one side of a split into training and test."""
+"""Choose stories of a source: a share of them, and the training or the test part of a split. Knows only texts."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ __all__ = ["Selection"]
 class Selection:
     """A choice of stories by a hash of (seed, text).
 
-    It does not depend on the order of stories, nor on the files they are in. Exact duplicates share their fate, so
-    none is on both sides of a split. A smaller `fraction` or `test_split` chooses a subset of a larger one, and
-    the two are independent. Shares are met in the mean: of n stories, give or take about their square root.
+    It does not depend on the order of the stories or on their files. Exact duplicates are chosen together, so no story
+    is in both parts of a split. A smaller `fraction` or `test_split` chooses a subset of a larger one, and the two are
+    independent. The shares are right on average: among n chosen stories, the error is about the square root of n.
 
     Attributes:
-        fraction: share of the stories to use, above 0 up to 1.
-        test_split: share of those that is the test side, from 0 to below 1.
-        part: which side to take.
-        seed: any integer.
+        fraction: share of the stories to use, above 0 and at most 1.
+        test_split: share of these that is the test part, from 0 to below 1.
+        part: which part of the split to take.
+        seed: any integer; another seed makes another choice.
     """
 
     fraction: float = 1.0
@@ -31,10 +31,10 @@ class Selection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check ranges.
+        """Check the ranges.
 
         Raises:
-            UsageError: a value is out of range.
+            UsageError: a value is outside its range.
         """
         if not 0 < self.fraction <= 1:
             raise UsageError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
@@ -47,11 +47,11 @@ class Selection:
 
     @property
     def is_everything(self) -> bool:
-        """Whether all stories are chosen, whatever the seed."""
+        """True if all stories are chosen, with any seed."""
         return self.fraction == 1 and not self.test_split
 
     def keeps(self, story: str) -> bool:
-        """Whether a story is chosen."""
+        """Return whether a story is chosen."""
         if self.is_everything:
             return True
         digest = hashlib.blake2b(story.encode(), digest_size=16, key=self._key).digest()

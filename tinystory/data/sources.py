@@ -1,8 +1,7 @@
-"""Stories from anything: text files, JSON lines, parquet, folders saved by `datasets`, the Hugging Face hub.
+"""Read stories from text files, JSON lines, parquet, folders saved by `datasets`, or the Hugging Face hub.
 
-A story is the text between separators, stripped. Everything is read lazily, a block at a time. What is wrong with
-single stories is counted in a `SourceReport`; what is wrong with a source as a whole is an error. Knows nothing of
-tokens.
+A story is the text between separators, stripped. Sources are read a block at a time, when the stories are needed.
+Faults of single stories are counted in a `SourceReport`; a fault of a whole source is an error. Knows no tokens.
 """
 
 import glob
@@ -27,15 +26,15 @@ _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 
 @dataclass
 class SourceReport:
-    """What came out of some sources, counted while they are read.
+    """The counts of some sources, made while they are read.
 
     Attributes:
-        stories: given out.
-        bytes: UTF-8 bytes of those.
-        empty: stories of nothing but white space, left out.
-        broken_utf8: stories with invalid UTF-8, each piece of it replaced by U+FFFD; selected or not.
-        unreadable: lines that are no JSON object and records without a text, left out.
-        not_selected: stories left out by the `Selection`.
+        stories: stories that were given.
+        bytes: UTF-8 bytes of these stories.
+        empty: stories that have only white space; they are left out.
+        broken_utf8: stories with invalid UTF-8, selected or not; U+FFFD replaces each invalid part.
+        unreadable: lines that are not a JSON object, and records without a text; they are left out.
+        not_selected: stories that the `Selection` leaves out.
     """
 
     stories: int = 0
@@ -46,11 +45,11 @@ class SourceReport:
     not_selected: int = 0
 
     def __str__(self) -> str:
-        """All in one line; what did not happen is not mentioned."""
+        """Return the counts in one line, without those that are 0."""
         notes = {
             "not selected": self.not_selected,
             "empty and left out": self.empty,
-            "with broken UTF-8, mended": self.broken_utf8,
+            "with broken UTF-8, repaired": self.broken_utf8,
             "records without a text, left out": self.unreadable,
         }
         parts = [f"{self.stories:,} stories, {self.bytes:,} bytes"]
@@ -59,12 +58,12 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class Source:
-    """One place that stories come from, found but not yet read.
+    """A place from which stories come; it exists, but is not yet read.
 
     Attributes:
-        name: as the user gave it.
+        name: the name that the user gave.
         kind: single files, a folder saved by `datasets`, or a dataset on the hub.
-        files: the files to read, in order; of a folder all that are in it, of a hub dataset none.
+        files: the files to read, in order: all files of a folder, and none of a hub dataset.
     """
 
     name: str
@@ -72,12 +71,13 @@ class Source:
     files: tuple[Path, ...] = field(default=())
 
     def fingerprint(self, split: str) -> dict[str, Any]:
-        """What identifies the content without reading it: names without folders, sizes in bytes, times of change.
+        """Return JSON values that identify the content without reading it.
 
-        A hub dataset is known by its name and split alone, so that prepared stories can be reused offline.
+        They are the file names without folders, the sizes in bytes, and the times of the last change. A hub dataset has
+        only its name and split, so that prepared stories can be reused offline.
 
         Raises:
-            UsageError: a file is gone.
+            UsageError: a file does not exist any more.
         """
         if self.kind == "hub":
             return {"hub": self.name, "split": split}
@@ -93,15 +93,15 @@ class Source:
 
 
 def find_sources(names: str | Path | Sequence[str | Path]) -> list[Source]:
-    """Find out what each name means: a file, a saved dataset's folder, a glob (its files sorted), a hub dataset.
+    """Return the source of each name: a file, a folder of a saved dataset, a glob (files sorted), or a hub dataset.
 
     Raises:
-        UsageError: nothing is there, or a glob matches no file.
+        UsageError: there is no such file, folder or dataset, or a glob matches no file.
     """
     if isinstance(names, str | Path):
         names = [names]
     if not names:
-        raise UsageError("no story source is given")
+        raise UsageError("no source of stories is given")
     return [_find(str(name)) for name in names]
 
 
@@ -114,20 +114,21 @@ def read_stories(
     selection: Selection | None = None,
     report: SourceReport | None = None,
 ) -> Iterator[str]:
-    """Yield the stories of sources, one source after the other, in memory that does not grow with them.
+    """Return an iterator over the stories of some sources, one source after the other, in little memory.
 
     Args:
-        names: one source or several, each a `.txt` with `<|endoftext|>` between stories, a `.jsonl`, a `.parquet`,
-            a glob of such files, a folder written by `save_to_disk`, or the name of a hub dataset (owner/name).
+        names: one source or several. A source is a `.txt` file with `<|endoftext|>` between stories, a `.jsonl` file, a
+            `.parquet` file, a glob of such files, a folder written by `save_to_disk`, or the name of a hub dataset
+            (owner/name).
         split: the split of a hub dataset or a saved dataset dictionary.
-        column: the column with the text; by default `text`, else `story`.
-        streaming: read a hub dataset while it is downloaded, instead of after.
-        selection: leaves out what it does not keep.
-        report: counts up while stories are taken.
+        column: the column that has the text; by default `text`, else `story`.
+        streaming: read a hub dataset while it is downloaded, instead of afterwards.
+        selection: which stories to give; None gives all.
+        report: its counts grow while stories are read.
 
     Raises:
-        UsageError: at once where a source is missing, unreadable, empty or without the column; while stories are
-            taken where a file turns out to be damaged, a source to have no story, or the selection to keep none.
+        UsageError: at once, if a source is missing, unreadable, empty or without the column; while stories are read, if
+            a file is damaged, a source has no story, or the selection keeps none.
     """
     sources = find_sources(names)
     opened = [(source, _open(source, split, column, streaming)) for source in sources]
@@ -176,7 +177,7 @@ def _stories(records: Iterable[Record], report: SourceReport) -> Iterator[str]:
 
 
 def _between_separators(record: bytes) -> list[bytes]:
-    """The stories of a record; nothing before a first or after a last separator is not an empty story."""
+    """Return the stories of a record. White space before the first or after the last separator is not a story."""
     parts = record.split(SEPARATOR)
     if len(parts) > 1 and not parts[0].strip():
         del parts[0]
@@ -194,7 +195,7 @@ def _find(name: str) -> Source:
         if path.is_dir():
             if not any((path / file).is_file() for file in _SAVED_DATASET_FILES):
                 raise UsageError(
-                    f"{path} is no folder written by save_to_disk; of a folder with story files, give the files: "
+                    f"{path} is not a folder written by save_to_disk; if it has files of stories, name the files: "
                     f"'{path}/*.txt'"
                 )
             return Source(name, "folder", tuple(sorted(file for file in path.rglob("*") if file.is_file())))
@@ -211,7 +212,7 @@ def _find(name: str) -> Source:
 
 
 def _open(source: Source, split: str, column: str | None, streaming: bool) -> Iterator[Record]:
-    """The records of a source, after every check that needs no reading from end to end."""
+    """Return the records of a source, after all checks that need not read the whole source."""
     if source.kind == "hub":
         return dataset_records(source.name, _hub_dataset(source.name, split, streaming), column)
     if source.kind == "folder":
@@ -228,7 +229,7 @@ def _saved_dataset(path: str, split: str) -> Any:
 
     try:
         data = datasets.load_from_disk(path)
-    except Exception as error:  # the library raises its own, Arrow's and the file system's errors
+    except Exception as error:  # from the library, Arrow or the file system
         raise UsageError(f"{path} is a damaged dataset folder: {one_line(error)}") from error
     if not isinstance(data, datasets.DatasetDict):
         return data
@@ -238,17 +239,17 @@ def _saved_dataset(path: str, split: str) -> Any:
 
 
 def _hub_dataset(name: str, split: str, streaming: bool) -> Any:
-    """A dataset from the hub; where that cannot be reached, from the local cache."""
+    """Return a dataset from the hub, or from the local cache if the hub cannot be reached."""
     import datasets
 
     problem = hub.dataset_problem(name)
     was_offline = datasets.config.HF_HUB_OFFLINE
     try:
-        # without a hub, the library would retry for half a minute before it looks into its cache
+        # without the hub, the library would try for half a minute before it reads its cache
         datasets.config.HF_HUB_OFFLINE = was_offline or problem is not None
         return datasets.load_dataset(name, split=split, streaming=streaming)
-    except Exception as error:  # the library raises its own, the hub's and the file system's errors
-        if problem and isinstance(error, OSError):  # not in the cache either
+    except Exception as error:  # from the library, the hub or the file system
+        if problem and isinstance(error, OSError):  # the cache does not have it either
             raise UsageError(problem) from error
         raise UsageError(f"cannot load {name}: {one_line(error)}") from error
     finally:

@@ -1,12 +1,14 @@
-"""How a token is picked: the decoder contract, the spec, the registry and the one loop.
+"""The decoder contract: what authors of decoders subclass, receive and return.
 
-What an author of decoders needs is here: `from tinystory.decoding import LogitsProcessor, option`. Nothing of it
-imports torch when it is loaded.
+    from tinystory.decoding import LogitsProcessor, option
+
+This room also has the spec grammar, the registry of stages and the loop that writes stories. It knows no model, no
+checkpoint and no text. Importing it does not import torch.
 """
 
 from tinystory.decoding.companion import Companion
 from tinystory.decoding.events import Commit, Draft, Event, Finish, FinishReason, Token
-from tinystory.decoding.loop import shrunk
+from tinystory.decoding.loop import run, shrunk
 from tinystory.decoding.options import option
 from tinystory.decoding.request import (
     Ids,
@@ -20,34 +22,41 @@ from tinystory.decoding.request import (
 )
 from tinystory.decoding.searching import Rows, Telling, shared_length
 from tinystory.decoding.stages import Chain, ChainState, Decoder, LogitsProcessor, Sampler, Search, Stage, draw
+from tinystory.safe.reading import shown
 
-__all__ = [
-    "Chain",
-    "ChainState",
+__all__ = [  # noqa: RUF022 (the groups are worth more than the alphabet)
+    # To write a stage: its base class, its options, and the draw of a token.
+    "LogitsProcessor",
+    "Sampler",
+    "Search",
+    "Stage",
+    "draw",
+    "option",
+    "shown",
+    # What a stage receives.
+    "Request",
+    "Step",
+    "Vocabulary",
+    "Window",
+    "latest_half",
+    # What a search yields.
     "Commit",
-    "Companion",
-    "Decoder",
     "Draft",
     "Event",
     "Finish",
     "FinishReason",
-    "Ids",
-    "LogitsProcessor",
-    "Request",
-    "Rows",
-    "Sampler",
-    "Search",
-    "Session",
-    "Stage",
-    "Step",
-    "Telling",
     "Token",
-    "Vocabulary",
-    "Window",
+    # What a search works with: the model, the stages before it, and the help that searches share.
+    "Chain",
+    "ChainState",
+    "Companion",
+    "Decoder",
+    "Ids",
+    "Rows",
+    "Session",
+    "Telling",
     "common_prefix",
-    "draw",
-    "latest_half",
-    "option",
+    "run",
     "shared_length",
     "shrunk",
 ]

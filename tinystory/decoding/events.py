@@ -1,4 +1,4 @@
-"""What a decoder yields while it writes: tokens that are final, guesses, and one end."""
+"""The events that a decoder yields while it writes: final tokens, drafts, and one end."""
 
 import math
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ FinishReason = Literal["eos", "length", "stop", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A picked token.
+    """A token that was picked.
 
     Attributes:
         id: the token id.
-        logprob: its natural-log probability under the model's own softmax, before any processor; in nats.
-        rank: its place under that distribution: 0 is the likeliest, equals share a place; -1 is unknown.
-        entropy: of that distribution, in bits, 0 to log2(V); NaN is unknown.
+        logprob: its natural log-probability in nats under the model's own softmax, before any processor.
+        rank: its place in that distribution. 0 is the likeliest token, equal tokens share a place, −1 is unknown.
+        entropy: the entropy of that distribution in bits, 0 to log2(V); NaN if unknown.
     """
 
     id: int
@@ -33,13 +33,16 @@ class Token:
 
     @classmethod
     def of(cls, logits: "Tensor", token_id: int) -> "Token":
-        """A token with what the model's own (V,) float32 logits tell of it; NumPy is the quicker for one row."""
+        """Return a token with its figures under the model's own (V,) float32 logits.
+
+        NumPy computes them, because it is faster than torch for a single row.
+        """
         scores = logits.numpy(force=True)
         with np.errstate(invalid="ignore"):
             above = scores - scores.max()
             exps = np.exp(above)
             total, weighted = float(exps.sum()), float(exps.dot(above))
-            if math.isnan(weighted):  # 0 · −inf; a removed token adds nothing
+            if math.isnan(weighted):  # 0 · −inf is NaN, but a removed token adds nothing
                 weighted = float(exps.dot(np.maximum(above, -200)))
             log_total = math.log(total)
             rank = int(np.count_nonzero(scores > scores[token_id]))
@@ -55,14 +58,14 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A best guess at what follows the committed tokens; the next Draft or Commit replaces it."""
+    """Tokens that may follow the committed ones. The next Draft or Commit replaces them."""
 
     tokens: tuple[Token, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The last event of a story. An EOS token is never committed: the reason tells of it."""
+    """The last event of a story. An EOS token is never committed; the reason "eos" stands for it."""
 
     reason: FinishReason
     statistics: Mapping[str, float] = field(default_factory=dict)

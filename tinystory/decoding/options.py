@@ -1,4 +1,4 @@
-"""Options of a decoder: one declaration gives the range check, the neutral value, the help and the error text."""
+"""Options of decoder stages. One declaration gives the range, the neutral value, the help and the error messages."""
 
 import dataclasses
 import inspect
@@ -16,17 +16,17 @@ __all__ = ["Option", "check_options", "is_neutral", "option", "options_of", "sum
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of one option.
+    """The declaration of one option.
 
     Attributes:
-        name: as users write it, with hyphens.
-        field: the dataclass field, with underscores.
+        name: the name that users write, with hyphens.
+        field: the name of the dataclass field, with underscores.
         type: int, float, bool, str, `tuple[str, ...]`, `tuple[float, ...]` or `Mapping[str, float]`.
-        default: the value when not written; `dataclasses.MISSING` where it must be written.
-        help: one line.
-        ge, gt, le, lt: bounds of a number, where given.
-        neutral: the value at which the stage does nothing; `dataclasses.MISSING` where there is none.
-        choices: the allowed strings, where given.
+        default: the value if the user writes none; `dataclasses.MISSING` if the user must write one.
+        help: its meaning in one line.
+        ge, gt, le, lt: the bounds of a number: ≥, >, ≤ and <. None is no bound.
+        neutral: the value at which the stage does nothing; `dataclasses.MISSING` if no value does that.
+        choices: the allowed strings; empty if every string is allowed.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Option:
 
     @property
     def required(self) -> bool:
-        """Whether the option has no default."""
+        """True if the option has no default."""
         return self.default is dataclasses.MISSING
 
     @property
@@ -61,7 +61,7 @@ class Option:
         return " ".join(filter(None, (kinds.get(self.type, "a list separated by commas"), limits)))
 
     def problem(self, value: object) -> str | None:
-        """Why a value is not allowed; None when it is."""
+        """Return why a value is not allowed; None if it is allowed."""
         container, item_type = typing.get_origin(self.type), self.type
         items: list[Any] = [value]
         if container in (tuple, Mapping):
@@ -104,13 +104,13 @@ def option(
     """Declare a dataclass field as a decoder option.
 
     Args:
-        default: the value when the user writes none; leave out to make the option required.
+        default: the value if the user writes none. Leave it out to make the option required.
         help: one line for `--help`, completion and error messages.
-        ge: smallest allowed value.
+        ge: the smallest allowed value.
         gt: the value must be greater than this.
-        le: largest allowed value.
+        le: the largest allowed value.
         lt: the value must be less than this.
-        neutral: the value at which the stage changes nothing; the chain skips it there.
+        neutral: the value at which the stage changes nothing. A chain skips a stage that has this value.
         choices: the allowed strings.
     """
     bounds = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "neutral": neutral, "choices": choices}
@@ -118,7 +118,7 @@ def option(
 
 
 def options_of(cls: type) -> tuple[Option, ...]:
-    """The options a stage class declares, in the order they are written."""
+    """Return the options that a stage class declares, in the order of their declaration."""
     cached: tuple[Option, ...] | None = cls.__dict__.get("_options")
     if cached is None:
         hints = typing.get_type_hints(cls)
@@ -135,7 +135,7 @@ def check_options(stage: Any, name: str) -> None:
     """Check every option of a stage against its declaration.
 
     Raises:
-        UsageError: a value is of the wrong type or out of range; the message names the range.
+        UsageError: a value has the wrong type or is out of range. The message names the range.
     """
     for declared in options_of(type(stage)):
         problem = declared.problem(getattr(stage, declared.field))
@@ -144,11 +144,11 @@ def check_options(stage: Any, name: str) -> None:
 
 
 def is_neutral(stage: Any) -> bool:
-    """Whether every option that has a neutral value stands at it (and at least one has)."""
+    """Return True if a stage has options with a neutral value and all of them have that value."""
     neutral = [o for o in options_of(type(stage)) if o.neutral is not dataclasses.MISSING]
     return bool(neutral) and all(getattr(stage, o.field) == o.neutral for o in neutral)
 
 
 def summary(cls: type) -> str:
-    """The first sentence of a class's docstring, on one line."""
+    """Return the first paragraph of a class's docstring as one line."""
     return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())

@@ -1,6 +1,6 @@
-"""What a decoder is asked for, the doors it may use, and what a stage may know at one step.
+"""The input of a decoder: the request for one story, the session of a model, and the step of a single token.
 
-Nothing here imports torch when it is loaded.
+This module knows no stage. Importing it does not import torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +17,25 @@ if TYPE_CHECKING:
 __all__ = ["Ids", "Request", "Session", "Step", "Vocabulary", "Window", "common_prefix", "latest_half"]
 
 Window = Callable[[Sequence[int], int], Sequence[int]]
-"""What stays in sight of a story that has outgrown the model: its ids and max_seq_len -> the context to go on with."""
+"""A function that cuts a story that is longer than the context: (its ids, max_seq_len) -> the ids to continue with."""
 
 
 Ids = Union["Tensor", Sequence[int], Sequence[Sequence[int]]]
-"""Integers for a session: a tensor, or lists of the same shape."""
+"""Integers for a session, as a tensor or as lists of the same shape."""
 
 
 class Session(Protocol):
-    """B rows of one model, each with its own length: the only door from a decoder to a model.
+    """B rows of one model, each with its own length. A decoder reaches a model only through a session.
 
-    Logits are float32, (B, V), for the token after each row's last one.
+    Logits are float32 of shape (B, V), for the token after the last one of each row.
+
+    Attributes:
+        vocab_size: V, the number of tokens.
+        bos_id: the BOS token; None if the model has none.
+        eos_ids: the tokens that end a story.
+        max_seq_len: the most tokens that a row can hold.
+        can_rewind: True if `rewind` works.
+        can_reorder: True if `reorder` works.
     """
 
     vocab_size: int
@@ -38,44 +46,47 @@ class Session(Protocol):
     can_reorder: bool
 
     def prefill(self, prompts: "Sequence[Sequence[int]]") -> "Tensor":
-        """Make the rows hold these prompts, reusing cached prefixes; (B, V). A prompt has 1..max_seq_len ids."""
+        """Replace the rows by these prompts and return (B, V) logits.
+
+        A prompt has 1 to max_seq_len ids. Cached prefixes are used again.
+        """
         ...
 
     def decode(self, token_ids: Ids) -> "Tensor":
-        """Append (B,) ids, giving (B, V), or (B, T) ids, giving (B, T, V)."""
+        """Append ids to the rows. Return (B, V) logits for (B,) ids, and (B, T, V) logits for (B, T) ids."""
         ...
 
     def reorder(self, rows: Ids) -> None:
-        """Row i becomes a copy of row rows[i]: keep, drop or duplicate."""
+        """Make row i a copy of row rows[i]. So rows are kept, dropped or copied."""
         ...
 
     def rewind(self, n_tokens: Sequence[int]) -> None:
-        """Forget the last n_tokens[i] tokens of row i."""
+        """Remove the last n_tokens[i] tokens of row i."""
         ...
 
     def hidden(self) -> "Tensor":
-        """The normed last hidden state of each row's last token; (B, d_model)."""
+        """Return the last hidden state of each row's last token, after the final norm; (B, C)."""
         ...
 
     def open(self, model: str | None = None) -> "Session":
-        """A second, empty session: of the same model, or of another checkpoint (draft, amateur)."""
+        """Open a second, empty session of the same model, or of another checkpoint."""
         ...
 
 
 class Vocabulary(Protocol):
-    """The tokens as text, for stages that think in words."""
+    """The tokens as text, for stages that work with words."""
 
     @property
     def pieces(self) -> Sequence[str]:
-        """What each token adds to a text that has begun, by id; empty for one that is not text."""
+        """The text that each token adds to a text that has begun, by id. It is empty for a token that is not text."""
         ...
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Token ids of a text, with BOS first where asked and the vocabulary has one."""
+        """Return the token ids of a text. BOS comes first if `bos` is True and the vocabulary has one."""
         ...
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of a sequence of ids."""
+        """Return the text of token ids."""
         ...
 
 
@@ -84,12 +95,12 @@ def _never() -> bool:
 
 
 def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
-    """How many leading items two sequences share."""
+    """Return the number of leading items that two sequences share."""
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def latest_half(token_ids: Sequence[int], max_seq_len: int) -> Sequence[int]:
-    """The context kept when it is full: the first token (BOS) and the latest half."""
+    """Return the context to continue with when it is full: the first token (BOS) and the latest half."""
     return [*token_ids[:1], *token_ids[len(token_ids) - max(1, max_seq_len // 2) :]]
 
 
@@ -99,18 +110,19 @@ class Request:
 
     Attributes:
         prompt_ids: the story so far, BOS included; at least one id.
-        max_new_tokens: at most so many tokens are committed.
-        seed: of the coupled noise.
-        n_prompt: how many of `prompt_ids` are the writer's; the rest was generated earlier. None: all.
-        story: number among siblings; enters the noise.
-        stop: polled after every event; True finishes with reason "stop".
-        cancel: polled after every event; True finishes with reason "cancelled".
-        window: given the story's ids, which have outgrown the model's context, and its max_seq_len: the ids to go
-            on with, at most max_seq_len of them, the latest last. The same story must give the same ids.
-        vocabulary: the tokens as text; None where they have none.
-        opener: opens a second session, of the same model or of a checkpoint by name; None where nothing may be opened.
-            The loop sets it.
-        choose: shows a person (V,) logits and gives the id that is taken; None where nobody can be asked.
+        max_new_tokens: the largest number of tokens that may be committed.
+        seed: the seed of the coupled noise.
+        n_prompt: the number of `prompt_ids` that the user wrote; the rest was generated earlier. None means all.
+        story: the number of the branch; it enters the noise.
+        stop: asked after every event. If it returns True, the story finishes with the reason "stop".
+        cancel: asked after every event. If it returns True, the story finishes with the reason "cancelled".
+        window: cuts a story that is longer than the model's context. It gets the ids of the whole story and
+            max_seq_len, and returns at most max_seq_len ids to continue with, the latest last. The same story must
+            give the same ids.
+        vocabulary: the tokens as text; None if the tokens have no text.
+        opener: opens a second session, of the same model (None) or of a checkpoint by its name. The loop sets it. None
+            means that nothing can be opened.
+        choose: shows (V,) logits to a person and returns the id that they pick; None if nobody can be asked.
     """
 
     prompt_ids: tuple[int, ...]
@@ -137,35 +149,35 @@ class Request:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 0")
 
     def require_vocabulary(self) -> Vocabulary:
-        """The tokens as text; raises UsageError where they have none."""
+        """Return the tokens as text. Raise UsageError if they have no text."""
         if self.vocabulary is None:
-            raise UsageError("this stage thinks in words, and nobody has said what the tokens are in text")
+            raise UsageError("this stage works with words, but it was not told the text of the tokens")
         return self.vocabulary
 
     def open(self, model: str | None = None) -> Session:
-        """A second, empty session: of the model that writes, or of another checkpoint.
+        """Open a second, empty session of the model that writes, or of another checkpoint.
 
         Raises:
-            UsageError: nothing may be opened here.
+            UsageError: this request may not open a model.
             CheckpointError: the other checkpoint is missing or invalid.
         """
         if self.opener is None:
-            raise UsageError("this stage needs a second model, and here none can be opened")
+            raise UsageError("this stage needs a second model, but no model can be opened here")
         return self.opener(model)
 
     def interrupted(self) -> FinishReason | None:
-        """Whether the story has to end now, and why."""
+        """Return the reason if the story has to end now; None if it goes on."""
         return "cancelled" if self.cancel() else "stop" if self.stop() else None
 
 
 class Step:
-    """What a stage may know about the token being picked; read-only.
+    """Everything that a stage may know about the token that is picked now. It is read-only.
 
     Attributes:
         token_ids: the story so far, prompt included.
-        n_prompt: how many of them are the writer's.
+        n_prompt: the number of these ids that the user wrote.
         eos_ids: the tokens that end a story.
-        state: what this stage's `start` and `observe` have returned.
+        state: the state of this stage, which its `start` and `observe` have returned.
     """
 
     __slots__ = ("_request", "eos_ids", "n_prompt", "state", "token_ids")
@@ -179,13 +191,13 @@ class Step:
 
     @property
     def position(self) -> int:
-        """Absolute index in the story of the token being picked."""
+        """The index of this token in the story, prompt included."""
         return len(self.token_ids)
 
     def noise(self, stream: str = "token") -> Noise:
-        """The luck at this position; a stage that does not pick the token uses a stream of its own."""
+        """Return the noise at this position. A stage that does not pick the token needs a stream of its own."""
         return Noise(self._request.seed, stream, self._request.story, self.position)
 
     def for_stage(self, state: Any) -> "Step":
-        """The same step as another stage sees it."""
+        """Return the same step with the state of another stage."""
         return Step(self._request, self.token_ids, self.eos_ids, state)

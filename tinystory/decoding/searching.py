@@ -1,10 +1,11 @@
-"""For authors of searches: rows of a session that follow several stories, and what a reader is told meanwhile."""
+"""Help for searches: rows that follow several stories, and the events that show a story while it may still change."""
 
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
+from tinystory.decoding.events import Commit, Draft, Event, FinishReason, Token
 from tinystory.decoding.loop import shrunk
-from tinystory.decoding.stages import Commit, Draft, Event, FinishReason, Request, Session, Token, common_prefix
+from tinystory.decoding.request import Request, Session, common_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,9 +14,9 @@ __all__ = ["Rows", "Telling", "shared_length"]
 
 
 class Rows:
-    """A session's rows, each with what the model sees of one story.
+    """The rows of a session. Each row has the part of one story that the model sees.
 
-    A story that outgrows the context goes on with what the request's window leaves of it, like a plain chain's.
+    If a story grows longer than the context, the request's window cuts it, as it does for a plain chain.
 
     Attributes:
         contexts: the ids that each row holds.
@@ -27,18 +28,18 @@ class Rows:
         self.contexts: list[list[int]] = [list(request.prompt_ids)]
 
     def begin(self) -> "Tensor":
-        """Hold the prompt, in a single row; the next token's logits, (1, V)."""
+        """Read the prompt into a single row. Return the (1, V) logits of the next token."""
         return self._hold([self.contexts[0]])
 
     def advance(self, parents: Sequence[int], stories: Sequence[Sequence[int]]) -> "Tensor":
-        """Go on with other rows, each one token longer than the row it comes from.
+        """Continue with new rows, each one token longer than the row that it comes from.
 
         Args:
-            parents: for each new row the old one that it continues; at least one, in any order, some maybe twice.
-            stories: each new row's whole story, prompt included.
+            parents: for each new row, the index of the old row that it continues; at least one. Indices may repeat.
+            stories: for each new row, its whole story, prompt included.
 
         Returns:
-            The next token's logits, (B, V).
+            The (B, V) logits of the next token.
         """
         import torch
 
@@ -58,10 +59,10 @@ class Rows:
 
 
 class Telling:
-    """What a reader has been told of one story: a beginning that stands, and a draft of how it may go on.
+    """The part of a search's story that was shown: committed tokens, and a draft of the tokens after them.
 
     Attributes:
-        n_told: how many tokens stand.
+        n_told: the number of committed tokens.
     """
 
     def __init__(self, request: Request) -> None:
@@ -70,17 +71,17 @@ class Telling:
         self.n_told = 0
 
     def tell(self, tokens: Sequence[Token], n_settled: int) -> Generator[Event, None, FinishReason | None]:
-        """Tell the story as it now looks; `reason = yield from telling.tell(...)`.
+        """Yield the events that show the story as it is now: `reason = yield from telling.tell(...)`.
 
-        Tokens are committed one by one, so that a stop text ends the story at the token where it ends a plain chain's.
-        A reader who cancels keeps what was in sight: then the draft is committed as well.
+        Tokens are committed one by one. So a stop text ends the story at the same token as in a plain chain. If the
+        user cancels, the draft is committed too, so they keep what they have seen.
 
         Args:
-            tokens: all new tokens of the likeliest outcome; those told before come first.
-            n_settled: how many of them no outcome will change.
+            tokens: all new tokens of the likeliest story. The tokens that were committed before come first.
+            n_settled: how many of these tokens are the same in every possible story.
 
         Returns:
-            Why the story has to end now; None when it has not. After a reason nothing more is to be told.
+            The reason if the story has to end now; then `tell` must not be called again. None if it goes on.
         """
         reason = None
         while self.n_told < n_settled and not reason:
@@ -100,6 +101,6 @@ class Telling:
 
 
 def shared_length(stories: Sequence[Sequence[Token]]) -> int:
-    """How many tokens at the beginning all of several stories share."""
+    """Return the number of tokens with which all of these stories begin."""
     ids = [[token.id for token in story] for story in stories]
-    return common_prefix(min(ids), max(ids))  # whatever lies between the extremes in order shares what they share
+    return common_prefix(min(ids), max(ids))  # in sorted order, all others lie between these and share their prefix

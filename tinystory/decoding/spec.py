@@ -1,13 +1,13 @@
-r"""The spec grammar: what users type, what is printed and what is stored, to decoder objects and back.
+r"""The spec grammar: text that users type becomes a decoder.
 
     spec   = stage { "|" stage }              processors, then a sampler, then a search; the last two may be left out
-    stage  = name { [ option "=" ] value }    a value without a name is the first option's
+    stage  = name { [ option "=" ] value }    a value without a name belongs to the first option
     value  = item { "," item } | ","          a list has commas; a comma alone is the empty list
-    item   = word | string                    a string in double quotes has JSON's escapes
+    item   = word | string                    a string in double quotes has the escapes of JSON
 
-A word is free of spaces and of | ; , = " \ . White space between these parts does not matter. A stage with an option
-of pairs (`bias cat=2 "red ball"=-3`) takes every `key=value` whose key is no other option's name as a pair, and
-whatever has a quoted key.
+A word has no spaces and none of the characters | ; , = " \ . White space between these parts does not matter. If the
+first option of a stage is pairs (`bias cat=2 "red ball"=-3`), each `key=value` is a pair, unless the key is the name of
+another option. A key in quotes always makes a pair. The opposite direction, a decoder as text, is in `spec_text`.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinystory.decoding.options import Option, options_of
-from tinystory.decoding.plugins import Registry
+from tinystory.decoding.registry import Registry
+from tinystory.decoding.spec_text import example_of, format_spec, format_stage, format_value, has_pairs, implies_sample
 from tinystory.decoding.stages import Decoder, LogitsProcessor, Sampler, Search, Stage
 from tinystory.errors import UsageError, nearest
 from tinystory.safe.reading import shown
@@ -29,7 +30,6 @@ __all__ = ["change_stage", "example_decoder", "example_of", "format_spec", "form
 
 _TOKEN = re.compile(r'(?P<space>\s+)|(?P<sign>[|=,])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s|;,="\\]+)', re.DOTALL)
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_PLAIN = re.compile(r'[^\s|;,="\\]+')
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -38,11 +38,11 @@ def parse_spec(text: str, registry: Registry) -> Decoder:
     """Read a spec.
 
     Args:
-        text: such as `temperature 0.8 | top-k 40`.
-        registry: of the stages; `sample` is taken from it where no sampler is written and one is needed.
+        text: a spec such as `temperature 0.8 | top-k 40`.
+        registry: the stages. If a sampler is needed and none is written, its `sample` is used.
 
     Raises:
-        UsageError: the spec is wrong; the message says where, and what would be right.
+        UsageError: the spec is wrong. The message says where, and what is right.
     """
     groups: list[list[_Token]] = [[]]
     for token in _tokens(text):
@@ -55,7 +55,7 @@ def parse_spec(text: str, registry: Registry) -> Decoder:
     if [] in groups:
         raise UsageError(f"the decoder spec has an empty stage, before or after a `|`: {shown(text)}")
     decoder = _assemble([_parse_stage(group, registry) for group in groups])
-    if _implies_sample(decoder):
+    if implies_sample(decoder):
         sample = registry.get("sample")()
         if not isinstance(sample, Sampler):
             raise UsageError("the stage sample is not a sampler here: write a sampler at the end of the spec")
@@ -63,19 +63,8 @@ def parse_spec(text: str, registry: Registry) -> Decoder:
     return decoder
 
 
-def format_spec(decoder: Decoder) -> str:
-    """Write a decoder as its canonical spec: full names, the implied `sample` written, defaults left out.
-
-    Equal decoders give equal text, and `parse_spec` reads it back as an equal decoder.
-    """
-    stages = [format_stage(stage) for stage in decoder.stages]
-    if _implies_sample(decoder):
-        stages.insert(len(decoder.processors), "sample")
-    return " | ".join(stages)
-
-
 def example_decoder(cls: type[Stage], registry: Registry) -> Decoder:
-    """A decoder with a stage in it, as the stage's `example` has it or with the defaults.
+    """Return a decoder with one stage, from the stage's `example` or with its defaults.
 
     Raises:
         UsageError: the example is wrong.
@@ -84,11 +73,11 @@ def example_decoder(cls: type[Stage], registry: Registry) -> Decoder:
 
 
 def change_stage(stage: Stage, text: str) -> Stage:
-    """A stage with some of its options set anew; pairs are added to those that it has.
+    """Return a copy of a stage with new values for some options. New pairs are added to the pairs that it has.
 
     Args:
-        stage: as it is.
-        text: what would stand after its name in a spec.
+        stage: the stage; it is not changed.
+        text: the new values, as they are written after the stage's name in a spec.
 
     Raises:
         UsageError: the text is wrong, as for `parse_spec`.
@@ -96,18 +85,14 @@ def change_stage(stage: Stage, text: str) -> Stage:
     cls = type(stage)
     given = _given(cls, list(_tokens(text)))
     for declared in options_of(cls):
-        if _has_pairs(declared) and given.get(declared.field):
+        if has_pairs(declared) and given.get(declared.field):
             given[declared.field] = {**getattr(stage, declared.field), **given[declared.field]}
-    return _made(cls, {declared.field: getattr(stage, declared.field) for declared in options_of(cls)} | given)
-
-
-def _implies_sample(decoder: Decoder) -> bool:
-    return decoder.sampler is None and (decoder.search is None or decoder.search.takes_sampler)
+    return _make(cls, {declared.field: getattr(stage, declared.field) for declared in options_of(cls)} | given)
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """`kind` is "item" or the sign itself; `text` is an item's meaning, with quotes and escapes undone."""
+    """One part of a spec. `kind` is "item" or the sign itself; `text` is the item without quotes and escapes."""
 
     kind: str
     text: str
@@ -117,7 +102,7 @@ class _Token:
 def _tokens(text: str) -> Iterator[_Token]:
     stray = _NO_TEXT.search(text)
     if stray:
-        raise UsageError(f"the decoder spec has {shown(stray[0])} as character {stray.start() + 1}, which is no text")
+        raise UsageError(f"character {stray.start() + 1} of the decoder spec is {shown(stray[0])}, which is not text")
     position = 0
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -156,42 +141,42 @@ def _parse_stage(tokens: Sequence[_Token], registry: Registry) -> Stage:
     for declared in options_of(cls):
         if declared.required and declared.field not in given:
             raise UsageError(f"{cls.name} needs {declared.name}, {declared.range}; e.g. `{example_of(cls)}`")
-    return _made(cls, given)
+    return _make(cls, given)
 
 
 def _given(cls: type[Stage], tokens: Sequence[_Token]) -> dict[str, Any]:
-    """The values that are written after a stage's name, by field."""
+    """Return the values that are written after a stage's name, by field."""
     options = options_of(cls)
     given: dict[str, Any] = {}
     for key, items in _settings(cls, deque(tokens)):
-        declared = _option_meant(cls, options, key)
-        if _has_pairs(declared) and items != ():
+        declared = _option_for(cls, options, key)
+        if has_pairs(declared) and items != ():
             _add_pair(cls, declared, given.setdefault(declared.field, {}), key, items)
         elif declared.field in given:
             hint = " (a list is written with commas: `a,b`)" if typing.get_origin(declared.type) else ""
             raise UsageError(f"{cls.name}: {declared.name} is given twice{hint}")
         else:
-            given[declared.field] = {} if _has_pairs(declared) else _read_value(cls, declared, items)
+            given[declared.field] = {} if has_pairs(declared) else _read_value(cls, declared, items)
     return given
 
 
-def _made(cls: type[Stage], fields: Mapping[str, Any]) -> Stage:
+def _make(cls: type[Stage], fields: Mapping[str, Any]) -> Stage:
     try:
         return cls(**fields)
     except UsageError:
         raise
-    except Exception as error:  # a check of the stage's own, in its __post_init__
+    except Exception as error:  # the stage checks its options itself, in __post_init__
         raise UsageError(f"{cls.name}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _settings(cls: type[Stage], tokens: deque[_Token]) -> Iterator[tuple[_Token | None, tuple[str, ...]]]:
-    """Group what stands after a stage's name into (key or None, items)."""
+    """Yield the parts after a stage's name as pairs (key or None, items)."""
 
     def item() -> str:
         if tokens and tokens[0].kind == "item":
             return tokens.popleft().text
-        found = f"`{tokens[0].text}` stands" if tokens else "nothing stands"
-        raise UsageError(f"{cls.name}: {found} where a value should be (commas in lists, spaces between options)")
+        mistake = f"`{tokens[0].text}` stands" if tokens else "there is nothing"
+        raise UsageError(f"{cls.name}: {mistake} where a value should be (commas in lists, spaces between options)")
 
     while tokens:
         key = None
@@ -208,11 +193,11 @@ def _settings(cls: type[Stage], tokens: deque[_Token]) -> Iterator[tuple[_Token 
         yield key, tuple(items)
 
 
-def _option_meant(cls: type[Stage], options: Sequence[Option], key: _Token | None) -> Option:
-    """The option that a setting is for."""
+def _option_for(cls: type[Stage], options: Sequence[Option], key: _Token | None) -> Option:
+    """Return the option that a key belongs to."""
     if not options:
         raise UsageError(f"{cls.name} takes no value: write just `{cls.name}`")
-    pairs = options[0] if _has_pairs(options[0]) else None  # the registry takes such an option only as the first
+    pairs = options[0] if has_pairs(options[0]) else None  # the registry allows such an option only as the first
     if key is None:
         return options[0]
     if not (pairs and key.quoted):
@@ -253,14 +238,14 @@ def _read_value(cls: type[Stage], declared: Option, items: tuple[str, ...]) -> A
             return value
     except (KeyError, ValueError):
         pass
-    found = shown(",".join(items)) if items else "an empty list"
+    given = shown(",".join(items)) if items else "an empty list"
     raise UsageError(
-        f"{cls.name}: {declared.name} must be {declared.range}, not {found}; e.g. `{example_of(cls, declared)}`"
+        f"{cls.name}: {declared.name} must be {declared.range}, not {given}; e.g. `{example_of(cls, declared)}`"
     )
 
 
 def _read_item(kind: type, text: str) -> int | float | bool | str:
-    """One value; ValueError or KeyError when it is of another type."""
+    """Return one value. Raise ValueError or KeyError if the text is not of this type."""
     if kind is bool:
         return {"yes": True, "no": False}[text]
     if kind is str:
@@ -271,7 +256,7 @@ def _read_item(kind: type, text: str) -> int | float | bool | str:
 
 
 def _assemble(stages: Sequence[Stage]) -> Decoder:
-    """Put the stages into their roles; their order is checked here."""
+    """Return a decoder of these stages. Raise UsageError if their order is wrong."""
     processors: list[LogitsProcessor] = []
     sampler: Sampler | None = None
     search: Search | None = None
@@ -296,80 +281,3 @@ def _assemble(stages: Sequence[Stage]) -> Decoder:
                 raise UsageError(f"processors come before the {last.kind}: write {stage.name} before {last.name}")
             processors.append(stage)
     return Decoder(tuple(processors), sampler, search)
-
-
-def format_stage(stage: Stage) -> str:
-    """Write one stage as it stands in a canonical spec."""
-    parts = [stage.name]
-    options = options_of(type(stage))
-    for declared in options:
-        value = getattr(stage, declared.field)
-        if not declared.required and value == declared.default:
-            continue
-        if isinstance(value, Mapping):
-            names = {other.name for other in options[1:]}
-            for key in sorted(value):
-                quoted = key.replace("_", "-") in names
-                parts.append(f"{_quote(key) if quoted else _format_item(key)}={_format_item(value[key])}")
-            if not value:
-                parts.append(",")
-        else:
-            text = format_value(value)
-            parts.append(text if declared is options[0] else f"{declared.name}={text}")
-    return " ".join(parts)
-
-
-def format_value(value: Any) -> str:
-    """Write an option's value as it stands in a spec: a number, a text, yes or no, a list, or pairs."""
-    if isinstance(value, Mapping):
-        return " ".join(f"{key}={_format_item(number)}" for key, number in value.items()) or ","
-    return ",".join(map(_format_item, value)) or "," if isinstance(value, tuple) else _format_item(value)
-
-
-def _format_item(value: str | bool | int | float) -> str:
-    if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) and value.isprintable() else _quote(value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return str(value)
-    return repr(float(value) + 0.0).removesuffix(".0")  # + 0.0 makes −0.0, which equals 0, print as 0
-
-
-def _quote(text: str) -> str:
-    """In double quotes; what does not show on a terminal is escaped as well."""
-    return '"' + "".join(c if c.isprintable() and c not in '"\\' else json.dumps(c)[1:-1] for c in text) + '"'
-
-
-def _has_pairs(declared: Option) -> bool:
-    return typing.get_origin(declared.type) is Mapping
-
-
-def example_of(cls: type[Stage], declared: Option | None = None) -> str:
-    """How the stage may be written, with a value for one option where that is wanted."""
-    options = options_of(cls)
-    text = cls.example
-    if not text:
-        values = [(o.name, _example_value(o)) for o in options if o.required or o is options[0]]
-        text = " ".join(
-            [cls.name, *(value if name == options[0].name else f"{name}={value}" for name, value in values)]
-        )
-    if declared and declared is not options[0] and f" {declared.name}=" not in text:
-        text += f" {declared.name}={_example_value(declared)}"
-    return text
-
-
-def _example_value(declared: Option) -> str:
-    if not declared.required:
-        return format_value(declared.default)
-    kinds = typing.get_args(declared.type) or (declared.type,)
-    if _has_pairs(declared):
-        return "cat=2"
-    if kinds[0] is bool:
-        return "yes"
-    if kinds[0] is str:
-        return _format_item((*declared.choices, "cat")[0])
-    bounds = [bound for bound in (declared.ge, declared.gt, declared.le, declared.lt) if bound is not None]
-    inside = [sum(bounds) / len(bounds), bounds[0] + 1, bounds[0] - 1] if bounds else []
-    fitting = (x for x in (1, 0.5, 2, *bounds, *inside) if not dataclasses.replace(declared, type=kinds[0]).problem(x))
-    return _format_item(next(fitting, 1))

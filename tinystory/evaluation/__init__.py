@@ -1,1 +1,1 @@
-"""Figures of models and of texts."""
+"""Measure models and texts. Does not know who shows the figures."""

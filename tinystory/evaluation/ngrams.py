@@ -1,4 +1,4 @@
-"""XXX-DOC."""
+"""Split texts into words and word n-grams, and measure how varied these are. Knows texts only."""
 
 import re
 import unicodedata
@@ -9,23 +9,20 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["distinct", "ngram_count", "ngrams", "rarefied", "repeated", "words"]
-
+__all__ = ["LONGEST_DISTINCT", "distinct", "ngram_count", "ngrams", "rarefied", "repeated", "words"]
 
 LONGEST_DISTINCT = 3
-
+"""Words of the longest n-grams of which distinct-n is taken."""
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-
-
 _APOSTROPHES = str.maketrans("’ʼ", "''")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case.
+    """Return the words of a text, in lower case.
 
-    A word is a run of letters and digits, joined by apostrophes (curly ones become straight). Everything else
-    separates words, hyphens too, and is left out.
+    A word is a run of letters and digits, which may have apostrophes inside (curly ones become straight). Everything
+    else separates words, hyphens too, and is left out.
 
     >>> words("“Don’t!” said Zoë's grown-up friend, 7.")
     ["don't", 'said', "zoë's", 'grown', 'up', 'friend', '7']
@@ -34,7 +31,7 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(story: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    """Every n words in a row, in order; n is at least 1.
+    """Return an iterator over every n words in a row, in order; n is at least 1.
 
     >>> list(ngrams(["a", "cat", "sat"], 2))
     [('a', 'cat'), ('cat', 'sat')]
@@ -43,7 +40,7 @@ def ngrams(story: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
 
 
 def ngram_count(stories: Iterable[str]) -> int:
-    """How many n-grams of each size distinct-1/2/3 can be taken over: the number of word triples.
+    """Return over how many n-grams distinct-1, -2 and -3 can all be taken: the number of word triples.
 
     Groups of stories are compared on the smallest of their counts.
     """
@@ -51,20 +48,20 @@ def ngram_count(stories: Iterable[str]) -> int:
 
 
 def distinct(stories: Sequence[Sequence[str]], n: int, n_ngrams: int | None = None) -> float | None:
-    """Distinct-n: the share of different ones among word n-grams (Li et al. 2016, arXiv 1510.03055).
+    """Return distinct-n: the share of different n-grams among all word n-grams (Li et al. 2016, arXiv 1510.03055).
 
-    The share falls the more text there is, so groups of stories are compared on equally many n-grams. Of a group
-    that has more, it is the mean share over all choices of `n_ngrams` of them, as a closed formula: with N n-grams
-    of which one kind makes up c, a choice of m misses that kind with probability C(N−c, m) / C(N, m)
-    (rarefaction: Hurlbert 1971, Ecology 52). It needs no luck and does not depend on the order of the stories.
+    The share falls if there is more text, so groups of stories are compared on equally many n-grams. For a group that
+    has more n-grams, it is the mean share over all choices of `n_ngrams` of them. A formula gives this mean: if c of N
+    n-grams are of one kind, a choice of m n-grams misses this kind with probability C(N−c, m) / C(N, m) (rarefaction:
+    Hurlbert 1971, Ecology 52). It uses no random numbers and does not depend on the order of the stories.
 
     Args:
-        stories: their words; no n-gram reaches across two stories.
+        stories: the words of each story; an n-gram never spans two stories.
         n: words of an n-gram, at least 1.
-        n_ngrams: how many n-grams are looked at; None, or more than there are: all, the plain distinct-n.
+        n_ngrams: over how many n-grams the share is taken; None, or more than there are, takes all of them.
 
     Returns:
-        A share above 0 and at most 1; None where no n-gram is looked at.
+        A share above 0 and at most 1; None if it is taken over no n-gram.
 
     Raises:
         ValueError: n_ngrams is below 0.
@@ -82,11 +79,11 @@ def distinct(stories: Sequence[Sequence[str]], n: int, n_ngrams: int | None = No
 
 
 def rarefied(counts: NDArray[np.int64], n: int) -> float:
-    """How many kinds there are among n things, in the mean over all choices of n (Hurlbert 1971, Ecology 52).
+    """Return the mean number of kinds among n things, over all choices of n (Hurlbert 1971, Ecology 52).
 
     Args:
-        counts: how many there are of each kind, at least 0.
-        n: how many are chosen, from 1 to all of them.
+        counts: how many things there are of each kind, at least 0.
+        n: how many things are chosen, from 1 to all of them.
 
     >>> rarefied(np.array([2, 2]), 2)  # the formula is at `distinct`
     1.6666666666666667
@@ -101,10 +98,10 @@ def rarefied(counts: NDArray[np.int64], n: int) -> float:
 
 
 def repeated(story: Sequence[str], n: int) -> tuple[int, int]:
-    """How many word n-grams of a story occurred earlier in it, and how many there are.
+    """Return how many word n-grams of a story occur earlier in it, and how many word n-grams it has.
 
-    Their ratio is seq-rep-n of Welleck et al. 2020 (arXiv 1908.04319), who take its mean over texts; `describe` adds
-    up both numbers over all stories first, so that a story without n-grams needs no rule of its own.
+    Their ratio is seq-rep-n of Welleck et al. 2020 (arXiv 1908.04319), who take its mean over texts. `describe_stories`
+    first adds up both numbers over all stories, so a story without n-grams needs no special rule.
 
     >>> repeated(["la", "la", "la", "la"], 2)
     (2, 3)

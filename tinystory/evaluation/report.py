@@ -1,7 +1,7 @@
-"""Measures of what stories are like, to hold generated ones against real ones.
+"""Measure texts, to compare generated stories with real ones.
 
-Pure functions on texts: they know no model, no tokenizer and no file. A share is a fraction from 0 to 1, and None
-where there is nothing to take a share of.
+Pure functions of texts; they know no model, no tokenizer and no file. A share is a number from 0 to 1, or None if
+there is nothing to divide by.
 """
 
 from collections.abc import Sequence
@@ -17,32 +17,31 @@ from tinystory.text.sentences import ends_sentence
 
 __all__ = ["StoryReport", "balanced_quotes", "describe_stories"]
 
-
 _REPEATED_NGRAM = 4
 
 
 @dataclass(frozen=True)
 class StoryReport:
-    """What some stories are like.
+    """The figures of a group of stories.
 
     Attributes:
-        stories: how many.
-        words: of all stories together, as `words` counts them.
-        mean_words: words a story; None without a story.
-        median_words: half the stories have fewer words, half have more.
-        mean_tokens: tokens a story, without BOS and EOS; None where no token counts were given.
-        median_tokens: half the stories have fewer tokens, half have more.
-        distinct_1: share of different ones among `distinct_ngrams` words; see `distinct`.
-        distinct_2: the same of word pairs.
-        distinct_3: the same of word triples.
-        distinct_ngrams: how many n-grams those three are about. They fall as it grows, so compare only where it is
-            the same.
-        repeated_4grams: share of the word 4-grams that occurred earlier in the same story.
-        ended_properly: share of the stories that their writer ended, with a sentence that is complete.
-        balanced_quotes: share of the stories in which every double quote has its partner.
-        unknown_words: share of the words that occur nowhere in the reference text; None without one.
-        copied_8grams: share of the word 8-grams that occur in the training text; None without one.
-        longest_copied: words of the longest run that occurs in the training text; None without one.
+        stories: number of stories.
+        words: words of all stories together, as `words` counts them.
+        mean_words: mean words of a story; None without a story.
+        median_words: median words of a story; None without a story.
+        mean_tokens: mean tokens of a story, without BOS and EOS; None if no token counts were given.
+        median_tokens: median tokens of a story; None if no token counts were given.
+        distinct_1: share of different words among `distinct_ngrams` words; see `distinct`.
+        distinct_2: the same for word pairs.
+        distinct_3: the same for word triples.
+        distinct_ngrams: over how many n-grams these three are taken. They fall if it grows, so compare them only with
+            an equal number.
+        repeated_4grams: share of word 4-grams that occur earlier in the same story.
+        ended_properly: share of stories that their writer ended, and whose last sentence is complete.
+        balanced_quotes: share of stories in which every double quote has its partner.
+        unknown_words: share of words that the reference text does not have; None without a reference text.
+        copied_8grams: share of word 8-grams that the training text has; None without a training text.
+        longest_copied: words of the longest run that the training text has; None without a training text.
     """
 
     stories: int
@@ -72,18 +71,20 @@ def describe_stories(
     runs_in_training: bool = True,
     distinct_ngrams: int | None = None,
 ) -> StoryReport:
-    """Measure stories.
+    """Return the figures of a group of stories.
 
     The order of the stories makes no difference. Shares are taken over all stories together, so a long story
-    counts for more than a short one, except in `ended_properly` and `balanced_quotes`.
+    counts more than a short one, except in `ended_properly` and `balanced_quotes`.
 
     Args:
-        stories: the texts; a story without words is one.
+        stories: the texts; a story without words counts as a story.
         n_tokens: tokens of each story, without BOS and EOS.
-        finished: whether the writer ended the story itself; None: every one.
-        runs: what `known_runs` found for these stories.
-        runs_in_training: whether that was in the training text; otherwise only words are looked up in it.
-        distinct_ngrams: how many n-grams distinct-1/2/3 are about; None, or more than there are: `ngram_count`.
+        finished: whether the writer ended each story itself; None means that it ended all of them.
+        runs: the result of `known_runs` for these stories.
+        runs_in_training: whether the reference of these runs was the training text; if not, only `unknown_words` is
+            taken from them.
+        distinct_ngrams: over how many n-grams distinct-1, -2 and -3 are taken; None, or more than `ngram_count`, takes
+            `ngram_count`.
 
     Raises:
         ValueError: the sequences differ in length, or `distinct_ngrams` is below 0.
@@ -97,14 +98,10 @@ def describe_stories(
         by_itself and ends_sentence(text)
         for text, by_itself in zip(stories, finished if finished is not None else [True] * len(stories), strict=True)
     ]
-    unknown = copied = longest = None
-    if runs is not None:
-        if [len(run) for run in runs] != lengths:
-            raise ValueError("the runs are not those of these stories")
-        unknown = sum(int((run == 0).sum()) for run in runs)
-        if runs_in_training:
-            copied = sum(int((run >= COPIED_NGRAM).sum()) for run in runs)
-            longest = max((int(run.max()) for run in runs if len(run)), default=0)
+    if runs is not None and [len(run) for run in runs] != lengths:
+        raise ValueError("the runs are not those of these stories")
+    unknown = None if runs is None else sum(int((run == 0).sum()) for run in runs)
+    copied, longest = _copied(runs if runs_in_training else None)
     if n_tokens is not None and len(n_tokens) != len(stories):
         raise ValueError(f"there are {len(stories)} stories and {len(n_tokens)} token counts")
     distinct_1, distinct_2, distinct_3 = (distinct(split, n, distinct_ngrams) for n in range(1, LONGEST_DISTINCT + 1))
@@ -128,12 +125,22 @@ def describe_stories(
     )
 
 
+def _copied(runs: Sequence[NDArray[np.int32]] | None) -> tuple[int | None, int | None]:
+    """Return how many n-grams are copied, and the words of the longest copy; None without runs."""
+    if runs is None:
+        return None, None
+    longest = max((int(run.max()) for run in runs if len(run)), default=0)
+    return sum(int((run >= COPIED_NGRAM).sum()) for run in runs), longest
+
+
 def _share(part: int | None, whole: int) -> float | None:
     return None if part is None or not whole else part / whole
 
 
 def balanced_quotes(text: str) -> bool:
-    """Whether every double quote has its partner: straight ones are even in number, curly ones close what is open.
+    """Return whether every double quote has its partner.
+
+    Straight quotes must be even in number, and every closing curly quote must follow an opening one.
 
     >>> balanced_quotes('"Yes," she said. “No.”'), balanced_quotes('He said, "Go.'), balanced_quotes("”Go.“")
     (True, False, False)

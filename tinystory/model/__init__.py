@@ -1,1 +1,1 @@
-"""The network and nothing else: its shape, the Transformer, its loss."""
+"""Compute the network: its shape, the Transformer, its loss, and the device it runs on."""

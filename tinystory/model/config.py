@@ -1,16 +1,16 @@
-"""The shape of a model: a frozen, validated dataclass. Knows no tensor and no file."""
+"""Describe the shape of a model as a frozen dataclass that checks itself. It knows no tensor and no file."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from tinystory.errors import CheckpointError
 
-__all__ = ["Family", "ModelConfig", "RopeScaling"]
+__all__ = ["Activation", "Family", "ModelConfig", "RopeScaling"]
 
 Family = Literal["gpt2", "llama"]
 Activation = Literal["gelu", "gelu_tanh", "silu"]
 
-# Bounds far above any model this project can run, far below what would exhaust memory while being checked.
+# Far above every model that this project can run, and low enough that checking a config takes little memory.
 _LIMITS = {
     "vocab_size": 2_000_000,
     "n_layer": 1_000,
@@ -26,7 +26,10 @@ MAX_PARAMETERS = 20_000_000_000
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3 stretches its rotary positions (`rope_type` "llama3"), or a plain "linear" factor."""
+    """A way to stretch rotary positions to longer contexts.
+
+    "linear" divides all frequencies by `factor`. "llama3" divides only the low ones, as Llama 3.1 does.
+    """
 
     kind: Literal["linear", "llama3"]
     factor: float
@@ -37,11 +40,30 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that fixes a `Transformer`'s tensors and arithmetic.
+    """The shape of a `Transformer`: the sizes of its tensors, and the functions that it computes.
 
-    `gpt2` has learned positions, LayerNorm, a GELU feed-forward and biases; `llama` has rotary positions,
-    RMSNorm, SwiGLU and grouped-query attention. A config that exists is valid: the constructor raises
-    `CheckpointError` otherwise.
+    The family `gpt2` has learned positions, LayerNorm, a GELU feed-forward and biases. The family `llama` has rotary
+    positions, RMSNorm, SwiGLU and grouped-query attention. Every config is valid, since the constructor raises
+    `CheckpointError` for wrong values.
+
+    Attributes:
+        family: "gpt2" or "llama".
+        vocab_size: the number of tokens, V.
+        n_layer: the number of blocks.
+        n_head: query heads of one layer, H.
+        n_kv_head: key/value heads of one layer, K; n_head is a multiple of it.
+        d_model: the width of the residual stream, C.
+        d_head: the width of one head, D.
+        d_ff: the inner width of the feed-forward.
+        max_seq_len: the longest context, in tokens.
+        tied_head: the output head uses the matrix of the embedding.
+        norm_eps: the small number that every norm adds to the variance.
+        activation: the non-linear function of the feed-forward.
+        attention_bias: q, k and v have biases.
+        attention_out_bias: the output projection of the attention has a bias.
+        ff_bias: the matrices of the feed-forward have biases.
+        rope_theta: the base of the rotary frequencies; only llama uses it.
+        rope_scaling: how rotary positions are stretched; None does not stretch them.
     """
 
     family: Family
@@ -63,7 +85,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        """Check every field and how the fields fit together."""
+        """Check every field, and that the fields fit together."""
         if self.family not in ("gpt2", "llama"):
             raise CheckpointError(f"family is {self.family!r}; it must be 'gpt2' or 'llama'")
         for name, limit in _LIMITS.items():
@@ -90,7 +112,7 @@ class ModelConfig:
 
     @property
     def n_parameters(self) -> int:
-        """Number of weights; a tied head is counted once."""
+        """The number of weights; a tied head is counted once."""
         gpt2 = self.family == "gpt2"
         d_q, d_kv = self.n_head * self.d_head, self.n_kv_head * self.d_head
         norm = self.d_model * (2 if gpt2 else 1)
@@ -113,7 +135,7 @@ class ModelConfig:
         d_ff: int = 0,
         **other: object,
     ) -> "ModelConfig":
-        """A GPT-2 shaped config; `d_ff` defaults to 4 × d_model.
+        """Return a config of the GPT-2 family; `d_ff` defaults to 4 × d_model.
 
         Raises:
             CheckpointError: d_model is not a multiple of n_head, or a field is out of range.
@@ -142,11 +164,10 @@ class ModelConfig:
         d_head: int = 0,
         **other: object,
     ) -> "ModelConfig":
-        """A Llama shaped config; `n_kv_head` defaults to n_head and `d_head` to d_model / n_head.
+        """Return a config of the Llama family; `n_kv_head` defaults to n_head, and `d_head` to d_model / n_head.
 
         Raises:
-            CheckpointError: d_model is not a multiple of n_head where d_head is not given, or a field is
-                out of range.
+            CheckpointError: `d_head` is not given and d_model is not a multiple of n_head, or a field is out of range.
         """
         if not d_head:
             if type(n_head) is not int or n_head < 1 or d_model % n_head:

@@ -1,7 +1,27 @@
-"""The decoder-only transformer, GPT-2 and Llama families in one readable module.
+"""Compute the decoder-only transformer of the GPT-2 and Llama families, for whole sequences.
 
-Shapes: B rows, T positions, H query heads, K key/value heads, D d_head, C d_model, V vocab_size. This is the
-whole-sequence form, for training and as the reference; `session.py` holds the cached form for generation.
+Read this module from the end: `Transformer` has a list of `Block`s, and a block has one `Attention` and one
+`FeedForward`. The path of the data:
+
+    token ids (B, T) -> embedding (B, T, C) -> n_layer blocks (B, T, C) -> norm -> head -> logits (B, T, V)
+
+The vectors (B, T, C) between the blocks are called the residual stream. A block does not replace them: attention and
+feed-forward each read the stream through a norm, and add their result to it. Only attention moves information between
+positions. Everything else works on each position alone.
+
+The two families differ in five ways:
+
+              gpt2                              llama
+    positions learned, added to the embedding   rotary, applied in every attention
+    norm      LayerNorm                         RMSNorm
+    network   up, GELU, down                    gate and up, SiLU, down (SwiGLU)
+    heads     one key/value head for each       one key/value head for each query head,
+              query head                        or one for a group of them
+    biases    everywhere                        none, unless the config says so
+
+This form is used for training, and it is the reference for tests. To write a story token by token, `session/native.py`
+has the same mathematics with a cache. Shapes: B rows, T positions, H query heads, K key/value heads, D d_head,
+C d_model, V vocab_size. The module knows no files, no text and no decoders.
 """
 
 import math
@@ -14,26 +34,48 @@ from torch import Tensor, nn
 
 from tinystory.model.config import ModelConfig, RopeScaling
 from tinystory.model.cross_entropy import head_cross_entropy
+from tinystory.model.gradients import product_dtype, rms_norm, rotate_halves, swiglu, written_out
+from tinystory.model.story_attention import story_attention
 
-__all__ = ["Attention", "FeedForward", "Transformer", "attend", "attend_explicitly", "rope_tables", "rotate"]
+__all__ = [
+    "Attention",
+    "FeedForward",
+    "Transformer",
+    "activation",
+    "attend",
+    "attend_explicitly",
+    "rope_tables",
+    "rotate",
+]
 
 
 Mask = Tensor | list[int] | None
-"""Who sees whom. Bool, broadcastable to (B, 1, T, T): True where a query may look. A list: the lengths of stories that
-lie one after the other, T positions together, each causal and blind to the others. None: causal."""
+"""The positions that each position may see in attention.
+
+- None: causal; each position sees itself and all earlier ones.
+- A bool tensor that can be broadcast to (B, 1, T, T): the query at t may see the key at s where [t, s] is True.
+- A list of lengths: several stories are packed into one row, one after the other, and the lengths add up to T. Each
+  story is causal and does not see the others.
+"""
 
 
 def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention written out (Vaswani et al. 2017, section 3.2.1); causal without a mask.
+    """Compute scaled dot-product attention step by step (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1).
+
+    Each position has a query, a key and a value in every head. The score of two positions is the dot product of the
+    query of the first and the key of the second, divided by sqrt(D) so that its size does not depend on D. Softmax
+    turns the scores of one query into weights that add up to 1. The result is the weighted mean of the values.
+
+    This form is for reading and for tests; `attend` gives the same result faster.
 
     Args:
-        q: (B, H, T, D).
-        k: (B, K, T, D), H a multiple of K: query head h reads key head h // (H / K).
-        v: (B, K, T, D).
-        mask: bool, broadcastable to (B, 1, T, T); True where a query may look.
+        q: queries (B, H, T, D).
+        k: keys (B, K, T, D). H is a multiple of K: query head h uses key head h // (H / K).
+        v: values (B, K, T, D), shared in the same way.
+        mask: bool, can be broadcast to (B, 1, T, T), True where a query may see a key; causal if None.
 
     Returns:
-        (B, H, T, D).
+        The mixed values, (B, H, T, D).
     """
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -45,27 +87,35 @@ def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
-    """`attend_explicitly` through PyTorch's fused kernel: same result, and lengths of stories may be the mask."""
-    if isinstance(mask, list):  # short causal squares instead of one large masked one: a CPU computes far less
-        with torch.autocast(q.device.type, enabled=False):  # whose bfloat16 kernel is slower than its float32 one
-            exact = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
-            stories = zip(*(x.split_with_sizes(mask, dim=2) for x in exact), strict=True)
-            return torch.cat([attend(*story) for story in stories], dim=2).to(v.dtype)
+    """Compute the same as `attend_explicitly`, with PyTorch's kernels, which are faster and need less memory.
+
+    Args and result are those of `attend_explicitly`. In addition, the mask may be a list of lengths; see `Mask`.
+    """
+    if isinstance(mask, list):  # many short causal squares: a CPU computes far less than for one large masked one
+        if (group := q.shape[1] // k.shape[1]) > 1:
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        heads = [x.to(v.dtype).flatten(0, 1) for x in (q, k, v)]  # each (B H, T, D)
+        return story_attention(heads[0], heads[1], heads[2], mask).view(q.shape)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 
 def rope_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles (Su et al. 2021, arXiv 2104.09864), in Hugging Face's layout.
+    """Return cosine and sine of the rotary angles (RoPE, Su et al. 2021, arXiv 2104.09864).
+
+    RoPE rotates pairs of numbers of each query and key by an angle that is proportional to the position. The dot
+    product of a query and a key then depends on the distance of their positions, and not on the positions themselves.
+    The first pairs turn fast and tell neighbours apart; the last ones turn slowly and tell far positions apart. Pair i
+    turns by rope_theta^(-2 i / D) radians per position.
 
     Args:
         config: a llama config.
         positions: integers of any shape (...).
-        dtype: of the tables; the angles themselves are computed in float64.
+        dtype: the dtype of the tables; the angles are computed in float64.
 
     Returns:
-        Two tensors (..., D); the second half of the last axis repeats the first.
+        Two tensors (..., D). As in Hugging Face's layout, the second half of the last axis repeats the first.
     """
     exponents = torch.arange(0, config.d_head, 2, dtype=torch.float64, device=positions.device) / config.d_head
     inverse_frequencies = config.rope_theta**-exponents
@@ -77,7 +127,12 @@ def rope_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> t
 
 
 def _scaled(inverse_frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Stretch slow rotations by `factor`, keep fast ones, blend between (Llama 3.1); "linear" stretches all."""
+    """Slow rotations down, so that a model can be used with a longer context than it was trained with.
+
+    "linear" divides all frequencies by `factor`. "llama3" divides only those of slow rotations, keeps those of fast
+    ones, and blends between the two. A rotation is slow if it turns fewer than `low_freq_factor` times within the
+    original context, and fast if it turns more than `high_freq_factor` times.
+    """
     stretched = inverse_frequencies / scaling.factor
     if scaling.kind == "linear":
         return stretched
@@ -88,26 +143,48 @@ def _scaled(inverse_frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair (x[i], x[i + D/2]) of the last axis by its angle; tables as from `rope_tables`."""
+    """Rotate each pair (x[i], x[i + D/2]) of the last axis by its angle; the tables are those of `rope_tables`."""
+    if written_out(x) and x.dtype == cos.dtype:
+        return rotate_halves(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def activation(config: ModelConfig) -> Callable[[Tensor], Tensor]:
-    """The feed-forward's non-linearity."""
+    """Return the non-linear function of the feed-forward."""
     if config.activation == "gelu_tanh":
         return lambda x: F.gelu(x, approximate="tanh")
     return F.gelu if config.activation == "gelu" else F.silu
 
 
 def _norm(config: ModelConfig) -> nn.Module:
+    """Return a new norm: it scales each position's vector (C,) to a fixed size, then by learned weights.
+
+    LayerNorm also subtracts the mean and has a bias; RMSNorm only divides by the root of the mean square.
+    """
     if config.family == "gpt2":
         return nn.LayerNorm(config.d_model, eps=config.norm_eps)
-    return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return RMSNorm(config.d_model, eps=config.norm_eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's RMSNorm, computed by `gradients.rms_norm` where that is faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm the last axis: (..., C) -> (..., C)."""
+        if written_out(x):
+            return rms_norm(x, self.weight, self.eps or 0.0, product_dtype(x))
+        return super().forward(x)
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention; fewer key/value heads than query heads share them in groups."""
+    """Multi-head self-attention: each position collects information from the positions that it may see.
+
+    A head computes one query, key and value of D numbers for each position. Several heads do this side by side, each
+    with its own weights, and `o` joins their results. With fewer key/value heads than query heads, a group of query
+    heads shares one key/value head (grouped-query attention, Ainslie et al. 2023, arXiv 2305.13245); this makes the
+    cache of a session smaller.
+    """
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
@@ -126,7 +203,14 @@ class Attention(nn.Module):
         mask: Mask,
         attend: Callable[[Tensor, Tensor, Tensor, Any], Tensor] = attend,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C); `rope` as from `rope_tables`, shaped (B or 1, 1, T, D)."""
+        """Mix information between positions: (B, T, C) -> (B, T, C).
+
+        Args:
+            x: normed activations, (B, T, C).
+            rope: tables of `rope_tables`, (B or 1, 1, T, D) each; None without rotary positions.
+            mask: the positions that each position may see; see `Mask`.
+            attend: the function that computes attention; tests put `attend_explicitly` here.
+        """
         n_rows, n_positions, _ = x.shape
         q, k, v = (
             project(x).view(n_rows, n_positions, -1, self.d_head).transpose(1, 2)  # (B, H or K, T, D)
@@ -140,7 +224,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Position-wise network: up, activation, down; with a gate it is SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+    """A small network for each position alone: up to d_ff numbers, a non-linear function, and down to C again.
+
+    gpt2 computes down(act(up(x))). llama has a gate and computes down(act(gate(x)) * up(x)), which is SwiGLU with the
+    activation SiLU (Shazeer 2020, arXiv 2002.05202).
+    """
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
@@ -152,14 +240,22 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        """Apply the network to each position: (B, T, C) -> (B, T, C)."""
+        if self.gate is None:
+            inner = self.activation(self.up(x))
+        elif written_out(x) and self.activation is F.silu:
+            inner = swiglu(self.gate(x), self.up(x))
+        else:
+            inner = self.activation(self.gate(x)) * self.up(x)
         out: Tensor = self.dropout(self.down(inner))
         return out
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each behind its norm and added to the residual stream."""
+    """One layer of the network: attention, then feed-forward.
+
+    Each of the two reads the residual stream through its own norm, and adds its result to the stream.
+    """
 
     def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__()
@@ -169,14 +265,23 @@ class Block(nn.Module):
         self.ff = FeedForward(config, dropout)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Mask) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Apply the layer: (B, T, C) -> (B, T, C); `rope` and `mask` as for `Attention.forward`."""
         x = x + self.attn(self.attn_norm(x), rope, mask)
         x = x + self.ff(self.ff_norm(x))
         return x
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model: token ids in, next-token logits out, or the loss of labels."""
+    """A decoder-only language model: it takes token ids, and gives the logits of each next token or a loss.
+
+    Attributes:
+        config: the shape of the model.
+        embed: the vector of each token, (V, C).
+        pos_embed: the vector of each position, (max_seq_len, C); None for rotary positions.
+        blocks: the layers, in order.
+        norm: the norm before the head.
+        head: the matrix from hidden states to logits, (V, C). It is the matrix of `embed` if the head is tied.
+    """
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
@@ -191,15 +296,13 @@ class Transformer(nn.Module):
             self.head.weight = self.embed.weight
 
     def hidden(self, token_ids: Tensor, positions: Tensor | None = None, mask: Mask = None) -> Tensor:
-        """The normed last hidden states.
+        """Return the normed hidden states of the last layer, (B, T, C).
 
         Args:
             token_ids: (B, T), integers below vocab_size.
-            positions: (B, T) or (1, T); 0..T-1 when None. Packed stories restart at 0.
-            mask: as `Mask` says; causal when None.
-
-        Returns:
-            (B, T, C).
+            positions: the place of each token in its story, (B, T) or (1, T); 0 to T - 1 if None. If several stories
+                are packed into one row, each begins again at 0.
+            mask: the positions that each position may see; see `Mask`. Causal if None.
         """
         if positions is None:
             positions = torch.arange(token_ids.shape[1], device=token_ids.device)[None]
@@ -208,7 +311,7 @@ class Transformer(nn.Module):
         if self.pos_embed is not None:
             x = x + self.pos_embed(positions)
         else:
-            rope = rope_tables(self.config, positions[:, None], x.dtype)  # two (B or 1, 1, T, D)
+            rope = rope_tables(self.config, positions[:, None], product_dtype(x))  # two (B or 1, 1, T, D)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, rope, mask)
@@ -218,10 +321,16 @@ class Transformer(nn.Module):
     def forward(
         self, token_ids: Tensor, positions: Tensor | None = None, mask: Mask = None, labels: Tensor | None = None
     ) -> Tensor:
-        """Logits (B, T, V) for the token after each position; the other arguments are those of `hidden`.
+        """Return the logits (B, T, V) of the token after each position, or the loss of labels.
 
-        With labels, (B, T) int64, negative where nothing is scored, it is the sum of their negative log-likelihoods
-        instead, in nats: a scalar, for which the logits never exist all at once.
+        With labels the result is a scalar: the sum of their negative log-likelihoods, in nats. It is computed without
+        keeping all logits in memory.
+
+        Args:
+            token_ids: as for `hidden`.
+            positions: as for `hidden`.
+            mask: as for `hidden`.
+            labels: (B, T) int64, the right token after each position; a negative label is not scored.
         """
         hidden = self.hidden(token_ids, positions, mask)
         if labels is not None:
@@ -231,10 +340,11 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw fresh weights in place: normal(0, 0.02), norms at one.
+        """Draw new weights in place, from a normal distribution with mean 0 and standard deviation 0.02.
 
-        The projections that write into the residual stream start at zero in the llama family, so every block
-        begins as the identity, and are scaled by 1/sqrt(2 n_layer) in gpt2 (Radford et al. 2019).
+        Norms start at one and biases at zero. The two matrices of a block that write into the residual stream are
+        special. In llama they start at zero, so at first a block changes nothing. In gpt2 their standard deviation is
+        divided by sqrt(2 n_layer), so that the stream does not grow with the number of layers (Radford et al. 2019).
         """
         generator = torch.Generator().manual_seed(seed)
         writes_residual = 0.0 if self.config.family == "llama" else 0.02 / math.sqrt(2 * self.config.n_layer)

@@ -1,1 +1,1 @@
-"""The story studio: a prompt loop in the terminal over the same engine as every other command."""
+"""One chat at a terminal: the input line, its slash commands, and how stories are shown."""

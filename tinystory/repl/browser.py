@@ -1,4 +1,4 @@
-"""The token browser: a window on the story, with arrows from token to token and among what else each could be."""
+"""The token browser: a window on the story. Arrows go from token to token, and through the alternatives of each."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ __all__ = ["LONE_ESCAPE_SECONDS", "N_ALTERNATIVES", "Alternative", "Browser", "b
 
 N_ALTERNATIVES = 10
 LONE_ESCAPE_SECONDS = 0.1
-"""After so long an Escape is the key of that name, and not the beginning of an arrow."""
+"""After this time an Escape is a key of its own, not the beginning of an arrow key."""
 
 _BAR_CELLS = 20
 _BAR = "█"
@@ -29,12 +29,12 @@ _BAR = "█"
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have stood at a place.
+    """A token that could stand at a place of the story.
 
     Attributes:
-        text: of the token.
-        probability: under the model, from 0 to 1.
-        taken: whether it is the one that stands there.
+        text: the text of the token.
+        probability: its probability in the model, from 0 to 1.
+        taken: whether the story has this token there.
     """
 
     text: str
@@ -43,19 +43,19 @@ class Alternative:
 
 
 class Browser:
-    """State and picture of a walk through a story's tokens.
+    """A walk through the tokens of a story.
 
     Attributes:
-        place: of the token looked at, an index into the texts.
-        choice: of the alternative looked at, 0 is likeliest.
+        place: the index of the token that is looked at.
+        choice: the index of the alternative that is looked at; 0 is the likeliest.
     """
 
     def __init__(self, texts: Sequence[str], alternatives: Callable[[int], Sequence[Alternative]]) -> None:
         """Begin at the last token.
 
         Args:
-            texts: of the story's tokens; at least one.
-            alternatives: what could stand at a place, the likeliest first.
+            texts: the texts of the story's tokens, at least one.
+            alternatives: gives the tokens that could stand at a place, the likeliest first.
         """
         self._texts = texts
         self._alternatives = alternatives
@@ -63,16 +63,16 @@ class Browser:
         self.choice = 0
 
     def move(self, step: int) -> None:
-        """Look at another token."""
+        """Look at the token that is `step` places further."""
         self.place = min(max(self.place + step, 0), len(self._texts) - 1)
         self.choice = 0
 
     def choose(self, step: int) -> None:
-        """Look at another alternative."""
+        """Look at the alternative that is `step` places further down."""
         self.choice = min(max(self.choice + step, 0), len(self._alternatives(self.place)) - 1)
 
     def story(self) -> StyleAndTextTuples:
-        """The story with the token marked, and the cursor there, so that the window follows it."""
+        """Return the story with the token marked. The cursor is there, so the window follows it."""
         pieces: StyleAndTextTuples = []
         for index, text in enumerate(map(visible, self._texts)):
             if index == self.place:
@@ -82,21 +82,21 @@ class Browser:
         return pieces
 
     def list(self) -> StyleAndTextTuples:
-        """The alternatives with their bars; an arrow at the one chosen, a dot at the one that stands there."""
-        found = self._alternatives(self.place)
-        shown = [visible(repr(one.text)[1:-1]) for one in found]
+        """Return the alternatives with bars: an arrow marks the choice, a dot the token of the story."""
+        alternatives = self._alternatives(self.place)
+        shown = [visible(repr(alternative.text)[1:-1]) for alternative in alternatives]
         width = max(map(get_cwidth, shown), default=0)
         pieces: StyleAndTextTuples = []
-        for index, (one, text) in enumerate(zip(found, shown, strict=True)):
+        for index, (alternative, text) in enumerate(zip(alternatives, shown, strict=True)):
             mark = "→" if index == self.choice else " "
-            bar = _BAR * round(one.probability * _BAR_CELLS)
-            taken, space = "•" if one.taken else " ", " " * (width - get_cwidth(text))
-            line = f"{mark} {taken} “{text}”{space} {one.probability:6.1%} {bar}\n"
+            bar = _BAR * round(alternative.probability * _BAR_CELLS)
+            taken, space = "•" if alternative.taken else " ", " " * (width - get_cwidth(text))
+            line = f"{mark} {taken} “{text}”{space} {alternative.probability:6.1%} {bar}\n"
             pieces.append(("class:chosen" if index == self.choice else "", line))
         return pieces
 
     def application(self, *, color: bool) -> "Application[tuple[int, int] | None]":
-        """The window; its result is (place, choice) for Enter, None for leaving."""
+        """Return the window. Its result is (place, choice) after Enter, and None after leaving."""
         keys = KeyBindings()
 
         def go(key: str, act: Callable[[], None]) -> None:
@@ -143,7 +143,11 @@ class Browser:
 
 
 def browser_of(studio: Studio) -> Browser:
-    """A browser of the story on the desk; raises UsageError where the page is blank."""
+    """Return a browser of the story on the desk.
+
+    Raises:
+        UsageError: the page is blank.
+    """
     index_of(studio, "-1", "the browser")
     studio.backend.wait(lambda: False)
     ids = desk_ids(studio)
@@ -151,8 +155,8 @@ def browser_of(studio: Studio) -> Browser:
     logits = studio.backend.logits(ids, start)
     text = studio.backend.token_text
 
-    def found(place: int) -> list[Alternative]:
+    def alternatives_at(place: int) -> list[Alternative]:
         likeliest = alternatives(logits[place], N_ALTERNATIVES)
         return [Alternative(text(i), math.exp(log_prob), i == ids[start + place]) for i, log_prob in likeliest]
 
-    return Browser([text(i) for i in ids[start:]], found)
+    return Browser([text(i) for i in ids[start:]], alternatives_at)

@@ -1,4 +1,4 @@
-"""Asks the person at the terminal for the next token: what the sampler `human` stands on."""
+"""A chooser that asks the person at the terminal for the next token. The sampler `human` uses it."""
 
 from collections.abc import Iterable, Sequence
 from shutil import get_terminal_size
@@ -9,7 +9,9 @@ from prompt_toolkit.output import ColorDepth
 
 from tinystory.decoding import Decoder, Step
 from tinystory.errors import UsageError
-from tinystory.screen.blocks import Bars, Line, Style
+from tinystory.screen.blocks import Bars, Line
+from tinystory.screen.cells import shorten_start
+from tinystory.screen.colours import Style
 from tinystory.screen.screen import Screen
 from tinystory.studio.backend import Backend
 from tinystory.studio.recall import quoted
@@ -27,20 +29,24 @@ THE_END = "(the end)"
 
 
 def asks(decoder: Decoder) -> bool:
-    """Whether a decoder lets a person pick."""
+    """Return whether a decoder lets a person pick."""
     return decoder.sampler is not None and not decoder.sampler.repeatable
 
 
 def check_alone(decoders: Iterable[Decoder]) -> None:
-    """Refuse to write several stories at once where one of them asks; raises UsageError."""
+    """Refuse to write several stories at once if a person picks the tokens of one.
+
+    Raises:
+        UsageError: one of the decoders asks a person.
+    """
     if any(map(asks, decoders)):
         raise UsageError("human picks for one story at a time, not side by side")
 
 
 class Chooser:
-    """Shows the likeliest tokens under the end of the story, by plain writes, and reads a choice.
+    """A question for the next token: the end of the story, the likeliest tokens, and a line to type the choice.
 
-    Ctrl-C and Ctrl-D end the turn: they arrive as KeyboardInterrupt, and what was picked so far is kept.
+    Ctrl-C and Ctrl-D raise KeyboardInterrupt. They end the turn, which keeps the tokens picked so far.
     """
 
     def __init__(self, studio: Studio, screen: Screen) -> None:
@@ -50,7 +56,7 @@ class Chooser:
         self._helped = False
 
     def __call__(self, logits: "Tensor", step: Step) -> int:
-        """(V,) logits -> the id of a token that is left."""
+        """Return the id of the token that the person chose, from (V,) logits; its logit is above -inf."""
         shown = self._show(logits, step)
         if not self._helped:
             self._screen.show(Line(HELP, "note"))
@@ -63,13 +69,14 @@ class Chooser:
             token_id = self._meant(typed, shown, logits)
             if token_id is not None:
                 return token_id
-            self._screen.show(Line(f"no token that is left reads {quoted(typed)}; {HELP}", "note"))
+            self._screen.show(Line(f"no possible token is {quoted(typed)}; {HELP}", "note"))
 
     def _show(self, logits: "Tensor", step: Step) -> list[int]:
         backend, width = self._studio.backend, get_terminal_size().columns
         probs = logits.softmax(dim=-1)
         n_left = int((probs > 0).sum())
-        shares, ids = (found.tolist() for found in probs.topk(max(1, min(N_SHOWN, n_left))))
+        likeliest = probs.topk(max(1, min(N_SHOWN, n_left)))
+        shares, ids = likeliest.values.tolist(), likeliest.indices.tolist()
         rows: list[tuple[str, float, str, Style]] = [
             (str(n + 1), share, THE_END if i in step.eos_ids else quoted(backend.token_text(i)), "")
             for n, (i, share) in enumerate(zip(ids, shares, strict=True))
@@ -85,7 +92,7 @@ class Chooser:
         return self._prompt.prompt()
 
     def _meant(self, typed: str, shown: list[int], logits: "Tensor") -> int | None:
-        """The token that a line stands for: a number of the list, or a text, with a space before it or without."""
+        """Return the token that a typed line names by its number in the list or by its text, even without a space."""
         if not typed:
             return shown[0]
         if typed.strip().isdecimal() and 1 <= int(typed) <= len(shown):
@@ -96,6 +103,5 @@ class Chooser:
 
 
 def _last_words(backend: Backend, token_ids: Sequence[int], width: int) -> str:
-    """The end of a story that fits on a line."""
-    text = " ".join(backend.detokenize(token_ids).split())
-    return text if len(text) < width else "…" + text[2 - width :]
+    """Return the end of a story that fits on a line of `width` cells."""
+    return shorten_start(" ".join(backend.detokenize(token_ids).split()), width - 1)

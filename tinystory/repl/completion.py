@@ -1,6 +1,6 @@
-"""What Tab offers: a pure function of the text before the cursor, and prompt_toolkit's shell over it.
+"""Completion: a pure function of the text before the cursor, and its adapter for prompt_toolkit.
 
-Everything comes from the tables of commands and options; torch is not needed.
+All suggestions come from the tables of commands and options. torch is not needed.
 """
 
 import os
@@ -23,23 +23,23 @@ from tinystory.studio.views import TINT_HELP
 __all__ = ["Names", "StudioCompleter", "Suggestion", "complete"]
 
 _MOST_FILES = 200
-_LAST_PIECE = {sign: re.compile(rf'(?:"(?:[^"\\]|\\.)*"?|[^"{sign}])*$', re.DOTALL) for sign in "|;"}
+_LAST_PART = {sign: re.compile(rf'(?:"(?:[^"\\]|\\.)*"?|[^"{sign}])*$', re.DOTALL) for sign in "|;"}
 _PRESET_ACTIONS = {
     "save ": "keep a decoder under a name",
-    "load ": "use one",
-    "list": "show them",
-    "rm ": "remove one",
+    "load ": "use a preset",
+    "list": "show all presets",
+    "rm ": "remove a preset",
 }
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One way to go on.
+    """One way to complete a text.
 
     Attributes:
-        text: to insert.
+        text: the text to insert.
         typed: how many characters before the cursor it replaces.
-        help: shown beside it.
+        help: the explanation beside it.
     """
 
     text: str
@@ -49,11 +49,11 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Names:
-    """What gives the names that are looked up when Tab is pressed.
+    """The functions that look up names when Tab is pressed.
 
     Attributes:
-        presets: of the user's decoders.
-        sessions: of saved sessions.
+        presets: gives the names of presets.
+        sessions: gives the names of saved sessions.
     """
 
     presets: Callable[[], Iterable[str]] = tuple
@@ -61,14 +61,14 @@ class Names:
 
 
 def complete(text: str, registry: Registry, names: Names | None = None) -> list[Suggestion]:
-    """What may stand at the end of a line that begins with a slash; nothing for other text."""
+    """Return the suggestions for the end of a line that begins with one slash; none for other text."""
     if not text.startswith("/") or text.startswith("//"):
         return []
     head = re.match(r"/(\S*)(\s+)?", text)
     if head is None:
         return []
     if not head[2]:
-        return _matching(head[1], ((f"{name} " if one.usage else name, one.help) for name, one in COMMANDS.items()))
+        return _matching(head[1], _commands(with_space=True))
     try:
         kind = find(head[1]).argument
     except UsageError:
@@ -77,7 +77,7 @@ def complete(text: str, registry: Registry, names: Names | None = None) -> list[
 
 
 def _of_kind(kind: Argument, argument: str, registry: Registry, names: Names) -> Iterable[Suggestion]:
-    """The ways to go on with an argument."""
+    """Return the suggestions for an argument of one kind."""
     if kind == "spec":
         return _spec(argument, registry)
     if kind == "specs":
@@ -93,28 +93,34 @@ def _of_kind(kind: Argument, argument: str, registry: Registry, names: Names) ->
     if kind == "decoder":
         return _matching(argument, ((name, summary(cls)) for name, cls, _ in registry.classes()))
     if kind == "command":
-        return _matching(argument, ((name, one.help) for name, one in COMMANDS.items()))
+        return _matching(argument, _commands())
     if kind == "view":
         return _matching(argument, TINT_HELP.items())
     return _matching(argument, _names(kind, names))
 
 
+def _commands(*, with_space: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield each command with its help. With `with_space`, a command that takes an argument ends in a space."""
+    for name, command in COMMANDS.items():
+        yield name + " " * (with_space and bool(command.usage)), command.help
+
+
 def _names(kind: Argument, names: Names) -> Iterator[tuple[str, str]]:
     if kind == "seed":
-        yield "random", "a fresh one for each story"
+        yield "random", "a fresh seed for each story"
     elif kind == "session":
         yield from ((name, "") for name in names.sessions())
 
 
 class StudioCompleter(Completer):
-    """`complete` for prompt_toolkit."""
+    """A completer for prompt_toolkit that calls `complete`."""
 
     def __init__(self, registry: Registry, names: Names | None = None) -> None:
         self._registry = registry
         self._names = names
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        """The suggestions at the cursor."""
+        """Yield the suggestions at the cursor."""
         for suggestion in complete(document.text_before_cursor, self._registry, self._names):
             yield Completion(suggestion.text, -suggestion.typed, display_meta=suggestion.help)
 
@@ -124,8 +130,8 @@ def _matching(typed: str, candidates: Iterable[tuple[str, str]]) -> list[Suggest
 
 
 def _spec(argument: str, registry: Registry) -> Iterator[Suggestion]:
-    """Stage names, then the names and values of the stage's options."""
-    *earlier, last = _pieces(argument, "|")
+    """Yield stage names; after a name, the names and values of its options."""
+    *earlier, last = _parts(argument, "|")
     name, space, rest = _partition(last.lstrip())
     if not space:
         yield from _matching(name, _stages_after(earlier, registry))
@@ -134,28 +140,28 @@ def _spec(argument: str, registry: Registry) -> Iterator[Suggestion]:
     cls = _class(name, registry)
     before, word = _last_word(rest)
     if cls and not word and cls.kind == "processor" and (before.strip() or not options_of(cls)):
-        yield Suggestion("| ", 0, "then")
+        yield Suggestion("| ", 0, "add a stage")
 
 
 def _stage(argument: str, registry: Registry) -> Iterator[Suggestion]:
-    """A stage's name, and then its options."""
+    """Yield the names of stages that have options; after a name, its options."""
     name, space, rest = _partition(argument)
     if space:
         yield from _options(name.partition("#")[0], rest, registry)
     else:
-        known = ((one + " ", cls) for one, cls, _ in registry.classes() if options_of(cls))
-        yield from _matching(name, ((one, f"{cls.kind}: {summary(cls)}") for one, cls in known))
+        stages = ((f"{stage} ", cls) for stage, cls, _ in registry.classes() if options_of(cls))
+        yield from _matching(name, ((stage, f"{cls.kind}: {summary(cls)}") for stage, cls in stages))
 
 
 def _preset(argument: str, registry: Registry, names: Names) -> Iterable[Suggestion]:
-    """What can be done, then a name, then for one that is saved the spec."""
+    """Return the actions of /preset; after an action, names; after `save NAME`, a spec."""
     action, space, rest = _partition(argument)
     if not space:
         return _matching(action, _PRESET_ACTIONS.items())
     if action == "save" and " " in rest:
         return _spec(rest.partition(" ")[2].lstrip(), registry)
-    known = names.presets() if action in ("save", "load", "rm") else ()
-    return _matching(rest, ((name, "") for name in known))
+    saved = names.presets() if action in ("save", "load", "rm") else ()
+    return _matching(rest, ((name, "") for name in saved))
 
 
 def _class(name: str, registry: Registry) -> type[Stage] | None:
@@ -166,7 +172,7 @@ def _class(name: str, registry: Registry) -> type[Stage] | None:
 
 
 def _options(name: str, rest: str, registry: Registry) -> Iterator[Suggestion]:
-    """Names and values of a stage's options, after what is given of them."""
+    """Yield the names and values of a stage's options that are not given yet."""
     cls = _class(name, registry)
     if cls is None:
         return
@@ -187,25 +193,25 @@ def _options(name: str, rest: str, registry: Registry) -> Iterator[Suggestion]:
             yield from _matching(word, [(f"{option.name}=", f"{option.range}: {option.help}")])
 
 
-def _pieces(argument: str, sign: str) -> list[str]:
-    """The text between the signs that stand outside quotes."""
-    pieces: list[str] = []
+def _parts(argument: str, sign: str) -> list[str]:
+    """Return the parts of a text, split at each sign that stands outside quotes."""
+    parts: list[str] = []
     while True:
-        piece = _last(argument, sign)
-        pieces.insert(0, piece)
-        if piece == argument:
-            return pieces
-        argument = argument[: len(argument) - len(piece) - 1]
+        part = _last(argument, sign)
+        parts.insert(0, part)
+        if part == argument:
+            return parts
+        argument = argument[: len(argument) - len(part) - 1]
 
 
 def _last(argument: str, sign: str) -> str:
-    """What comes after the last sign outside quotes."""
-    last = _LAST_PIECE[sign].search(argument)
+    """Return the text after the last sign that stands outside quotes."""
+    last = _LAST_PART[sign].search(argument)
     return last[0] if last else argument
 
 
 def _stages_after(earlier: Iterable[str], registry: Registry) -> Iterator[tuple[str, str]]:
-    """The stages that may follow: after a sampler only a search, after a search nothing."""
+    """Yield the stages that may follow. Only a search may follow a sampler; nothing may follow a search."""
     classes = registry.classes()
     kinds = {name: cls.kind for name, cls, _ in classes}
     kinds |= {alias: kinds[name] for alias, name in registry.aliases.items() if name in kinds}
@@ -216,7 +222,7 @@ def _stages_after(earlier: Iterable[str], registry: Registry) -> Iterator[tuple[
 
 
 def _values(option: Option, cls: type[Stage]) -> Iterator[tuple[str, str]]:
-    """Values worth offering: all of a choice; of a number the default, the example's and the one that is off."""
+    """Yield the values of an option: all choices, or the example, the default and the value that turns it off."""
     if option.choices or option.type is bool:
         yield from ((value, option.help) for value in option.choices or ("yes", "no"))
         return
@@ -241,21 +247,21 @@ def _last_word(text: str) -> tuple[str, str]:
 
 
 def _models(typed: str) -> list[Suggestion]:
-    """Folders, and the names of the models that come with tinystory."""
+    """Return folders, and the names of the models that come with tinystory."""
     return _matching(typed, ((name, "comes with tinystory") for name in SHIPPED_MODELS)) + _paths(typed, files=False)
 
 
 def _paths(typed: str, *, files: bool) -> list[Suggestion]:
-    """Folders, and files where wanted, that go on from a path, `~` included."""
+    """Return the folders, and the files if wanted, that begin with a path; `~` is the home folder."""
     parent, name = os.path.split(typed)
     try:
         with os.scandir(os.path.expanduser(parent) or ".") as entries:
-            found = [(entry.name, entry.is_dir()) for entry in entries if entry.name.startswith(name)]
+            matches = [(entry.name, entry.is_dir()) for entry in entries if entry.name.startswith(name)]
     except OSError:
         return []
     shown = [
-        one + (os.sep if is_folder else "")
-        for one, is_folder in sorted(found)
-        if (files or is_folder) and (name.startswith(".") or not one.startswith("."))
+        entry + (os.sep if is_folder else "")
+        for entry, is_folder in sorted(matches)
+        if (files or is_folder) and (name.startswith(".") or not entry.startswith("."))
     ]
-    return [Suggestion(one, len(name)) for one in shown[:_MOST_FILES]]
+    return [Suggestion(entry, len(name)) for entry in shown[:_MOST_FILES]]

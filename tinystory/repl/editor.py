@@ -1,4 +1,4 @@
-"""A text in the user's own editor."""
+"""The user's own editor for a text."""
 
 import os
 import shlex
@@ -15,16 +15,19 @@ _EDITORS = ("sensible-editor", "nano", "vi", "emacs")
 
 
 def edit_text(text: str) -> str | None:
-    """Open a text in $VISUAL, $EDITOR or what there is; what was saved, or None where it was left as it was.
+    """Open a text in $VISUAL, in $EDITOR, or in the first editor found; return the saved text.
 
     The newline that editors put at the end of a file is not part of the text.
 
+    Returns:
+        The edited text, or None if it has not changed.
+
     Raises:
-        UsageError: there is no editor, it failed, or what it saved is no UTF-8.
+        UsageError: there is no editor, it failed, or the saved text is not UTF-8.
     """
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or next(filter(shutil.which, _EDITORS), None)
     if not command:
-        raise UsageError("there is no editor: set EDITOR to one, like EDITOR=nano")
+        raise UsageError("no editor was found: set EDITOR to one, as in EDITOR=nano")
     with tempfile.TemporaryDirectory(prefix="tinystory-") as folder:
         path = Path(folder) / "story.txt"
         path.write_bytes(text.encode("utf-8", errors="replace"))
@@ -32,7 +35,7 @@ def edit_text(text: str) -> str | None:
             subprocess.run([*shlex.split(command), str(path)], check=True)
             edited = path.read_bytes().decode("utf-8")
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
-            raise UsageError(f"the editor {command!r} failed, the story is as it was: {error}") from error
+            raise UsageError(f"the editor {command!r} failed, and the story has not changed: {error}") from error
     if not text.endswith("\n"):
         edited = edited.removesuffix("\n")
     return None if edited == text else edited

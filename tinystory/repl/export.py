@@ -1,4 +1,7 @@
-"""The story on the desk as a file: text, Markdown, JSON, or a picture of its tokens' colours. By the file's ending."""
+"""The story on the desk as a file: text, Markdown, JSON, or a picture with the colours of its tokens.
+
+The ending of the file's name selects the format.
+"""
 
 import html
 import io
@@ -18,10 +21,10 @@ from tinystory.repl.pieces import legend, spans
 from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
 from tinystory.safe.writing import write_atomically
-from tinystory.screen.blocks import HEAT, Style, Theme
-from tinystory.story.session_file import node_fields, session_fields
+from tinystory.screen.colours import HEAT, Style, Theme
+from tinystory.story.session_json import session_fields, turn_fields
 from tinystory.story.tree import Turn
-from tinystory.studio.keeper import saved_session
+from tinystory.studio.saved_state import saved_chat
 from tinystory.studio.studio import Studio
 
 __all__ = ["FORMATS", "SVG", "export"]
@@ -29,7 +32,7 @@ __all__ = ["FORMATS", "SVG", "export"]
 _WIDTH = 80
 _TITLE = 40
 
-# Rich's own templates name fonts on the web: these files are to say the same without one.
+# The templates of rich load fonts from the web. These templates need no network.
 SVG = """\
 <svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -76,28 +79,28 @@ def export(studio: Studio, path: Path, *, overwrite: bool = False) -> None:
     """Write the story on the desk to a file, whole or not at all.
 
     Args:
-        studio: with a story on the desk.
-        path: its ending is one of `FORMATS`.
-        overwrite: replace a file that is there.
+        studio: the studio with the story.
+        path: the file; its ending is one of `FORMATS`.
+        overwrite: replace the file if it exists.
 
     Raises:
-        UsageError: there is no story, the ending is unknown, or the file is there already.
-        TinystoryError: it cannot be written.
+        UsageError: there is no story, the ending is unknown, or the file exists.
+        TinystoryError: the file cannot be written.
     """
     if studio.tree.turn is None:
         raise UsageError("there is no story on the desk to export")
     kind = path.suffix.lower()
     if kind not in FORMATS:
         near = nearest(kind, FORMATS)
-        hint = f"did you mean {near}?" if near else "the file's name says how"
+        hint = f"did you mean {near}?" if near else "the ending of the name selects the format"
         raise UsageError(f"/export writes {', '.join(FORMATS)}, not {shown(kind or path.name)}: {hint}")
     try:
         if path.is_dir() or (path.exists() and not path.is_file()):
-            raise UsageError(f"{path} is not a file that could be replaced")
+            raise UsageError(f"{path} is not a file, so it cannot be replaced; choose another name")
         if path.exists() and not overwrite:
-            raise UsageError(f"{path} is there already: /export {path} ! replaces it")
+            raise UsageError(f"{path} exists already; /export {path} ! replaces it")
         write_atomically(path, FORMATS[kind](studio).encode("utf-8", errors="replace"), keep_mode=True)
-    except (OSError, ValueError) as error:  # a name too long, or with a zero in it
+    except (OSError, ValueError) as error:  # the name is too long, or has a null character
         reason = getattr(error, "strerror", None) or error
         raise TinystoryError(f"cannot write {path}: {reason}") from error
 
@@ -107,7 +110,7 @@ def _text(studio: Studio) -> str:
 
 
 def _markdown(studio: Studio) -> str:
-    """The story with what was typed in bold, and how each turn came about."""
+    """Return the story with typed text in bold, and a table of its turns."""
     pieces = "".join(_marked(text, bold=style == "bold") for text, style in spans(replace(studio, tint="off")))
     # In Markdown a single newline is a space.
     story = re.sub(r"(?<!\n)\n(?!\n)", "  \n", pieces)
@@ -127,7 +130,7 @@ def _turn_row(turn: Turn) -> tuple[str, ...]:
 
 
 def _marked(text: str, *, bold: bool) -> str:
-    """Text as Markdown shows it literally; bold leaves out the white space around each line."""
+    """Return text that Markdown shows literally. Bold leaves out the white space around each line."""
     parts = re.split(r"(\s*\n\s*)", _escaped(visible(text)))
     if bold:
         parts = [re.sub(r"^(\s*)(.*\S)(\s*)$", r"\1**\2**\3", part, flags=re.DOTALL) for part in parts]
@@ -139,17 +142,20 @@ def _escaped(text: str) -> str:
 
 
 def _json(studio: Studio) -> str:
-    """The session file of this story's turns alone, each with the text of the story so far: `replay` takes it."""
+    """Return a session file for `replay` that has only the turns of this story.
+
+    Each turn has also the text of the story up to its end.
+    """
     tree = studio.tree
     lineage = tree.lineage(tree.current)
-    kept = replace(
+    story_tree = replace(
         tree,
         turns={turn.id: turn for turn in lineage},
         latest={turn.parent: turn.id for turn in lineage},
     )
-    session = saved_session(replace(studio, tree=kept))
-    turns = [node_fields(turn) | {"text": tree.text(turn.id)} for turn in lineage]
-    fields = session_fields(session) | {"text": studio.text, "nodes": turns}
+    chat = saved_chat(replace(studio, tree=story_tree))
+    turns = [turn_fields(turn) | {"text": tree.text(turn.id)} for turn in lineage]
+    fields = session_fields(chat) | {"text": studio.text, "nodes": turns}
     return json.dumps(fields, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
@@ -165,7 +171,7 @@ def _svg(studio: Studio) -> str:
 
 
 def _drawn(studio: Studio, theme: Theme) -> Console:
-    """The story in colour, its legend, and how its last turn came about."""
+    """Return a console that has recorded the story in colour, the legend, and how the last turn was written."""
     tint = "surprise" if studio.tint == "off" else studio.tint
     console = Console(record=True, width=_WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(_rich(spans(replace(studio, tint=tint)), theme), end="\n\n")
@@ -178,7 +184,7 @@ def _drawn(studio: Studio, theme: Theme) -> Console:
 
 
 def _rich(pieces: Sequence[tuple[str, Style]], theme: Theme) -> Text:
-    """Pieces as rich takes them; nothing in them is markup."""
+    """Return pieces of (text, style) for rich. Nothing in them is markup."""
     text = Text(no_wrap=False, overflow="fold")
     for piece, style in pieces:
         if style.startswith("heat"):
@@ -199,4 +205,4 @@ FORMATS: Mapping[str, Callable[[Studio], str]] = {
     ".html": _html,
     ".svg": _svg,
 }
-"""By the ending of a file: what gives its content."""
+"""The functions that return the content of a file, by the ending of its name."""

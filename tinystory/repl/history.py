@@ -1,4 +1,4 @@
-"""What was typed before: a file of the user's own, or memory where there can be no such file."""
+"""The history of the input line: a private file, or memory if there can be no such file."""
 
 import os
 import stat
@@ -11,14 +11,17 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 __all__ = ["open_history"]
 
 _LONGEST = 20_000
-"""Characters of an entry worth keeping on disk: all of them are read again at every start."""
+"""Characters of the longest entry that is kept on disk. Every start reads all entries again."""
 
 
 def open_history(path: Path) -> History:
-    """A history on a file that only its owner may read; in memory if that cannot be had, silently."""
+    """Return a history in a file that only its owner may read.
+
+    If the file cannot be used, the history is in memory; the user gets no notice.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # O_NONBLOCK: a pipe of that name must not hang the start.
+        # O_NONBLOCK: a pipe of that name must not block the start.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o600)
         try:
             status = os.fstat(descriptor)
@@ -30,11 +33,11 @@ def open_history(path: Path) -> History:
             os.close(descriptor)
     except OSError:
         return InMemoryHistory()
-    return _Kept(path)
+    return _SafeFileHistory(path)
 
 
-class _Kept(FileHistory):
-    """A history whose file may go wrong at any time without anybody losing the prompt over it."""
+class _SafeFileHistory(FileHistory):
+    """A history in a file. Trouble with the file never stops the input line."""
 
     def load_history_strings(self) -> Iterable[str]:
         try:
@@ -43,7 +46,7 @@ class _Kept(FileHistory):
             return []
 
     def store_string(self, string: str) -> None:
-        # Whatever is not stored still stands in the history of this chat.
+        # An entry that is not stored is still in the history of this chat.
         if len(string) <= _LONGEST:
             with suppress(OSError, UnicodeError):
                 super().store_string(string)

@@ -1,11 +1,11 @@
-"""The story on the desk in pieces of text, each with a style of its own."""
+"""The story on the desk in pieces of text, each with its style. Knows no terminal."""
 
 import math
 from collections.abc import Callable
 from typing import cast
 
 from tinystory.decoding import Token
-from tinystory.screen.blocks import Style
+from tinystory.screen.colours import Style
 from tinystory.story.tree import PathToken
 from tinystory.studio.studio import Studio
 from tinystory.studio.views import MEASURES, Tint
@@ -15,12 +15,12 @@ __all__ = ["legend", "spans", "style_of"]
 
 
 def spans(studio: Studio, style_at: Callable[[int, PathToken], Style] | None = None) -> list[tuple[str, Style]]:
-    """The story on the desk in pieces; they say its text.
+    """Return the story on the desk in pieces of (text, style). The texts, joined, are the story.
 
     Args:
-        studio: with the desk.
-        style_at: the style of the token at an index of the story; by default bold for what was typed, and the
-            studio's tint for the rest.
+        studio: gives the desk.
+        style_at: gives the style of the token at an index of the story. By default, typed tokens are bold, and the
+            others have the studio's tint.
     """
     tree = studio.tree
     if tree.turn is None:
@@ -28,22 +28,22 @@ def spans(studio: Studio, style_at: Callable[[int, PathToken], Style] | None = N
     if tree.turn.vocabulary != studio.backend.vocabulary:
         return [(studio.text, "")]
     pieces: list[tuple[str, Style]] = []
-    said = 0
-    detokenizer = Detokenizer(studio.backend.tokenizer)  # a character of several tokens comes with the last of them
+    n_characters = 0
+    detokenizer = Detokenizer(studio.backend.tokenizer)  # a character of several tokens comes with its last one
     for index, token in enumerate(tree.path(tree.current)):
         new = detokenizer.add(token.id)
-        said += len(new)
+        n_characters += len(new)
         style = style_at(index, token) if style_at else _tinted(studio, token)
         if new and pieces and pieces[-1][1] == style:
             pieces[-1] = (pieces[-1][0] + new, style)
         elif new:
             pieces.append((new, style))
-    rest = studio.text[said:]
+    rest = studio.text[n_characters:]
     return [*pieces, (rest, "")] if rest else pieces
 
 
 def style_of(token: Token, tint: Tint) -> Style:
-    """The style of a token; plain where tints are off or the measure is not known."""
+    """Return the style of a token; plain if tints are off or the measure is unknown."""
     if tint == "off":
         return ""
     measure, bounds, _ = MEASURES[tint]
@@ -54,7 +54,7 @@ def style_of(token: Token, tint: Tint) -> Style:
 
 
 def legend(tint: Tint) -> tuple[tuple[str, Style], ...]:
-    """What the colours mean, in them."""
+    """Return what each colour means, in that colour."""
     if tint == "off":
         return (("colours are off", ""),)
     pieces: list[tuple[str, Style]] = [(f"{tint}: ", "")]

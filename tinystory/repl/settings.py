@@ -1,4 +1,4 @@
-"""What a chat is started with."""
+"""The settings with which a chat is started."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,26 +10,26 @@ __all__ = ["ChatSettings"]
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """The command line's wishes for one chat.
+    """The settings of one chat, from the command line.
 
     Attributes:
-        model: a folder or hub id; None is the shipped model.
-        decoder: the spec to begin with.
-        seed: of every story; None draws one for each.
-        max_tokens: at most so many new tokens at a time.
-        stop: texts at which the model hands back to the writer.
-        decoder_files: files with decoders of the user's own.
-        device: where the model runs, as torch names it.
-        dtype: of the computation.
-        compiled: compute in code built for this processor.
+        model: a folder or a hub id; None is the shipped model.
+        decoder: the spec of the first decoder.
+        seed: the seed of every story; None draws one for each story.
+        max_tokens: the largest number of new tokens in one turn.
+        stop: texts that end a turn.
+        decoder_files: files with the user's own stages.
+        device: the device of the model, as torch names it.
+        dtype: the number format of the computation.
+        compiled: whether the model is computed in code that is built for this processor.
         color: whether printed lines may be styled.
-        quiet: print stories, answers and errors only.
+        quiet: print only stories, replies and errors.
         verbose: show tracebacks.
-        prompt: written at once, as if it had been typed first.
-        theme: the terminal's background, `dark` or `light`; `auto` finds out.
-        keys: which keys edit a line, `emacs` or `vi`.
-        resume: a session to go on with; an empty name is the latest, None is none.
-        settings: every setting and where it comes from, as `/config` shows them.
+        prompt: the first prompt, as if it had been typed.
+        theme: the background of the terminal, `dark` or `light`; `auto` asks the terminal.
+        keys: the keys of the input line, `emacs` or `vi`.
+        resume: the name of a session to go on with. An empty name is the latest session; None begins a new one.
+        settings: every setting and its origin, as `/config` shows them.
     """
 
     model: str | None = None

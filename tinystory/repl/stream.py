@@ -1,28 +1,34 @@
-"""How stories are shown: while they are being written, and again when the desk changes."""
+"""Show stories: while they are written, side by side, and again when the desk changes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from shutil import get_terminal_size
 
 from tinystory.decoding import Token
 from tinystory.decoding.spec import format_spec
-from tinystory.evaluation.comparison import measures
+from tinystory.evaluation.comparison import figures
 from tinystory.repl.pieces import spans, style_of
-from tinystory.screen.blocks import Spans, Style
+from tinystory.screen.blocks import Spans
+from tinystory.screen.colours import Style
 from tinystory.screen.columns import Columns
 from tinystory.screen.screen import Screen
+from tinystory.studio.backend import Backend
 from tinystory.studio.studio import Studio
 from tinystory.text.words import checklist, has_word
-from tinystory.writing import generate
-from tinystory.writing.generate import DraftText, Ended, Text, TextEvent, Trimmed
+from tinystory.writing.generate import DraftText, Ended, StoryRequest, Text, TextEvent, Trimmed
+from tinystory.writing.statistics import statistics_line
 
-__all__ = ["REASONS", "show_columns", "show_picked", "show_story", "statistics_line", "stream"]
+__all__ = ["show_columns", "show_picked", "show_story", "show_versus", "stream"]
 
-_OUTGROWN = "the story has outgrown the model's context: its oldest sentences are out of sight"
+_CONTEXT_FULL = "the story has outgrown the model's context: the model no longer sees its oldest sentences"
+
+Notify = Callable[[str], None]
+"""A function that shows one notice."""
 
 
-def stream(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: Callable[[str], None]) -> None:
-    """Show one story as it comes, and say in one line what it was."""
+def stream(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: Notify) -> None:
+    """Show one story while it is written, then its statistics."""
     trimmed = False
     ticks = _Ticks(studio.wanted, studio.text)
     for event in events:
@@ -36,19 +42,22 @@ def stream(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: 
             trimmed = True
         elif isinstance(event, Ended):
             if trimmed:
-                notice(_OUTGROWN)
-            _tell(studio, event, notice)
+                notice(_CONTEXT_FULL)
+            _show_statistics(studio, event, notice)
 
 
-def _tell(studio: Studio, end: Ended, notice: Callable[[str], None]) -> None:
-    """Say in one line what a piece was, and which words are still wanted."""
+def _show_statistics(studio: Studio, end: Ended, notice: Notify) -> None:
+    """Show the statistics of a turn in one line, and the words that are still wanted in another."""
     notice(statistics_line(end.result))
     if studio.wanted:
         notice(checklist(studio.wanted, studio.text))
 
 
-def show_picked(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: Callable[[str], None]) -> None:
-    """Let a person write a story: with every choice they see its end, and here the whole once they are done."""
+def show_picked(studio: Studio, screen: Screen, events: Iterable[TextEvent], notice: Notify) -> None:
+    """Let a person pick the tokens of a story, then show the whole story and its statistics.
+
+    The chooser shows the end of the story before each choice.
+    """
     end = None
     try:
         for event in events:
@@ -57,13 +66,13 @@ def show_picked(studio: Studio, screen: Screen, events: Iterable[TextEvent], not
         screen.gap()
         show_story(studio, screen)
     if end is not None:
-        _tell(studio, end, notice)
+        _show_statistics(studio, end, notice)
 
 
 def show_columns(
-    studio: Studio, screen: Screen, titles: Sequence[str], events: Iterable[TextEvent], notice: Callable[[str], None]
+    studio: Studio, screen: Screen, titles: Sequence[str], events: Iterable[TextEvent], notice: Notify
 ) -> None:
-    """Show stories side by side as they come, with their figures, and say which turns they are."""
+    """Show stories side by side while they are written, then their figures and the numbers of their turns."""
     columns = Columns(titles, get_terminal_size().columns, color=screen.color)
     before = set(studio.tree.turns)
     screen.fresh_line()
@@ -72,8 +81,8 @@ def show_columns(
             if isinstance(event, Text):
                 screen.written(columns.add(event.story, event.text))
             elif isinstance(event, Ended):
-                screen.written(columns.end(event.story, figures(event)))
-    finally:  # also what waits in lines that are not full
+                screen.written(columns.end(event.story, figures(event.result)))
+    finally:  # also writes the text that waits in lines that are not full
         screen.written(columns.finish())
     new = [number for number in studio.tree.turns if number not in before]
     if new:
@@ -82,21 +91,62 @@ def show_columns(
         notice(f"turns {span} of the tree; on the desk is {new[0]}, /goto N takes another")
 
 
-def figures(event: Ended) -> list[str]:
-    """The statistics under a column."""
-    found = measures(event.result)
-    shares = (("distinct-2", found.distinct_2), ("repeats", found.repeated_4grams))
-    return [
-        f"{found.tokens} tokens",
-        f"{found.bits_per_token:.2f} bits/token",
-        *(f"{name} {'–' if share is None else f'{share:.0%}'}" for name, share in shares),
-        f"{found.tokens_per_second:.0f} tokens/s",
-        REASONS[found.finish_reason],
-    ]
+def show_versus(
+    screen: Screen, titles: Sequence[str], backends: Sequence[Backend], request: StoryRequest, notice: Notify
+) -> None:
+    """Let several models write the same story, a token each in turn, and show the stories side by side.
+
+    The stories are only shown: nothing becomes a branch of the tree.
+
+    Args:
+        screen: shows the columns.
+        titles: the titles of the columns.
+        backends: the models, all in memory at once.
+        request: the story that each model is asked for, as text. Its `cancel` ends all of them.
+        notice: shows a notice.
+
+    Raises:
+        TinystoryError: a model does not load, or a decoder failed. The text up to then stays on the screen.
+    """
+    for backend in backends:
+        if backend.loading:
+            notice(f"loading {backend.name} …")
+        if not backend.wait(request.cancel):
+            notice("cancelled while the models were loading")
+            return
+    columns = Columns(titles, get_terminal_size().columns, color=screen.color)
+    screen.fresh_line()
+    try:
+        for index in range(len(backends)):
+            screen.written(columns.add(index, request.prompt))
+        for index, event in _in_turn(backends, request):
+            if isinstance(event, Text):
+                screen.written(columns.add(index, event.text))
+            elif isinstance(event, Ended):
+                screen.written(columns.end(index, figures(event.result)))
+    finally:
+        screen.written(columns.finish())
+    notice(f"{format_spec(request.decoder)} · seed {request.seed} · only shown: the tree has not changed")
+
+
+def _in_turn(backends: Sequence[Backend], request: StoryRequest) -> Iterator[tuple[int, TextEvent]]:
+    """Yield one event of each model in turn, with the index of the model, until all stories have ended."""
+    with ExitStack() as stack:
+        streams = {index: backend.write([request]) for index, backend in enumerate(backends)}
+        for events in streams.values():
+            if isinstance(events, Generator):
+                stack.enter_context(closing(events))
+        while streams:
+            for index, events in list(streams.items()):
+                event = next(events, None)
+                if event is None:
+                    del streams[index]
+                else:
+                    yield index, event
 
 
 def show_story(studio: Studio, screen: Screen) -> None:
-    """Show the story on the desk, what was typed in bold or all tokens tinted."""
+    """Show the story on the desk: typed text in bold, and the tokens in their tints if tints are on."""
     pieces = spans(studio)
     screen.show(Spans(tuple(pieces)) if pieces else Spans((("(a blank page)", "dim"),)))
 
@@ -107,33 +157,18 @@ def _tint(studio: Studio, tokens: Sequence[Token]) -> Style:
 
 @dataclass
 class _Ticks:
-    """Tells when a wanted word has come."""
+    """The wanted words of a story that is being written.
+
+    Attributes:
+        words: the wanted words.
+        text: the story so far.
+    """
 
     words: tuple[str, ...]
     text: str
 
-    def add(self, piece: str) -> bool:
-        """Add text; whether a word is whole now that was not there before."""
+    def add(self, new_text: str) -> bool:
+        """Add text; return whether it completes a wanted word that was missing."""
         missing = [word for word in self.words if not has_word(self.text, word)]
-        self.text += piece
+        self.text += new_text
         return any(has_word(self.text, word) for word in missing)
-
-
-REASONS = {"eos": "the end", "length": "length", "stop": "stop text", "cancelled": "cancelled"}
-"""Why a piece ended, for a writer."""
-
-
-def statistics_line(story: generate.Story) -> str:
-    """The line under a piece: what it took, why it ended, and what it takes to write it again."""
-    statistics = story.statistics
-    n_tokens = len(story.tokens)
-    return " · ".join(
-        [
-            f"{n_tokens} token{'' if n_tokens == 1 else 's'}",
-            f"{statistics['tokens_per_second']:.0f} tokens/s",
-            f"{statistics['bits_per_token']:.2f} bits/token",
-            REASONS[story.finish_reason],
-            format_spec(story.request.decoder),
-            f"seed {story.request.seed}",
-        ]
-    )

@@ -1,1 +1,1 @@
-"""Files and texts of strangers, read with care; whole files out."""
+"""Read files and texts that may come from strangers, and write files as a whole."""

@@ -1,4 +1,4 @@
-"""Reading the fields of a JSON object that may come from a stranger, each checked for its type and range."""
+"""Read the fields of a JSON object that may come from a stranger, and check the type and range of each."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,12 +18,17 @@ T = TypeVar("T")
 
 
 class WrongField(Exception):
-    """A field is missing, or not what it has to be."""
+    """A field is missing, or has a wrong type or value."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Gives an object's fields, checked; `where` names the object in errors."""
+    """A JSON object whose fields are checked when they are read. Every method raises `WrongField` for a wrong field.
+
+    Attributes:
+        values: the parsed object.
+        where: the place of the object in error messages, put before the name of a field; like "nodes[3]." or "".
+    """
 
     values: Any
     where: str
@@ -33,67 +38,73 @@ class Fields:
             raise WrongField(f"{self.where or 'the whole'} must be an object, not {shown(self.values)}")
 
     def get(self, name: str) -> Any:
-        """A field, whatever it is."""
+        """Return a field of any type."""
         if name not in self.values:
             raise WrongField(f"{self.where}{name} is missing")
         return self.values[name]
 
     def wrong(self, name: str, expected: str) -> WrongField:
-        """The error for a field."""
+        """Return the error for a field that is not as expected."""
         return WrongField(f"{self.where}{name} must be {expected}, not {shown(self.get(name))}")
 
     def whole(self, name: str, least: int = 0, most: int = MAX_ID) -> int:
-        """A whole number from `least` to `most`."""
+        """Return a field that is a whole number from `least` to `most`."""
         value = self.get(name)
         if type(value) is not int or not least <= value <= most:
             raise self.wrong(name, f"a whole number from {least} to {most}")
         return value
 
     def seed(self, name: str) -> int:
-        """A seed."""
+        """Return a field that is a seed: a whole number of at most 40 digits."""
         return self.whole(name, -_MAX_SEED, _MAX_SEED)
 
     def flag(self, name: str) -> bool:
-        """True or false."""
+        """Return a field that is true or false."""
         value = self.get(name)
         if type(value) is not bool:
             raise self.wrong(name, "true or false")
         return value
 
     def text(self, name: str) -> str:
-        """A text that can be written as UTF-8."""
+        """Return a field that is a text and can be written as UTF-8."""
         value = self.get(name)
         if not _is_text(value):
             raise self.wrong(name, "text")
         return cast(str, value)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Texts, none of them empty."""
+        """Return a field that is a list of texts, none of them empty."""
         value = self.get(name)
-        if not isinstance(value, list) or not all(_is_text(one) and one for one in value):
+        if not isinstance(value, list) or not all(_is_text(text) and text for text in value):
             raise self.wrong(name, "a list of texts, none of them empty")
         return tuple(value)
 
     def ids(self, name: str) -> tuple[int, ...]:
-        """Token ids."""
+        """Return a field that is a list of token ids."""
         value = self.get(name)
-        if not isinstance(value, list) or not all(is_id(one) for one in value):
+        if not isinstance(value, list) or not all(is_id(token_id) for token_id in value):
             raise self.wrong(name, "a list of token ids")
         return tuple(value)
 
     def items(self, name: str, read: Callable[[Any, str], T], most: int) -> list[T]:
-        """A list, each item read by a function of it and its place."""
+        """Return a field that is a list of at most `most` items.
+
+        Args:
+            name: the name of the field.
+            read: converts one item, given the item and its place for error messages.
+            most: the largest number of items.
+        """
         value = self.get(name)
         if not isinstance(value, list) or len(value) > most:
             raise self.wrong(name, f"a list of at most {most:,}")
-        return [read(one, f"{self.where}{name}[{n}]") for n, one in enumerate(value)]
+        return [read(item, f"{self.where}{name}[{n}]") for n, item in enumerate(value)]
 
 
 def _is_text(value: object) -> bool:
-    """Whether it is text that can be written as UTF-8 again: JSON can spell half characters."""
+    """Return whether a value is a text without lone surrogates: JSON can have them, but UTF-8 cannot."""
     return isinstance(value, str) and _SURROGATE.search(value) is None
 
 
 def is_id(value: object) -> bool:
-    """Whether it can be the number of a token or a node."""
+    """Return whether a value can be the id of a token or of a turn."""
     return type(value) is int and 0 <= value <= MAX_ID

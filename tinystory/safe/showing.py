@@ -1,4 +1,4 @@
-"""Text from a model or a file, made safe to show: nothing in it can steer the terminal."""
+"""Make text from a model or a file safe to show, so that it cannot control the terminal."""
 
 import unicodedata
 
@@ -10,11 +10,11 @@ _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
 def visible(text: str) -> str:
-    r"""The same text with control and invisible formatting characters shown as what they are.
+    r"""Return a text in which control characters and invisible characters are replaced by visible ones.
 
-    C0 controls become their Unicode pictures (ESC is ␛), anything else that moves the cursor, turns the writing
-    direction, hides or is no character at all (U+FFFE, which no XML may have) becomes its code point. Newline, tab
-    and the joiners that scripts and emoji need stay.
+    A C0 control becomes its Unicode picture, such as ␛ for ESC. Every other character that moves the cursor, changes
+    the writing direction or is invisible becomes its code point. So does a code point that is no character, such as
+    U+FFFE, which XML forbids. Newline, tab, and the joiners that scripts and emoji need stay.
 
     >>> visible("a\x1b[2Jb")
     'a␛[2Jb'
@@ -28,8 +28,8 @@ def visible(text: str) -> str:
 
 def _shown(character: str) -> str:
     code = ord(character)
-    is_none = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
-    if character in _HARMLESS or not (is_none or unicodedata.category(character) in _HIDDEN_CATEGORIES):
+    is_no_character = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    if character in _HARMLESS or not (is_no_character or unicodedata.category(character) in _HIDDEN_CATEGORIES):
         return character
     if code < 0x20:
         return chr(0x2400 + code)

@@ -1,45 +1,100 @@
-"""Writing a file whole or not at all."""
+"""Replace files and links as a whole: after a crash at any moment there is the old one or the new one, never a part.
+
+It knows files only, and not what is written into them.
+"""
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["write_atomically"]
+__all__ = ["replace_link", "sync_folder", "write_atomically"]
+
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
+"""The errors by which a system says that it cannot sync folders, or not this one."""
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o666, *, keep_mode: bool = False) -> None:
-    """Replace a file by another in one step; a crash at any moment leaves the old one or the new one.
+def write_atomically(
+    path: Path, content: bytes | Callable[[BinaryIO], object], mode: int = 0o666, *, keep_mode: bool = False
+) -> None:
+    """Replace a file, or make a new one, in one step.
+
+    The content goes into a temporary file beside the target, under a name that no other process uses. The file is
+    synced to the disk and renamed, and then its folder is synced.
 
     Args:
         path: in a folder that exists; a link is followed.
-        content: all of it.
-        mode: of the file, less what the user's umask takes.
-        keep_mode: a file that is there keeps the mode it has.
+        content: the whole content, or a function that writes it into an open binary file.
+        mode: permissions of the file; the user's umask takes some away.
+        keep_mode: keep the permissions that an existing file has.
 
     Raises:
-        OSError: it cannot be written; what was there is untouched.
+        OSError: the file cannot be written; the old one is untouched.
     """
     path = Path(os.path.realpath(path))
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    temporary = _temporary(path)
     try:
-        kept = stat.S_IMODE(path.stat().st_mode) if keep_mode and path.exists() else None
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode if kept is None else 0o600)
+        old_mode = stat.S_IMODE(path.stat().st_mode) if keep_mode and path.exists() else None
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode if old_mode is None else 0o600)
         with open(descriptor, "wb") as file:
-            if kept is not None:
-                os.chmod(partial, kept)
-            file.write(content)
+            if old_mode is not None:
+                os.chmod(temporary, old_mode)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        _remove(temporary)
         raise
-    if os.name == "posix":  # Windows cannot open a directory
-        folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point a symbolic link at a target in one step, whether or not the link exists.
+
+    Raises:
+        OSError: the link cannot be written; the old one is untouched.
+    """
+    temporary = _temporary(link)
+    try:
+        temporary.symlink_to(target)
+        os.replace(temporary, link)
+    except BaseException:
+        _remove(temporary)
+        raise
+    sync_folder(link.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk; do nothing where the system cannot sync a folder.
+
+    Raises:
+        OSError: the disk reports an error.
+    """
+    if os.name != "posix":  # Windows cannot open a folder
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{secrets.token_hex(8)}.partial")
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
-"""What the commands show figures on: a console that leaves a closed pipe to the command line, and a progress bar."""
+"""A console for tables of figures, and a progress bar. Knows the flags --color and --quiet, and no command."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,38 +11,38 @@ __all__ = ["PipeConsole", "progress_bar", "table_console"]
 
 
 class PipeConsole(Console):
-    """Rich's own would end the program with exit code 1."""
+    """A console that raises BrokenPipeError; the console of rich would end the program with exit code 1."""
 
     def on_broken_pipe(self) -> None:
-        """Called while a BrokenPipeError is handled; raise it again."""
+        """Raise the BrokenPipeError that is being handled."""
         raise BrokenPipeError
 
 
-def table_console(args: argparse.Namespace, width: int = 200) -> Console:
-    """Standard output for tables; `width` is taken where it is no terminal, so that rows stay whole for grep."""
+def table_console(color: str = "auto", width: int = 200) -> Console:
+    """Return a console on standard output. Without a terminal, lines have `width` cells, so grep finds whole rows."""
     return PipeConsole(
         width=None if sys.stdout.isatty() else width,
-        force_terminal=True if args.color == "always" else None,
-        color_system=None if args.color == "never" else "auto",
+        force_terminal=True if color == "always" else None,
+        color_system=None if color == "never" else "auto",
         markup=False,
         highlight=False,
     )
 
 
 @contextmanager
-def progress_bar(args: argparse.Namespace, label: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar on standard error, where that is a terminal.
+def progress_bar(label: str, total: int, *, quiet: bool, color: str) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on standard error, if that is a terminal.
 
     Yields:
-        A function that takes how many are done, and by name `total` and `description` where these change.
+        A function that takes the number of items done, and by name a new `total` or `description`.
     """
-    if args.quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda _done, **_changes: None
         return
     from rich.progress import Progress
 
-    console = Console(stderr=True, color_system=None if args.color == "never" else "auto")
-    # What is printed meanwhile goes where it was meant to go; rich would take it to standard error.
+    console = Console(stderr=True, color_system=None if color == "never" else "auto")
+    # Other output keeps its stream: rich would redirect it to standard error.
     with Progress(console=console, transient=True, refresh_per_second=4, redirect_stdout=False) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done, **changes: bar.update(task, completed=done, **changes)

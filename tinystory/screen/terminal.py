@@ -1,4 +1,4 @@
-"""The terminal while there is no prompt: keys typed ahead wait for the next one, and Ctrl-C may be a flag."""
+"""The terminal while no input line is shown: typed keys wait for the next input line, and Ctrl-C can set a flag."""
 
 import signal
 import sys
@@ -9,7 +9,7 @@ from typing import Any, Self, TextIO
 
 from prompt_toolkit.utils import is_dumb_terminal
 
-if sys.platform != "win32":  # where keys are read in another way
+if sys.platform != "win32":  # Windows reads keys in another way
     import termios
 
 __all__ = ["Hushed", "Writing"]
@@ -18,9 +18,10 @@ _STUCK_SECONDS = 1.0
 
 
 class Hushed:
-    """A context in which typed keys are not echoed, where standard input is a terminal.
+    """A context in which typed keys are not echoed, if standard input is a terminal.
 
-    They stay in the queue, Enter as Enter, for the next prompt; Ctrl-C is raised, and makes the terminal forget them.
+    The keys stay in the queue for the next input line; Enter stays Enter. Ctrl-C raises KeyboardInterrupt, and the
+    terminal forgets the keys.
     """
 
     def __init__(self, stdin: TextIO | None = None, stdout: TextIO | None = None) -> None:
@@ -40,7 +41,7 @@ class Hushed:
             termios.tcsetattr(self._stdin, termios.TCSANOW, self._modes)
 
     def _hush(self) -> None:
-        """Neither echo keys nor collect them in lines, which are limited in length; Ctrl-C and Ctrl-Z work on."""
+        """Turn off echo and line mode, which limits the length of a line. Ctrl-C and Ctrl-Z still work."""
         if sys.platform == "win32" or not self._stdin.isatty() or not self._stdout.isatty():
             return
         try:
@@ -52,7 +53,7 @@ class Hushed:
         except (termios.error, ValueError, OSError):
             self._modes = None
             return
-        self._ask("\x1b[?2004h")  # a paste now arrives marked as one, like at the prompt
+        self._ask("\x1b[?2004h")  # a paste arrives marked as a paste, as at the input line
 
     def _ask(self, sequence: str) -> None:
         if not is_dumb_terminal():
@@ -61,9 +62,9 @@ class Hushed:
 
 
 class Writing(Hushed):
-    """A hushed context in which Ctrl-C is noted rather than raised.
+    """A hushed context in which Ctrl-C sets a flag instead of raising KeyboardInterrupt.
 
-    One that comes a second after the first is raised all the same: then something is stuck and does not look.
+    A Ctrl-C more than a second after the first one is raised: then something is stuck and does not read the flag.
     """
 
     def __init__(self, stdin: TextIO | None = None, stdout: TextIO | None = None) -> None:
@@ -73,7 +74,7 @@ class Writing(Hushed):
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C came."""
+        """True if Ctrl-C was pressed."""
         return self._first is not None
 
     def __enter__(self) -> Self:

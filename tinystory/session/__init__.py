@@ -1,1 +1,1 @@
-"""A model behind four verbs: prefill, decode, reorder, rewind."""
+"""Run a model behind four verbs: prefill, decode, reorder and rewind."""

@@ -1,7 +1,7 @@
-"""Any causal language model of transformers behind the same four verbs as our own.
+"""Run any causal language model of transformers as a session.
 
-Plain rather than fast: every row has a cache of its own and is computed alone, so rows of any length, rewinding
-and reordering need nothing from the architecture but an ordinary cache.
+This is simple and slow: every row has its own cache and is computed alone. So rows of any length, rewinding and
+reordering work with every architecture that has an ordinary cache.
 """
 
 import copy
@@ -18,19 +18,22 @@ from tinystory.session.rows import as_lists, check_prompts
 
 __all__ = ["HFSession"]
 
-_UNKNOWN_MAX_SEQ_LEN = 2048
-"""The context taken for an architecture whose config names none."""
+_DEFAULT_MAX_SEQ_LEN = 2048
+"""The length of the context if the config does not say it."""
 
 _BIDIRECTIONAL = frozenset({"bert", "roberta", "electra", "camembert", "xlm-roberta", "roformer", "megatron-bert"})
-"""Encoders that transformers runs as causal models with a mere warning, unless their config says `is_decoder`."""
+"""Encoders. They see later tokens, but transformers runs them as causal models with only a warning.
+
+A config with `is_decoder` makes such a model causal.
+"""
 
 
 class HFSession:
-    """A `decoding.Session` over a transformers causal LM.
+    """A `decoding.Session` over a causal language model of transformers.
 
-    A model whose cache cannot be cut (a sliding-window one) has `can_rewind` False; its prefill then starts from
-    nothing each time. One without an ordinary cache (a recurrent one, or one as old as GPT-1) gets the whole row
-    anew for every token.
+    If the cache of a model cannot be cut, as with a sliding window, `can_rewind` is False and each prefill computes the
+    whole prompt. If a model has no ordinary cache, like a recurrent one or GPT-1, the whole row is computed for every
+    token.
     """
 
     can_reorder = True
@@ -46,7 +49,7 @@ class HFSession:
         config = model.config.get_text_config()
         self.vocab_size = int(config.vocab_size)
         lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
-        self.max_seq_len = next((n for n in lengths if isinstance(n, int) and n > 0), _UNKNOWN_MAX_SEQ_LEN)
+        self.max_seq_len = next((n for n in lengths if isinstance(n, int) and n > 0), _DEFAULT_MAX_SEQ_LEN)
         self.bos_id = bos_id
         self.eos_ids = eos_ids
         self._opener = opener
@@ -66,10 +69,18 @@ class HFSession:
         eos_ids: frozenset[int],
         opener: Callable[[str], Session] | None = None,
     ) -> "HFSession":
-        """Load a local directory; never its code, never pickled weights.
+        """Load a local directory, without running code from it and without pickled weights.
+
+        Args:
+            directory: the checkpoint.
+            dtype: the dtype of the computation, as torch calls it.
+            device: the device that the model runs on, as torch writes it.
+            bos_id: the token that a story begins with, or None.
+            eos_ids: the tokens that end a story.
+            opener: opens a session of another model by its name.
 
         Raises:
-            CheckpointError: transformers cannot load it.
+            CheckpointError: transformers cannot run the model.
         """
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -85,16 +96,20 @@ class HFSession:
                 use_safetensors=True,
             )
             if model.config.get_text_config().model_type in _BIDIRECTIONAL and not model.config.is_decoder:
-                raise ValueError(f"a {model.config.model_type} sees the words to come; it cannot write")
+                raise ValueError(f"a {model.config.model_type} sees the tokens that follow, so it cannot write")
             model.to(device)
             return cls(model, bos_id, eos_ids, opener)
-        except Exception as error:  # transformers raises many kinds
+        except Exception as error:  # transformers raises errors of many kinds
             reason = one_line(error)
             raise CheckpointError(f"{directory}: transformers cannot run this model: {reason}") from error
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """As `Session.prefill`; (B, V) float32."""
+        """Make the rows hold these prompts, and return the next-token logits, (B, V) float32.
+
+        Raises:
+            UsageError: a prompt is empty, longer than max_seq_len, or has an id outside the vocabulary.
+        """
         check_prompts(prompts, self.max_seq_len, self.vocab_size)
         old = list(zip(self._rows, self._caches, strict=True))
         self._rows, self._caches, self._hidden = [], [], []
@@ -109,29 +124,37 @@ class HFSession:
 
     @torch.inference_mode()
     def decode(self, token_ids: Ids) -> Tensor:
-        """As `Session.decode`: (B,) gives (B, V), (B, T) gives (B, T, V); float32."""
-        given = as_lists(token_ids)
-        one_each = not isinstance(given[0], list)
-        new = [[token_id] for token_id in given] if one_each else given
+        """Append tokens to every row: (B,) ids give (B, V) float32 logits, (B, T) ids give (B, T, V).
+
+        Raises:
+            UsageError: a row would pass max_seq_len.
+        """
+        ids_by_row = as_lists(token_ids)
+        one_each = not isinstance(ids_by_row[0], list)
+        new = [[token_id] for token_id in ids_by_row] if one_each else ids_by_row
         if max(map(len, self._rows)) + len(new[0]) > self.max_seq_len:
             raise UsageError(f"the context is full: this model sees {self.max_seq_len} tokens")
         logits = torch.stack([self._feed(row, ids) for row, ids in enumerate(new)])
         return logits[:, -1] if one_each else logits
 
     def reorder(self, rows: Ids) -> None:
-        """Row i becomes a copy of row rows[i]."""
+        """Make row i a copy of row rows[i]; `rows` is (B',) with any B' ≥ 1."""
         order = as_lists(rows)
-        first: set[int] = set()
+        moved: set[int] = set()
         caches = []
-        for row in order:  # the first taker keeps the cache itself, others get copies
-            caches.append(copy.deepcopy(self._caches[row]) if row in first else self._caches[row])
-            first.add(row)
+        for row in order:  # the first copy of a row takes the cache itself; only further ones need a copy of it
+            caches.append(copy.deepcopy(self._caches[row]) if row in moved else self._caches[row])
+            moved.add(row)
         self._caches = caches
         self._rows = [list(self._rows[row]) for row in order]
         self._hidden = [self._hidden[row] for row in order]
 
     def rewind(self, n_tokens: Sequence[int]) -> None:
-        """Forget the last n_tokens[i] tokens of row i."""
+        """Forget the last n_tokens[i] tokens of row i.
+
+        Raises:
+            UsageError: a row has fewer tokens than that, or the cache of this model cannot be cut.
+        """
         if not self.can_rewind:
             raise UsageError("this model's cache cannot be rewound")
         for row, n in enumerate(n_tokens):
@@ -143,14 +166,22 @@ class HFSession:
                 self._hidden[row] = None
 
     def hidden(self) -> Tensor:
-        """(B, d_model): what the output head saw last in each row."""
+        """Return the last input of the output head for each row, (B, C).
+
+        Raises:
+            UsageError: nothing was decoded since a rewind.
+        """
         states = [state for state in self._hidden if state is not None]
         if len(states) < len(self._rows) or not states:
             raise UsageError("no hidden state: nothing was decoded since the rewind")
         return torch.stack(states)
 
     def open(self, model: str | None = None) -> Session:
-        """A second, empty session of the same model, or of another checkpoint."""
+        """Return a second, empty session: of this model for None, else of a checkpoint by its name.
+
+        Raises:
+            UsageError: this session has no opener for other models.
+        """
         if model is None:
             return HFSession(self.model, self.bos_id, self.eos_ids, self._opener)
         if self._opener is None:
@@ -158,8 +189,8 @@ class HFSession:
         return self._opener(model)
 
     def _feed(self, row: int, ids: list[int]) -> Tensor:
-        """Append ids to one row; (T, V) float32."""
-        # Not for good: the model outlives its sessions.
+        """Append ids to one row; return logits (T, V) in float32."""
+        # The hook is removed again, since the model lives longer than its sessions.
         hook = self.model.get_output_embeddings().register_forward_pre_hook(self._keep_head_input)
         try:
             if self._caches_tokens:
@@ -178,7 +209,7 @@ class HFSession:
         return logits
 
     def _reusable(self, prompt: list[int], old: list[tuple[list[int], Any]]) -> tuple[Any, int]:
-        """A cache that holds a prefix of the prompt, and its length; (None, 0) for a fresh start."""
+        """Return a cache with the longest available prefix of the prompt, and its length; (None, 0) without one."""
         shared = [common_prefix(prompt[:-1], row) for row, _ in old]
         if not self.can_rewind or not any(shared):
             return None, 0
@@ -192,7 +223,7 @@ class HFSession:
 
     @torch.inference_mode()
     def _probe_cache(self) -> tuple[bool, bool]:
-        """Feed a few tokens with and without the cache: whether it works at all, and whether it can be cut."""
+        """Try the cache with a few tokens; return whether it works, and whether rows can be rewound."""
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
         ids = torch.zeros((1, 3), dtype=torch.long, device=self.model.device)
@@ -200,9 +231,9 @@ class HFSession:
         try:
             cache = self.model(input_ids=ids[:, :2], use_cache=True).past_key_values
             if cache is None:
-                return False, True  # nothing is kept, so anything can be forgotten
+                return False, True  # nothing is cached, so tokens can be removed freely
             last = self.model(input_ids=ids[:, 2:], past_key_values=cache, use_cache=True).logits[0, -1]
-        except Exception:  # whatever an architecture without an ordinary cache makes of it
+        except Exception:  # an architecture without an ordinary cache may fail in any way
             return False, True
         scale = whole.logits[0, -1].abs().max() + 1
         works = bool((last - whole.logits[0, -1]).abs().max() < 0.05 * scale)
@@ -211,6 +242,6 @@ class HFSession:
 
 
 def _cut(cache: Any, n_tokens: int) -> None:
-    """Keep the first n_tokens of a cache; of none there is nothing to cut."""
+    """Cut a cache to its first n_tokens; None stays None."""
     for layer in cache.layers if cache is not None else ():
         layer.keys, layer.values = layer.keys[:, :, :n_tokens], layer.values[:, :, :n_tokens]

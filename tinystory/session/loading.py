@@ -1,5 +1,6 @@
-"""From a model's name to something that writes: checkpoint, tokenizer and session together."""
+"""Load a model by its name: checkpoint, tokenizer and session together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
@@ -9,33 +10,34 @@ from tinystory.checkpoint.hash import file_stamp
 from tinystory.checkpoint.shipped import find_model
 from tinystory.checkpoint.tokenizers import load_tokenizer
 from tinystory.decoding import Session
+from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
+from tinystory.model.device import usable_device
 from tinystory.session.threads import choose_threads
 
 if TYPE_CHECKING:
+    from tinystory.session.native import NativeSession
     from tinystory.session.rows import CachedRows
     from tinystory.session.steps.compiling import CompiledCode
     from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["DTYPES", "LoadedModel", "load"]
-
-
-DTYPES = ("float32", "bfloat16", "float16", "int8")
+__all__ = ["LoadedModel", "load", "load_header", "load_without_torch"]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to write.
+    """A model that is ready to write.
 
     Attributes:
-        name: as the user gave it; "default" for the shipped one.
-        header: what the checkpoint says of itself.
-        tokenizer: its vocabulary.
-        session: its rows.
-        dtype: of the computation.
-        device: where it runs.
-        threads: that compute on the CPU.
-        compile_seconds: that building its code took now, 0.0 where it was there; None where it runs without.
+        name: as the user gave it; "default" if the user gave none.
+        header: the checkpoint without the values of its weights.
+        tokenizer: the tokenizer of the checkpoint.
+        session: a session without rows.
+        dtype: the dtype of the computation.
+        device: the device that the model runs on, as torch writes it.
+        threads: the number of threads that compute on the CPU.
+        compile_seconds: the time that building compiled code took now; 0.0 if it was built earlier, None if the model
+            runs without compiled code.
     """
 
     name: str
@@ -49,12 +51,12 @@ class LoadedModel:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over weights, config and tokenizer, in hex; raises CheckpointError where they were replaced."""
+        """The SHA-256 of weights, config and tokenizer, in hex; raises CheckpointError if the files were replaced."""
         return model_hash(self.header.directory, self.header.stamp)
 
     @property
     def hash_if_known(self) -> str:
-        """The hash, empty where the files were replaced: what was written or measured is not to be lost over it."""
+        """The hash; empty if the files were replaced, so that a finished story or measurement is still kept."""
         try:
             return self.hash
         except CheckpointError:
@@ -64,13 +66,13 @@ class LoadedModel:
 def load(
     name: str | None = None, dtype: str = "float32", device: str = "cpu", *, compiled: bool = False
 ) -> LoadedModel:
-    """Load a local directory or hub id.
+    """Load a shipped model, a local directory or a hub id.
 
     Args:
-        name: of the model; None is the shipped one.
-        dtype: one of `DTYPES`.
-        device: where it runs, as torch names it.
-        compiled: compute in code built for this processor (`compiling.py`).
+        name: the name of the model; None is the default model.
+        dtype: the dtype of the computation, one of `COMPUTED_DTYPES`.
+        device: the device that the model runs on, as torch writes it.
+        compiled: True to compute in code built for this processor (`steps/compiling.py`).
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or needs code of its own.
@@ -81,7 +83,11 @@ def load(
 
 
 def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = False) -> LoadedModel:
-    """Load a checkpoint for which `numpy_session.suffices` holds, in float32 on the CPU; same errors as `load`."""
+    """Load a checkpoint for which `numpy_session.suffices` is true, in float32 on the CPU.
+
+    Raises:
+        CheckpointError, UsageError: as `load`.
+    """
     from tinystory.session.numpy_session import NumpySession
 
     code = _code_for(name, header, "float32", "cpu") if compiled else None
@@ -92,73 +98,84 @@ def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = 
 
 
 def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *, compiled: bool = False) -> LoadedModel:
-    """Load what `find_model` found; same errors as `load`, and CheckpointError where the files are others by now."""
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    """Load a checkpoint that `find_model` has checked.
+
+    Raises:
+        CheckpointError, UsageError: as `load`; CheckpointError also if the files have changed since the check.
+    """
+    if dtype not in COMPUTED_DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(COMPUTED_DTYPES)}")
     code = _code_for(name, header, dtype, device) if compiled else None
-    _check_device(device)
+    usable_device(device)
     tokenizer = load_tokenizer(header)
     second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device, compiled=compiled))
 
     def opener(other: str) -> Session:
-        return second(other).open()  # the weights are read once, however many stories look at them
+        return second(other).open()  # the weights are read once, even if many stories use them
 
     session: Session
     seconds = None
     if header.config is not None:
-        from tinystory.session.native import NativeSession
-
-        int8 = dtype == "int8"
-        if int8 and device != "cpu":
-            raise UsageError(f"int8 runs on the CPU only; on {device} take bfloat16")
-        model = load_model(header, "float32" if int8 else dtype, device)
-        session = NativeSession(model, tokenizer.bos_id, tokenizer.eos_ids, opener, int8=int8)
-        seconds = _compile(session, code)
+        native = _native_session(header, tokenizer, dtype, device, opener)
+        seconds = _compile(native, code)
+        session = native
+    elif dtype == "int8":
+        raise UsageError(f"int8 is for Llama and GPT-2 models; {name} runs in float32, bfloat16 or float16")
     else:
-        if dtype == "int8":
-            raise UsageError(f"int8 is for Llama and GPT-2 models; {name} runs in float32, bfloat16 or float16")
         from tinystory.session.hf_session import HFSession
 
-        session = HFSession.from_directory(
-            header.directory,
-            dtype,
-            device,
-            tokenizer.bos_id,
-            tokenizer.eos_ids,
-            opener,
-        )
+        ids = tokenizer.bos_id, tokenizer.eos_ids
+        session = HFSession.from_directory(header.directory, dtype, device, *ids, opener)
     _check_fit(header, tokenizer, session)
-    import torch
-
-    threads = torch.get_num_threads()
-    if code is not None:
-        threads = 1
-        torch.set_num_threads(threads)  # for the decoder's short operations
-    elif device == "cpu":
-        n_parameters = sum(entry.n_elements for entry in header.tensors.values())
-        threads = choose_threads(session, n_parameters, dtype)
+    threads = _set_threads(header, session, dtype, device, compiled=code is not None)
     return LoadedModel(name, header, tokenizer, session, dtype, device, threads, seconds)
 
 
+def _native_session(
+    header: CheckpointHeader, tokenizer: "Tokenizer", dtype: str, device: str, opener: Callable[[str], Session]
+) -> "NativeSession":
+    """Load the weights of a Llama or GPT-2 model into a session."""
+    from tinystory.session.native import NativeSession
+
+    int8 = dtype == "int8"
+    if int8 and device != "cpu":
+        raise UsageError(f"int8 runs on the CPU only; on {device} use bfloat16")
+    model = load_model(header, "float32" if int8 else dtype, device)
+    return NativeSession(model, tokenizer.bos_id, tokenizer.eos_ids, opener, int8=int8)
+
+
+def _set_threads(header: CheckpointHeader, session: Session, dtype: str, device: str, *, compiled: bool) -> int:
+    """Set the number of torch's threads for a model, and return it."""
+    import torch
+
+    if compiled:
+        torch.set_num_threads(1)  # torch then computes only the short operations of the decoder
+        return 1
+    if device != "cpu":
+        return torch.get_num_threads()
+    n_parameters = sum(entry.n_elements for entry in header.tensors.values())
+    return choose_threads(session, n_parameters, dtype)
+
+
 def _code_for(name: str, header: CheckpointHeader, dtype: str, device: str) -> "CompiledCode":
-    """The code that a model can be computed in; building it may take a second.
+    """Return compiled code for a model; building it may take a second.
 
     Raises:
-        UsageError: there is none for it, or it cannot be built.
+        UsageError: the model cannot be compiled, or the code cannot be built.
     """
     from tinystory.session.steps.compiling import compiled_code
 
     if header.config is None:
-        raise UsageError(f"--compile is for Llama and GPT-2 models, which {name} is not; --no-compile computes without")
+        raise UsageError(f"--compile is for Llama and GPT-2 models, which {name} is not; use --no-compile")
     if device != "cpu" or dtype not in ("float32", "int8"):
         raise UsageError(
-            f"--compile computes in float32 or int8 on the CPU, not in {dtype} on {device}; "
-            "--no-compile computes without"
+            f"--compile computes in float32 or int8 on the CPU, not in {dtype} on {device}; use --no-compile"
         )
     return compiled_code()
 
 
 def _compile(session: "CachedRows", code: "CompiledCode | None") -> float | None:
+    """Make a session use compiled code, if there is any; return the seconds that building it took."""
     if code is None:
         return None
     session.compile(code)
@@ -166,7 +183,8 @@ def _compile(session: "CachedRows", code: "CompiledCode | None") -> float | None
 
 
 def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Session) -> None:
-    if file_stamp(header.directory) != header.stamp:  # what was read may be of two models
+    """Check that the files have not changed, and that the tokenizer fits the model."""
+    if file_stamp(header.directory) != header.stamp:  # we may have read a mixture of two models
         raise CheckpointError(f"the files in {header.directory} changed while they were read; load the model again")
     if tokenizer.vocab_size > session.vocab_size:
         raise CheckpointError(
@@ -175,26 +193,17 @@ def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Sessio
 
 
 def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compiled: bool) -> Session:
-    """Another model beside one that writes, in the same tokens.
+    """Load a second model, for a decoder that uses two models with the same vocabulary.
 
     Raises:
-        UsageError: its tokens are others, so that the two cannot be compared token by token.
+        UsageError: the vocabularies differ, so the two models cannot be compared token by token.
         CheckpointError: as `load`.
     """
     import torch
 
     n_threads = torch.get_num_threads()
     other = load(name, dtype, device, compiled=compiled)
-    torch.set_num_threads(n_threads)  # as the model that writes wants it
+    torch.set_num_threads(n_threads)  # the number belongs to the first model
     if other.tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
-        raise UsageError(f"the model {name} has another vocabulary: only models that share their tokens work together")
+        raise UsageError(f"the model {name} has another vocabulary; only models with the same vocabulary work together")
     return other.session
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # torch raises several kinds for a device it does not know or have
-        raise UsageError(f"device {device!r} is not available here; cpu always is") from error

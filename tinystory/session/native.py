@@ -1,7 +1,7 @@
-"""Our model behind the four verbs of a session: fused weights, in floats or int8, for rows of different lengths.
+"""Run a `Transformer` as a session in torch: with a cache, fused weights in floats or int8, and rows of any lengths.
 
-Shapes: B rows, T new positions, S cached positions, H query heads, K key/value heads, D d_head, C d_model, V
-vocab_size. This is the cached form of `model.Transformer.forward`; a test holds the two equal.
+This is the cached form of `Transformer.forward`; a test holds the two equal. Shapes: B rows, T new positions, S cached
+positions, H query heads, K key/value heads, D d_head, C d_model, V vocab_size.
 """
 
 import copy
@@ -18,7 +18,7 @@ from tinystory.errors import UsageError
 from tinystory.model.transformer import Attention, FeedForward, Transformer, activation, rope_tables
 from tinystory.session.rows import CachedRows
 from tinystory.session.steps.int8 import Int8Matrix
-from tinystory.session.steps.numpy_step import is_plain, pays
+from tinystory.session.steps.numpy_step import beats_torch, is_plain
 from tinystory.session.steps.weights import Affine, LayerWeights, ModelWeights, Rotations
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ __all__ = ["NativeSession"]
 
 
 class _Linear(NamedTuple):
-    """A matrix (out, in), in floats or in int8, with its bias."""
+    """A matrix (out, in) in floats or in int8, and its bias."""
 
     weight: Tensor | Int8Matrix
     bias: Tensor | None
@@ -41,7 +41,7 @@ class _Linear(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """One block's weights, q/k/v and gate/up each fused into one matrix."""
+    """The weights of one block. q, k and v are fused into one matrix, and so are gate and up."""
 
     attn_norm: nn.Module
     qkv: _Linear
@@ -54,9 +54,9 @@ class _Layer(NamedTuple):
 class NativeSession(CachedRows):
     """A `decoding.Session` over a `Transformer`.
 
-    Constructing one fuses the model's weights in place: its separate matrices become views of the fused ones,
-    so that nothing is held twice and the model stays usable. In int8, and when it is compiled, the session takes
-    the blocks' matrices away from the model instead. A second session of the model comes from `open`.
+    The constructor fuses the model's weights in place: the separate matrices become views of the fused ones. So no
+    weight is in memory twice, and the model stays usable. In int8, and after `compile`, the matrices of the model's
+    blocks are empty instead, and only the session can compute. Use `open` for a second session of the model.
     """
 
     prefill = torch.inference_mode()(CachedRows.prefill)
@@ -74,27 +74,31 @@ class NativeSession(CachedRows):
     ) -> None:
         weight = model.embed.weight
         on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-        uses_numpy = on_cpu and (is_plain if int8 else pays)(model.config)
+        uses_numpy = on_cpu and (is_plain if int8 else beats_torch)(model.config)
         super().__init__(model.config, bos_id, eos_ids, weight.new_zeros, uses_numpy=uses_numpy)
-        if int8:  # whose kernel takes two rows in the time of one
+        if int8:  # its kernel takes the same time for two rows as for one
             self._most_alone = min(1, self._most_alone)
         self.model = model
         self._opener = opener
         with torch.no_grad():
             self._layers = [_fused(block, int8) for block in model.blocks]
         self._activation = activation(self.config)
-        self._weight = weight
+        self._embed = weight
         self._rope: tuple[Tensor, Tensor] | None = None  # cos, and sin with its first half negated; (S, D)
 
     def compile(self, code: "CompiledCode") -> None:
-        """As `CachedRows.compile`; the matrices are taken away from the model, the packed ones are all that is left."""
+        """Compile as `CachedRows.compile` does, and empty the model's matrices; only the packed ones stay in memory."""
         super().compile(code)
         self._layers = []
         for linear in (module for module in self.model.blocks.modules() if isinstance(module, nn.Linear)):
             linear.weight = nn.Parameter(linear.weight[:0].clone(), requires_grad=False)
 
     def open(self, model: str | None = None) -> Session:
-        """A second, empty session of the same model, or of another checkpoint through the opener given."""
+        """Return a second, empty session: of this model for None, else of a checkpoint by its name.
+
+        Raises:
+            UsageError: this session has no opener for other models.
+        """
         if model is None:
             twin = copy.copy(self)
             twin._forget()
@@ -104,12 +108,12 @@ class NativeSession(CachedRows):
         return self._opener(model)
 
     def _extend_rope(self) -> None:
-        """Have an angle for each position of the cache."""
+        """Extend the tables of angles to all positions of the cache."""
         capacity = self._cache.capacity
         if self.config.family != "llama" or (self._rope is not None and len(self._rope[0]) >= capacity):
             return
-        positions = torch.arange(capacity, device=self._weight.device)
-        cos, sin = rope_tables(self.config, positions, self._weight.dtype)
+        positions = torch.arange(capacity, device=self._embed.device)
+        cos, sin = rope_tables(self.config, positions, self._embed.dtype)
         sin[:, : self.config.d_head // 2].neg_()  # so that rotating is x * cos + swapped_halves(x) * sin
         self._rope = cos, sin
 
@@ -119,28 +123,28 @@ class NativeSession(CachedRows):
     def _model_weights(self) -> ModelWeights:
         def affine(part: Any) -> Affine:
             bias = getattr(part, "bias", None)  # an RMSNorm has none
-            return Affine(_array(part.weight), None if bias is None else _array(bias))
+            return Affine(_as_numpy(part.weight), None if bias is None else _as_numpy(bias))
 
         layers = [LayerWeights(*map(affine, layer)) for layer in self._layers]
-        positions = None if self.model.pos_embed is None else _array(self.model.pos_embed.weight)
-        head = _array(self.model.head.weight)
+        positions = None if self.model.pos_embed is None else _as_numpy(self.model.pos_embed.weight)
+        head = _as_numpy(self.model.head.weight)
         return ModelWeights(
-            _array(self._weight), positions, layers, affine(self.model.norm), head, self.config.norm_eps
+            _as_numpy(self._embed), positions, layers, affine(self.model.norm), head, self.config.norm_eps
         )
 
     def _rotations(self) -> Rotations | None:
         self._extend_rope()
-        return None if self._rope is None else (_array(self._rope[0]), _array(self._rope[1]))
+        return None if self._rope is None else (_as_numpy(self._rope[0]), _as_numpy(self._rope[1]))
 
     def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> Tensor:
         self._extend_rope()
-        device, n_new = self._weight.device, len(token_ids[0])
+        device, n_new = self._embed.device, len(token_ids[0])
         place: _Place
         if min(lengths) == max(lengths):
             place = _EvenPlace(lengths[0], lengths[0] + n_new, device)
         else:
             place = _RaggedPlace(lengths, n_new, device)
-        x = F.embedding(torch.tensor(token_ids, device=device), self._weight)
+        x = F.embedding(torch.tensor(token_ids, device=device), self._embed)
         rope = None
         if self.model.pos_embed is not None:
             x = x + self.model.pos_embed.weight[place.positions]
@@ -189,13 +193,13 @@ class NativeSession(CachedRows):
         return F.linear(hidden, self.model.head.weight).float()
 
 
-def _array(held: Any) -> Any:
-    """A tensor's own memory; an int8 matrix as it is."""
-    return held.detach().numpy() if isinstance(held, Tensor) else held
+def _as_numpy(weight: Any) -> Any:
+    """Return a tensor as a NumPy array of the same memory; return an int8 matrix unchanged."""
+    return weight.detach().numpy() if isinstance(weight, Tensor) else weight
 
 
 class _EvenPlace:
-    """Where new tokens go when every row has the same length: one slice, and no mask for a single token."""
+    """The place of new tokens if all rows have the same length: one slice, and no mask for a single token."""
 
     def __init__(self, start: int, end: int, device: torch.device) -> None:
         self.end = end
@@ -207,12 +211,12 @@ class _EvenPlace:
             self.mask = torch.ones(n_new, end, dtype=torch.bool, device=device).tril(start)
 
     def write(self, cache: Tensor, new: Tensor) -> None:
-        """Put (B, T, K, D) into the (B, K, S, D) cache."""
+        """Write new keys or values (B, T, K, D) into the cache (B, K, S, D)."""
         cache[:, :, self.positions] = new.transpose(1, 2)
 
 
 class _RaggedPlace:
-    """Where new tokens go when rows differ in length: every row at its own positions, the rest masked."""
+    """The place of new tokens if rows differ in length: each row has its own positions, and the rest is masked."""
 
     is_causal = False
 
@@ -224,7 +228,7 @@ class _RaggedPlace:
         self._rows = torch.arange(len(lengths), device=device)[:, None]
 
     def write(self, cache: Tensor, new: Tensor) -> None:
-        """Put (B, T, K, D) into the (B, K, S, D) cache."""
+        """Write new keys or values (B, T, K, D) into the cache (B, K, S, D)."""
         cache.transpose(1, 2)[self._rows, self.positions] = new
 
 
@@ -232,7 +236,7 @@ _Place = _EvenPlace | _RaggedPlace
 
 
 def _fused(block: nn.Module, int8: bool) -> _Layer:
-    """Join a block's matrices; the originals become views of the joined ones, or in int8 empty."""
+    """Join the matrices of a block. The block's own matrices become views of the joined ones, or empty in int8."""
     attn, ff = block.attn, block.ff
     assert isinstance(attn, Attention)
     assert isinstance(ff, FeedForward)
@@ -244,12 +248,13 @@ def _fused(block: nn.Module, int8: bool) -> _Layer:
 
 
 def _join(linears: list[nn.Linear], int8: bool) -> _Linear:
+    """Join linear layers along their outputs."""
     weights = [linear.weight for linear in linears]
     joined = weights[0].detach() if len(weights) == 1 else torch.cat([weight.detach() for weight in weights])
     start = 0
     for linear in linears:
-        own = joined[:0] if int8 else joined[start : start + linear.out_features]
-        linear.weight = nn.Parameter(own.clone() if int8 else own, requires_grad=False)
+        part = joined[:0] if int8 else joined[start : start + linear.out_features]
+        linear.weight = nn.Parameter(part.clone() if int8 else part, requires_grad=False)
         start += linear.out_features
     biases = [
         parameter.detach() for linear in linears for name, parameter in linear.named_parameters() if name == "bias"

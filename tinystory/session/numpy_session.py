@@ -1,7 +1,7 @@
-"""A small llama model as a session that needs no torch: the first word comes before torch could be imported.
+"""Run a small llama model as a session without torch, since a short story takes less time than importing torch.
 
-The very step that the torch session takes for a few tokens, on weights read straight from the checkpoint; so greedy
-and sampled stories are the same. Decoders get NumPy arrays that answer to the names torch uses.
+The session computes with the same `NumpyStep` as the torch session, so the stories are the same. It reads the weights
+directly from the checkpoint. Decoders get NumPy arrays with the few methods of torch that they use.
 """
 
 import copy
@@ -16,7 +16,7 @@ from tinystory.decoding import Decoder, Session
 from tinystory.errors import UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.session.rows import CachedRows
-from tinystory.session.steps.numpy_step import MOST_TOKENS, pays
+from tinystory.session.steps.numpy_step import MOST_TOKENS, beats_torch
 from tinystory.session.steps.weights import Affine, LayerWeights, ModelWeights, Rotations
 
 if TYPE_CHECKING:
@@ -25,40 +25,43 @@ if TYPE_CHECKING:
 __all__ = ["Logits", "NumpySession", "suffices"]
 
 _LONGEST_CONTEXT = 4096
-"""Positions up to which the table of rotations is made at once."""
+"""The longest context of a model; its table of rotations is computed at once."""
 
 
 def suffices(header: CheckpointHeader, decoder: Decoder, dtype: str, device: str) -> bool:
-    """Whether a story can be written without torch: a small plain model on the CPU, and stages that say they can."""
+    """Return whether a story can be written without torch.
+
+    That needs a small llama in float32 on the CPU, and a decoder whose stages all have `takes_arrays`.
+    """
     config = header.config
-    plain = config is not None and pays(config) and config.rope_scaling is None
+    plain = config is not None and beats_torch(config) and config.rope_scaling is None
     fits = plain and config is not None and config.max_seq_len <= _LONGEST_CONTEXT
     return fits and (dtype, device) == ("float32", "cpu") and all(stage.takes_arrays for stage in decoder.stages)
 
 
 class Logits(NDArray[np.float32]):
-    """Logits with the few names of a torch tensor that the stages with `takes_arrays` use."""
+    """Logits (V,) with the methods of a torch tensor that stages with `takes_arrays` use."""
 
     def numpy(self, *, force: bool = False) -> NDArray[np.float32]:
-        """The plain array."""
+        """Return the same memory as a plain array."""
         return self.view(np.ndarray)
 
     def topk(self, k: int) -> "_TopK":
-        """The k largest in falling order, (k,)."""
+        """Return the k largest values in falling order, (k,)."""
         return _TopK(np.sort(np.partition(self.numpy(), len(self) - k)[len(self) - k :])[::-1])
 
     def masked_fill(self, mask: NDArray[np.bool_], value: float) -> "Logits":
-        """A copy with `value` where the mask is."""
+        """Return a copy with `value` where the mask is true."""
         return np.where(mask, np.float32(value), self).view(Logits)
 
     def softmax(self, dim: int) -> "Logits":
-        """Probabilities, (V,)."""
+        """Return the probabilities, (V,)."""
         exps = np.exp(self.numpy() - self.max())
         probs: Logits = (exps / exps.sum()).view(Logits)
         return probs
 
     def index_fill(self, dim: int, index: Any, value: float) -> "Logits":
-        """A copy with `value` at the indices."""
+        """Return a copy with `value` at the indices."""
         filled = self.copy()
         filled[index] = value
         return filled
@@ -69,13 +72,13 @@ class _TopK(NamedTuple):
 
 
 class NumpySession(CachedRows):
-    """A `decoding.Session` over NumPy arrays; weights are float32."""
+    """A `decoding.Session` over NumPy arrays in float32."""
 
     def __init__(self, header: CheckpointHeader, bos_id: int | None, eos_ids: frozenset[int]) -> None:
-        """Read the weights of a checkpoint for which `suffices` holds.
+        """Read the weights of a checkpoint for which `suffices` is true.
 
         Raises:
-            CheckpointError: they are not finite, or the files changed meanwhile.
+            CheckpointError: weights are not finite, or a file has changed since the header was read.
         """
         assert header.config is not None
         super().__init__(header.config, bos_id, eos_ids, _zeros, uses_numpy=True)
@@ -83,7 +86,11 @@ class NumpySession(CachedRows):
         self._tables = _rotations(header.config)
 
     def open(self, model: str | None = None) -> Session:
-        """A second, empty session of the same model; no stage for which this one suffices opens another."""
+        """Return a second, empty session of this model; a stage with `takes_arrays` never opens another model.
+
+        Raises:
+            UsageError: another model is named.
+        """
         if model is not None:
             raise UsageError(f"this session cannot open another model ({model})")
         twin = copy.copy(self)
@@ -94,7 +101,7 @@ class NumpySession(CachedRows):
         return array.view(Logits)
 
     def compile(self, code: "CompiledCode") -> None:
-        """As `CachedRows.compile`; the packed matrices are all that is left."""
+        """Compile as `CachedRows.compile` does; only the packed matrices stay in memory."""
         super().compile(code)
         self._weights = self._weights._replace(layers=())
 
@@ -106,17 +113,17 @@ class NumpySession(CachedRows):
 
     def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> NDArray[Any]:
         ids, starts, width = np.array(token_ids), np.array(lengths), max(1, MOST_TOKENS // len(token_ids))
-        pieces = [
+        parts = [
             self._current_step().several(ids[:, start : start + width], starts + start)
             for start in range(0, ids.shape[1], width)
         ]
-        return np.concatenate(pieces, axis=1)
+        return np.concatenate(parts, axis=1)
 
     def _logits_of_many(self, hidden: NDArray[Any]) -> Logits:
         flat = hidden.reshape(-1, hidden.shape[-1])
         step = self._current_step()
-        pieces = [step.logits(flat[start : start + MOST_TOKENS]) for start in range(0, len(flat), MOST_TOKENS)]
-        return np.concatenate(pieces).reshape(*hidden.shape[:-1], -1).view(Logits)
+        parts = [step.logits(flat[start : start + MOST_TOKENS]) for start in range(0, len(flat), MOST_TOKENS)]
+        return np.concatenate(parts).reshape(*hidden.shape[:-1], -1).view(Logits)
 
 
 def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -124,7 +131,7 @@ def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _weights(config: ModelConfig, arrays: dict[str, NDArray[np.float32]]) -> ModelWeights:
-    """The model from arrays by our names."""
+    """Join the arrays of a llama, given by our parameter names, into `ModelWeights`; arrays of blocks are removed."""
 
     def joined(block: str, *names: str) -> Affine:
         parts = [arrays.pop(f"{block}.{name}.weight") for name in names]
@@ -138,7 +145,7 @@ def _weights(config: ModelConfig, arrays: dict[str, NDArray[np.float32]]) -> Mod
 
 
 def _rotations(config: ModelConfig) -> Rotations:
-    """For every position."""
+    """Compute the rotations of every position of the context."""
     exponents = np.arange(0, config.d_head, 2) / config.d_head
     angles = np.arange(config.max_seq_len)[:, None] * config.rope_theta**-exponents
     sin = np.sin(angles)

@@ -1,6 +1,6 @@
-"""Rows of a model that have a cache: the part of a session that is the same whatever computes it.
+"""Keep the rows of a session and their cache: the part of a session that does not depend on how it computes.
 
-It is written for arrays of torch and of NumPy alike, and does not import torch.
+The same code works with arrays of torch and of NumPy, and does not import torch.
 """
 
 import sys
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["CachedRows", "as_lists", "check_prompts"]
 
 _MOST_ALONE, _ALONE_PARAMETERS = 3, 5_000_000
-"""So few rows of so small a model are faster one after the other: its weights stay in the processor's cache."""
+"""Up to 3 rows of a model of at most 5 M weights are computed one after the other, which is faster than together:
+the weights stay in the processor's cache."""
 
 
 class CachedRows(ABC):
-    """Prefill, decode, reorder, rewind and hidden of a `request.Session`; a subclass computes what NumPy does not.
+    """A `decoding.Session` whose rows have a cache.
 
-    Shapes: B rows, T new positions, C d_model, V vocab_size.
+    This class does prefill, decode, reorder, rewind and hidden, and computes a few tokens in NumPy or compiled code. A
+    subclass has the weights and computes many tokens. Shapes: B rows, T new positions, C d_model, V vocab_size.
     """
 
     can_rewind = True
@@ -45,14 +47,14 @@ class CachedRows(ABC):
         *,
         uses_numpy: bool,
     ) -> None:
-        """Empty rows.
+        """Begin without rows.
 
         Args:
-            config: of the model.
-            bos_id: what a story begins with.
-            eos_ids: what ends one.
-            zeros: gives the memory of the cache, as for `KVCache`.
-            uses_numpy: a few tokens at a time are computed in NumPy.
+            config: the shape of the model.
+            bos_id: the token that a story begins with, or None.
+            eos_ids: the tokens that end a story.
+            zeros: makes the memory of the cache, as for `KVCache`.
+            uses_numpy: compute a few tokens at a time in NumPy.
         """
         self.config = config
         self.vocab_size = config.vocab_size
@@ -60,51 +62,54 @@ class CachedRows(ABC):
         self.bos_id = bos_id
         self.eos_ids = eos_ids
         self._zeros = zeros
-        self._most_tokens = MOST_TOKENS if uses_numpy else 0  # that a step takes
+        self._most_tokens = MOST_TOKENS if uses_numpy else 0  # most tokens for which a step is used
         small = config.n_parameters <= _ALONE_PARAMETERS
         self._most_alone = (_MOST_ALONE if small else 1) if uses_numpy else 0
         self._packed: PackedModel | None = None
         self._forget()
 
     def compile(self, code: "CompiledCode") -> None:
-        """Compute every step in compiled code from now on; before there are rows, in float32 on the CPU."""
+        """Compute everything in compiled code from now on.
+
+        Call this before the first prefill. The model must be in float32 or int8 on the CPU.
+        """
         from tinystory.session.steps.compiled_step import PackedModel
 
         self._packed = PackedModel(code, self.config, self._model_weights())
         self._most_tokens, self._most_alone = sys.maxsize, 1
 
     def _forget(self) -> None:
-        """Begin with no rows and a cache of their own."""
+        """Begin again without rows, with a new cache."""
         self._cache = KVCache(self.config, self._zeros)
         self._hidden: Any = None  # (B, C) of the last tokens; None after a rewind
-        # Over the cache's memory as it was in this version.
+        # A step and the version of the cache whose memory it uses.
         self._step: tuple[int, NumpyStep | CompiledStep] | None = None
 
     @abstractmethod
     def _array(self, array: NDArray[Any]) -> Any:
-        """What NumPy has computed, as an array of the kind that decoders get; logits are float32."""
+        """Convert an array of NumPy to the kind that decoders get; logits are float32."""
 
     @abstractmethod
     def _model_weights(self) -> ModelWeights:
-        """The model's own memory; not called any more once it is compiled."""
+        """Return the weights in the memory of the model; not called again after `compile`."""
 
     @abstractmethod
     def _rotations(self) -> Rotations | None:
-        """For the positions that the cache has room for; None where they are learned."""
+        """Return the rotations of all positions of the cache; None if positions are learned."""
 
     @abstractmethod
     def _forward_many(self, token_ids: list[list[int]], lengths: list[int]) -> Any:
-        """Feed (B, T) ids to rows of these lengths, writing the cache; normed hidden states (B, T, C)."""
+        """Feed (B, T) ids to rows of these lengths and write the cache; return normed hidden states (B, T, C)."""
 
     @abstractmethod
     def _logits_of_many(self, hidden: Any) -> Any:
-        """(..., C) -> (..., V) float32."""
+        """Compute logits from hidden states: (..., C) -> (..., V) float32."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Any:
-        """Make the rows hold these prompts and give the next-token logits, (B, V) float32.
+        """Make the rows hold these prompts, and return the next-token logits, (B, V) float32.
 
-        What the rows already hold is reused: each prompt starts from the row with which it shares the longest
-        prefix, and equal prompts are computed once.
+        Each prompt starts from the cached row with which it shares the longest prefix. Equal prompts are computed
+        once.
 
         Raises:
             UsageError: a prompt is empty, longer than max_seq_len, or has an id outside the vocabulary.
@@ -113,7 +118,7 @@ class CachedRows(ABC):
         unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
         kept = self._cache.adopt(unique)
         n_new = max(len(prompt) - n for prompt, n in zip(unique, kept, strict=True))
-        # A short row is padded to n_new positions; they have to fit below max_seq_len too, so it keeps less.
+        # A short row is padded to n_new positions. These must also fit below max_seq_len, so the row keeps fewer.
         kept = [min(n, self.max_seq_len - n_new) for n in kept]
         self._cache.rows = [list(prompt[:n]) for prompt, n in zip(unique, kept, strict=True)]
         padded = [list(prompt[n : n + n_new]) for prompt, n in zip(unique, kept, strict=True)]
@@ -136,10 +141,10 @@ class CachedRows(ABC):
         Raises:
             UsageError: a row would pass max_seq_len, or an id is outside the vocabulary.
         """
-        given = as_lists(token_ids)
+        ids_by_row = as_lists(token_ids)
         rows = self._cache.rows
-        one_each = not isinstance(given[0], list)
-        new = [[token_id] for token_id in given] if one_each else given
+        one_each = not isinstance(ids_by_row[0], list)
+        new = [[token_id] for token_id in ids_by_row] if one_each else ids_by_row
         stray = next((i for ids in new for i in ids if not 0 <= i < self.vocab_size), None)
         if stray is not None:
             raise UsageError(f"token id {stray} is not of this vocabulary, which has 0 to {self.vocab_size - 1}")
@@ -155,14 +160,14 @@ class CachedRows(ABC):
         return self._logits(self._hidden if one_each else hidden)
 
     def _decode_alone(self, token_ids: Sequence[int]) -> Any:
-        """`decode` for a token each of one or a few rows, each by itself; (B, V)."""
+        """Decode one token for each of a few rows, one row after the other; return logits (B, V)."""
         rows = self._cache.rows
         self._cache.reserve(max(map(len, rows)) + 1)
         step = self._current_step()
         pairs = enumerate(zip(token_ids, rows, strict=True))
-        found = [step.one(token_id, len(row), index) for index, (token_id, row) in pairs]
+        results = [step.one(token_id, len(row), index) for index, (token_id, row) in pairs]
         hidden, logits = (
-            np.stack(arrays) if len(found) > 1 else arrays[0][None] for arrays in zip(*found, strict=True)
+            np.stack(arrays) if len(results) > 1 else arrays[0][None] for arrays in zip(*results, strict=True)
         )
         self._hidden = self._array(hidden)
         for row, token_id in zip(rows, token_ids, strict=True):
@@ -170,7 +175,7 @@ class CachedRows(ABC):
         return self._array(logits.astype(np.float32, copy=False))
 
     def _forward(self, token_ids: list[list[int]]) -> Any:
-        """Feed (B, T) ids after what the rows hold, writing the cache; normed hidden states (B, T, C)."""
+        """Append (B, T) ids to the cache, but not to the lists of rows; return normed hidden states (B, T, C)."""
         lengths = [len(row) for row in self._cache.rows]
         self._cache.reserve(max(lengths) + len(token_ids[0]))
         if not self._is_few(len(token_ids) * len(token_ids[0])):
@@ -178,7 +183,7 @@ class CachedRows(ABC):
         return self._array(self._current_step().several(np.array(token_ids), np.array(lengths)))
 
     def _logits(self, hidden: Any) -> Any:
-        """(..., C) -> (..., V) float32."""
+        """Compute logits from hidden states: (..., C) -> (..., V) float32."""
         shape = hidden.shape[:-1]
         n_tokens = int(np.prod(shape))
         if not self._is_few(n_tokens):
@@ -190,7 +195,7 @@ class CachedRows(ABC):
         return n_tokens <= self._most_tokens
 
     def _current_step(self) -> "NumpyStep | CompiledStep":
-        """The model and the cache; made anew where the cache's memory is no longer the same."""
+        """Return the step for the memory that the cache has now; make a new one if the cache has moved."""
         version = self._cache.version
         if self._step is None or self._step[0] != version:
             caches = [(np.asarray(keys), np.asarray(values)) for keys, values in self._cache.layers()]
@@ -200,26 +205,24 @@ class CachedRows(ABC):
     def _new_step(self, caches: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> "NumpyStep | CompiledStep":
         rotations = self._rotations()
         if self._packed is None:
-            assert rotations is not None  # a plain model's positions are rotary
+            assert rotations is not None  # `is_plain` models have rotary positions
             return NumpyStep(self._model_weights(), rotations, caches)
         from tinystory.session.steps.compiled_step import CompiledStep
 
         return CompiledStep(self._packed, rotations, caches)
 
     def reorder(self, rows: Any) -> None:
-        """Row i becomes a copy of row rows[i]; (B',) with any B' ≥ 1."""
+        """Make row i a copy of row rows[i]; `rows` is (B',) with any B' ≥ 1."""
         order = as_lists(rows)
         self._cache.reorder(order)
         if self._hidden is not None:
             self._hidden = self._hidden[order]
 
     def rewind(self, n_tokens: Sequence[int]) -> None:
-        """Forget the last n_tokens[i] tokens of row i; stale cache entries are overwritten later.
-
-        `hidden` has no value until the next decode.
+        """Forget the last n_tokens[i] tokens of row i. `hidden` has no value until the next decode.
 
         Raises:
-            UsageError: a row is shorter than that.
+            UsageError: a row has fewer tokens than that.
         """
         for row, n in zip(self._cache.rows, n_tokens, strict=True):
             if not 0 <= n <= len(row):
@@ -228,22 +231,26 @@ class CachedRows(ABC):
         self._hidden = None
 
     def hidden(self) -> Any:
-        """The normed last hidden state of each row's last token; (B, C)."""
+        """Return the normed last hidden state of each row's last token, (B, C).
+
+        Raises:
+            UsageError: nothing was decoded since a rewind.
+        """
         if self._hidden is None:
             raise UsageError("no hidden state: nothing was decoded since the rewind")
         return self._hidden
 
 
 def as_lists(array: Any) -> Any:
-    """Nested lists of an array, or of what is lists already."""
+    """Return an array as nested lists; lists stay lists."""
     return array.tolist() if hasattr(array, "tolist") else list(array)
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], max_seq_len: int, vocab_size: int) -> None:
-    """Refuse what no model can take.
+    """Check that a model can take these prompts.
 
     Raises:
-        UsageError: no prompt, an empty or too long one, or an id outside the vocabulary.
+        UsageError: there is no prompt, one is empty or too long, or has an id outside the vocabulary.
     """
     if not prompts:
         raise UsageError("there is no prompt")

@@ -1,4 +1,4 @@
-"""How many threads write fastest: known for small models, else measured once on this computer and remembered."""
+"""Choose the number of threads for a model: one for small models, else the fastest, measured once and remembered."""
 
 import contextlib
 import json
@@ -17,25 +17,23 @@ from tinystory.safe.writing import write_atomically
 __all__ = ["choose_threads"]
 
 _ONE_THREAD_PARAMETERS = 30_000_000
-"""Below, handing the tiny products to a second thread costs more than it gives (docs/performance.md)."""
+"""Below this size, a second thread costs more time than it saves (docs/performance.md)."""
 
 _STEPS = 5
 _GAIN = 0.9
-"""More threads are taken only where they need at most this share of the time: they are others' threads, too."""
+"""A larger number of threads must need at most this share of the time, since other programs need threads as well."""
 
 
 def choose_threads(session: Session, n_parameters: int, dtype: str) -> int:
-    """Set torch's threads for a model on the CPU; `OMP_NUM_THREADS` stays what the user has set.
+    """Set the number of torch's threads for a model on the CPU, and return it.
 
-    Torch keeps a number for each thread of Python that has computed: who writes in another one sets it there again.
+    If the user has set `OMP_NUM_THREADS`, that number is kept. Torch has a separate number for each thread of Python;
+    a caller that writes in another thread of Python must set the number there again.
 
     Args:
-        session: of the model; a twin of it is tried, a few tokens for each number of threads.
-        n_parameters: of the model.
-        dtype: that it computes in.
-
-    Returns:
-        The number of threads.
+        session: a session of the model. A second one writes a few tokens with each number of threads.
+        n_parameters: the number of the model's weights.
+        dtype: the dtype in which the model computes.
     """
     import torch
 
@@ -47,35 +45,35 @@ def choose_threads(session: Session, n_parameters: int, dtype: str) -> int:
 
 @cache
 def _most() -> int:
-    """Torch's own number, as it was before the first model changed it."""
+    """Return the number of threads that torch had before the first model changed it."""
     import torch
 
     return torch.get_num_threads()
 
 
 def _fitting(session: Session, n_parameters: int, dtype: str, most: int) -> int:
-    """One for a small model, else what was measured, now or earlier."""
+    """Return 1 for a small model, else the number that was measured earlier or is measured now."""
     import torch
 
     if most == 1 or n_parameters < _ONE_THREAD_PARAMETERS:
         return 1
     shape = f"{type(session).__name__}, {n_parameters} parameters, {session.vocab_size} tokens"
     key = f"{shape}, {dtype}, {most} threads, torch {torch.__version__}"
-    known = _remembered().get(key)
-    if type(known) is not int or not 1 <= known <= most:
+    n_threads = _remembered().get(key)
+    if type(n_threads) is not int or not 1 <= n_threads <= most:
         candidates = [1 << n for n in range(most.bit_length()) if 1 << n < most] + [most]
-        known = fastest(session.open(), candidates)
-        _remember(key, known)
-    return known
+        n_threads = fastest(session.open(), candidates)
+        _remember(key, n_threads)
+    return n_threads
 
 
 def fastest(session: Session, candidates: Sequence[int], clock: Callable[[], float] = time.perf_counter) -> int:
-    """The smallest number of threads that nothing beats by much; torch is left with the last one tried.
+    """Return the smallest number of threads that no larger number beats by a tenth. Torch keeps the last one tried.
 
     Args:
-        session: empty; it writes a few tokens.
+        session: an empty session; it writes a few tokens.
         candidates: numbers of threads, rising.
-        clock: seconds.
+        clock: returns the time in seconds.
     """
     import torch
 
@@ -88,22 +86,22 @@ def fastest(session: Session, candidates: Sequence[int], clock: Callable[[], flo
             started = clock()
             session.decode([0])
             seconds.append(clock() - started)
-        took = median(seconds[1:])  # the first one warms up
+        took = median(seconds[1:])  # the first step warms up
         if took < _GAIN * least:
             best, least = n_threads, took
     return best
 
 
 def _remembered() -> dict[str, object]:
-    """What was measured before; nothing where there is no file that can be read."""
+    """Return the numbers measured earlier, by key; empty if there is no file or it cannot be read."""
     try:
         return dict(read_json_object(threads_file()))
-    except (TinystoryError, OSError, RuntimeError):  # the last: no home directory
+    except (TinystoryError, OSError, RuntimeError):  # RuntimeError: the user has no home directory
         return {}
 
 
 def _remember(key: str, n_threads: int) -> None:
-    """Keep a measurement; where nothing can be written, the next start measures again."""
+    """Write a measurement into the cache folder; if that fails, the next start measures again."""
     with contextlib.suppress(OSError, RuntimeError):
         path = threads_file()
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""The tree of stories: kept in a file, looked into token by token, written again."""
+"""The stories of a session and how they were written: the tree, its file, the trace of each token, and replay."""

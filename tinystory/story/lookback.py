@@ -1,4 +1,4 @@
-"""A piece of the tree as the engine was asked for it: request, decoder and tokens, from what its turn has recorded."""
+"""A turn as the loop wrote it: its request, its decoder and its tokens, from what the turn has recorded."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,20 +18,20 @@ __all__ = ["decoder_of", "request_of", "written_ids"]
 def request_of(
     tree: StoryTree, number: int, tokenizer: Tokenizer, opener: Callable[[str | None], Session] | None = None
 ) -> Request:
-    """What the model was asked for when it wrote a turn; the prompt is the story up to its first token.
+    """Return the request from which the model wrote a turn; its prompt is the story up to the first written token.
 
     Args:
-        tree: that has the turn.
-        number: of a turn that the model has written.
-        tokenizer: the one it was written with.
-        opener: for stages that look at a second model, as in `Request`.
+        tree: the tree of the turn.
+        number: the number of a turn that a model has written.
+        tokenizer: the tokenizer of that model.
+        opener: opens a second model for a stage, as in `Request`.
 
     Raises:
-        ValueError: the turn was not written by a model.
+        ValueError: no model has written in this turn.
     """
     turn = tree.turns[number]
     if turn.written is None:
-        raise ValueError(f"node {number} was typed")
+        raise ValueError(f"no model has written in turn {number}")
     return Request(
         (*tree.token_ids(turn.parent)[: turn.kept], *turn.typed_ids),
         turn.written.max_new_tokens,
@@ -45,10 +45,10 @@ def request_of(
 
 
 def decoder_of(written: Written, registry: Registry, tokenizer: Tokenizer) -> Decoder:
-    """The decoder that picked the tokens, the healing of a cut word included.
+    """Return the decoder that picked the tokens, with the healing of a cut word as its first processor.
 
     Raises:
-        UsageError: the spec has a stage that is not here any more.
+        UsageError: a stage of the spec is not installed.
     """
     decoder = parse_spec(written.spec, registry)
     if not written.heal or tokenizer.token_bytes is None:
@@ -57,9 +57,12 @@ def decoder_of(written: Written, registry: Registry, tokenizer: Tokenizer) -> De
 
 
 def written_ids(tree: StoryTree, number: int, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The prompt of a turn and every token picked after it, hidden ones too; an EOS id where the model ended it."""
+    """Return the prompt of a turn and every token picked after it, the hidden ones too.
+
+    If the model ended the story, an EOS id follows.
+    """
     turn = tree.turns[number]
     written = turn.written
-    picked = tuple(token.id for token in written.tokens) if written else ()
+    picked_ids = tuple(token.id for token in written.tokens) if written else ()
     end = (min(tokenizer.eos_ids),) if turn.ended and tokenizer.eos_ids else ()
-    return (*tree.token_ids(turn.parent)[: turn.kept], *turn.typed_ids, *picked, *end)
+    return (*tree.token_ids(turn.parent)[: turn.kept], *turn.typed_ids, *picked_ids, *end)

@@ -1,7 +1,7 @@
-"""Replay: does each turn of a session come about as it is written down? Knows no file and no terminal.
+"""Replay: write a turn of a session again and compare it with the record. It knows no file and no terminal.
 
-A turn by a chain is picked again token by token, the recorded past given, so that a numerical tie changes one token
-and not the rest. A search does not pick one by one: it is run again, and every difference counts.
+A chain picks each token again after the recorded tokens before it. So a numerical tie changes one token and not the
+rest. A search does not pick token by token: it is run again, and every difference counts.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Any
 
 from tinystory.checkpoint.shipped import SHIPPED_MODELS
 from tinystory.decoding import Decoder, Session, common_prefix
+from tinystory.decoding.loop import opener_of
 from tinystory.decoding.plugins import Registry
 from tinystory.errors import UsageError
 from tinystory.session.loading import LoadedModel
@@ -18,7 +19,7 @@ from tinystory.story.tracing import Pick, retrace, story_logits
 from tinystory.story.tree import StoryTree, Turn, Written
 from tinystory.writing.generate import Ended, StoryRequest, write
 
-__all__ = ["Difference", "Replayed", "fenced", "is_local", "replay_turn"]
+__all__ = ["Difference", "Replayed", "is_local", "replay_turn"]
 
 _END = "(the end)"
 _NOTHING = "(no token)"
@@ -26,12 +27,12 @@ _NOTHING = "(no token)"
 
 @dataclass(frozen=True)
 class Difference:
-    """What is not as recorded.
+    """The first place where a turn differs from its record.
 
     Attributes:
-        position: index in the story of the token; None where it is not about one.
-        recorded: what the file says.
-        found: what it is.
+        position: the index of the token in the story; None if the difference is not about one token.
+        recorded: the token, or another fact, in the file.
+        found: the same in the replay.
     """
 
     position: int | None
@@ -41,14 +42,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came of a turn.
+    """The result for one turn.
 
     Attributes:
-        turn: its number.
-        tokens: how many were checked, the end among them where it was one.
-        ties: numerical ties that went another way.
-        difference: the first that is none; None where all is as recorded.
-        unchecked: why it could not be; empty where it could.
+        turn: the number of the turn.
+        tokens: how many tokens were checked; the end of the story counts as one.
+        ties: how many numerical ties went another way.
+        difference: the first difference that is not a tie; None if the turn is as recorded.
+        unchecked: why the turn could not be checked; empty if it was checked.
     """
 
     turn: int
@@ -59,12 +60,16 @@ class Replayed:
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name from a file may be opened: a shipped one; a folder has to be named by the user."""
+    """Return whether a model ships with tinystory. Only such a model may be opened because a file names it."""
     return name in SHIPPED_MODELS
 
 
-class _Fenced:
-    """A session that opens, for a stage, only models that are on this computer."""
+class _ShippedOnly:
+    """A session that opens no other models than the shipped ones.
+
+    The loop guards `Request.open`, but not `open` of a session: a search has the session of the loop, and a stage has
+    each session that it opened. Here the spec comes from a file, so these are guarded too.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -75,58 +80,58 @@ class _Fenced:
     def open(self, model: str | None = None) -> Session:
         if model is not None and not is_local(model):
             raise UsageError(
-                f"the decoder wants the model {model}, which does not ship with tinystory: "
-                "a replay opens no other that a file names, and downloads nothing"
+                f"the decoder opens the model {model}, which does not ship with tinystory: "
+                "a replay opens no other model that a file names, and downloads nothing"
             )
-        return fenced(self._session.open(model))
+        return _shipped_only(self._session.open(model))
 
 
-def fenced(session: Session) -> Session:
-    """The same session, from which a recorded decoder cannot reach the network."""
-    inside: Any = _Fenced(session)
-    return inside  # type: ignore[no-any-return]
+def _shipped_only(session: Session) -> Session:
+    guarded: Any = _ShippedOnly(session)
+    return guarded  # type: ignore[no-any-return]
 
 
 def replay_turn(tree: StoryTree, turn: Turn, model: LoadedModel, registry: Registry) -> Replayed:
-    """Check the model's part of a turn.
+    """Write the model's part of a turn again and compare.
 
     Args:
-        tree: the node's.
-        turn: with a written part.
-        model: the one that wrote it, in the same dtype.
+        tree: the tree of the turn.
+        turn: a turn that a model has written.
+        model: the model that wrote it, in the same dtype.
         registry: has the stages of its spec.
 
     Raises:
-        UsageError: a stage is not here.
-        TinystoryError: a stage failed, or the story is too long to look back at.
+        UsageError: a stage is not installed.
+        TinystoryError: a stage failed, or the story is too long to be computed again.
     """
     written = turn.written
     assert written is not None
     decoder = decoder_of(written, registry, model.tokenizer)
-    stranger = next((name for name in decoder.models if not is_local(name)), None)
-    if stranger is not None:
-        return Replayed(turn.id, 0, 0, unchecked=f"its decoder opens {stranger}, which does not ship with tinystory")
-    difference = _foreign(tree, turn, written, model)
+    unknown = next((name for name in decoder.models if not is_local(name)), None)
+    if unknown is not None:
+        return Replayed(turn.id, 0, 0, unchecked=f"its decoder opens {unknown}, which does not ship with tinystory")
+    difference = _impossible_token(tree, turn, written, model)
     if difference is not None:
         return Replayed(turn.id, 0, 0, difference)
-    result = (_chain if decoder.search is None else _search)(tree, turn, written, model, decoder)
-    return replace(result, difference=result.difference or _text(tree, turn, model))
+    replay = _replay_chain if decoder.search is None else _replay_search
+    result = replay(tree, turn, written, model, decoder)
+    return replace(result, difference=result.difference or _wrong_text(tree, turn, model))
 
 
-def _foreign(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel) -> Difference | None:
-    """The first token that cannot be one of the model's, or that ends a story and has more after it."""
+def _impossible_token(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel) -> Difference | None:
+    """Return the first token that is not in the vocabulary, or that ends the story before its last token."""
     n_prompt = len(request_of(tree, turn.id, model.tokenizer).prompt_ids)
     for position, token_id in enumerate(written_ids(tree, turn.id, model.tokenizer)):
         if token_id >= model.tokenizer.vocab_size:
-            return Difference(position, f"token id {token_id}", f"a vocabulary of {model.tokenizer.vocab_size}")
+            return Difference(position, f"token id {token_id}", f"one of {model.tokenizer.vocab_size} tokens")
         if token_id in model.session.eos_ids and n_prompt <= position < n_prompt + len(written.tokens):
-            return Difference(position, "an end of the story before its end", "none")
+            return Difference(position, "an EOS token before the last token", "none")
     return None
 
 
-def _chain(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
+def _replay_chain(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
     """Pick each token again."""
-    request = request_of(tree, turn.id, model.tokenizer, fenced(model.session).open)
+    request = request_of(tree, turn.id, model.tokenizer, opener_of(_shipped_only(model.session), decoder))
     token_ids = written_ids(tree, turn.id, model.tokenizer)
     n_prompt, ties = len(request.prompt_ids), 0
     logits = story_logits(model.session, token_ids, request.window, n_prompt)
@@ -134,61 +139,66 @@ def _chain(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel, de
         if pick.tie:
             ties += 1
         elif pick.picked != pick.token_id:
-            return Replayed(turn.id, pick.position - n_prompt, ties, _differing(pick, model))
-    return Replayed(turn.id, len(token_ids) - n_prompt, ties, _length(written, len(token_ids)))
+            return Replayed(turn.id, pick.position - n_prompt, ties, _other_token(pick, model))
+    return Replayed(turn.id, len(token_ids) - n_prompt, ties, _wrong_length(written, len(token_ids)))
 
 
-def _search(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
+def _replay_search(tree: StoryTree, turn: Turn, written: Written, model: LoadedModel, decoder: Decoder) -> Replayed:
     """Run the search again."""
-    if written.finish_reason == "cancelled":
-        return Replayed(turn.id, 0, 0, unchecked="a search that was cancelled")  # nobody knows at which moment
-    asked = request_of(tree, turn.id, model.tokenizer)
-    request = StoryRequest(
-        model.tokenizer.detokenize(asked.prompt_ids),
+    if written.finish_reason == "cancelled":  # the moment of the cancel is not recorded
+        return Replayed(turn.id, 0, 0, unchecked="a search that was cancelled")
+    request = request_of(tree, turn.id, model.tokenizer)
+    story_request = StoryRequest(
+        model.tokenizer.detokenize(request.prompt_ids),
         decoder,
-        written.seed,
-        written.max_new_tokens,
-        written.stop,
-        written.number,
-        prompt_ids=asked.prompt_ids,
-        n_prompt=asked.n_prompt,
+        seed=written.seed,
+        max_new_tokens=written.max_new_tokens,
+        stop=written.stop,
+        number=written.number,
+        prompt_ids=request.prompt_ids,
+        n_prompt=request.n_prompt,
     )
-    [story] = [e.result for e in write(fenced(model.session), model.tokenizer, [request]) if isinstance(e, Ended)]
-    recorded, found = tuple(token.id for token in written.tokens), story.token_ids
-    n_same = common_prefix(recorded, found)
-    position = len(asked.prompt_ids) + n_same
-    if n_same < max(len(recorded), len(found)):
-        texts = [_token_text(ids[n_same : n_same + 1], model) for ids in (recorded, found)]
+    events = write(_shipped_only(model.session), model.tokenizer, [story_request])
+    [story] = [event.result for event in events if isinstance(event, Ended)]
+    recorded_ids, found_ids = tuple(token.id for token in written.tokens), story.token_ids
+    n_same = common_prefix(recorded_ids, found_ids)
+    position = len(request.prompt_ids) + n_same
+    if n_same < max(len(recorded_ids), len(found_ids)):
+        texts = [_token_text(ids[n_same : n_same + 1], model) for ids in (recorded_ids, found_ids)]
         return Replayed(turn.id, n_same, 0, Difference(position, *texts))
     if story.finish_reason != written.finish_reason:
         return Replayed(turn.id, n_same, 0, Difference(position, written.finish_reason, story.finish_reason))
     return Replayed(turn.id, n_same, 0)
 
 
-def _length(written: Written, position: int) -> Difference | None:
-    """Whether a story ended where its limit says."""
-    n_tokens, most = len(written.tokens), written.max_new_tokens
+def _wrong_length(written: Written, position: int) -> Difference | None:
+    """Return a difference if the finish reason does not fit the number of tokens."""
+    n_tokens, limit = len(written.tokens), written.max_new_tokens
     reason = written.finish_reason
-    if n_tokens > most or (reason == "length" and n_tokens < most) or (reason == "eos" and n_tokens >= most):
-        return Difference(position, f"{n_tokens} tokens, ended by {reason}", f"a limit of {most}")
+    if n_tokens > limit or (reason == "length" and n_tokens < limit) or (reason == "eos" and n_tokens >= limit):
+        return Difference(position, f"{n_tokens} tokens, ended by {reason}", f"another number: max-tokens is {limit}")
     return None
 
 
-def _text(tree: StoryTree, turn: Turn, model: LoadedModel) -> Difference | None:
-    """Whether the text shown is that of the tokens; a text before a stop may be cut within one."""
+def _wrong_text(tree: StoryTree, turn: Turn, model: LoadedModel) -> Difference | None:
+    """Return a difference if the text of the turn is not the text of its tokens."""
+    # A stop text may begin within a token; the rest before it is then spelled by other tokens.
     if turn.tail_ids or model.tokenizer.detokenize(tree.token_ids(turn.id)) == tree.text(turn.id):
         return None
-    return Difference(None, "a text", "that its tokens do not spell")
+    return Difference(None, "a text that its tokens do not spell", "the text of its tokens")
 
 
-def _differing(pick: Pick, model: LoadedModel) -> Difference:
-    eos_ids = model.session.eos_ids
-    texts = [_END if one in eos_ids else _token_text([one] if one >= 0 else [], model, _NOTHING) for one in (
-        pick.token_id, pick.picked,
-    )]  # fmt: skip
-    return Difference(pick.position, *texts)
+def _other_token(pick: Pick, model: LoadedModel) -> Difference:
+    """Return the difference between the recorded token and the picked one."""
+
+    def text(token_id: int) -> str:
+        if token_id in model.session.eos_ids:
+            return _END
+        return _token_text([token_id] if token_id >= 0 else [], model, _NOTHING)
+
+    return Difference(pick.position, text(pick.token_id), text(pick.picked))
 
 
-def _token_text(token_ids: Sequence[int], model: LoadedModel, none: str = _END) -> str:
-    """A token in quotes; what is said of none."""
-    return repr(model.tokenizer.token_text(token_ids[0])) if token_ids else none
+def _token_text(token_ids: Sequence[int], model: LoadedModel, if_empty: str = _END) -> str:
+    """Return the first token in quotes, or `if_empty` if there is no token."""
+    return repr(model.tokenizer.token_text(token_ids[0])) if token_ids else if_empty

@@ -1,12 +1,12 @@
-"""Looking back at a story from its tokens: what each stage of a decoder did, and what another would have done.
+"""Compute from a story's tokens what each stage did at each token, and what another decoder would have done.
 
-`story_logits` brings back the model's view of every token; the rest replays a chain over it, the recorded past given.
-It knows sessions and decoders, but no text, no terminal and no file.
+`story_logits` computes the model's logits again. The other functions run a chain over them, and each step goes on
+from the recorded tokens. This module knows sessions and decoders, but no text, no terminal and no file.
 
-Conventions: `token_ids` is the whole story, prompt included. A story that ended by itself is given with an EOS id
-after its last token; any of `eos_ids` stands for all, and the end is then judged like a token. `logits` is what
-`story_logits` gives for the same ids, from the end of the prompt or from before it. V is vocab_size, T the number
-of ids.
+Conventions: `token_ids` is the whole story, with its prompt. If the model ended the story, an EOS id follows the last
+token; the end then counts as a token, and every id of `eos_ids` counts as the same. `logits` is the result of
+`story_logits` for these ids, from the end of the prompt or from an earlier position. V is vocab_size, and T is the
+number of ids.
 """
 
 import math
@@ -31,22 +31,22 @@ __all__ = [
 ]  # fmt: skip
 
 TIE = 1e-3
-"""Scores closer than this are a numerical tie: float32 rounding may turn it."""
+"""A numerical tie: logits that differ by less than this may change places by float32 rounding."""
 
 _N_NAMED = 10
+"""The largest number of removed tokens that an effect names."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pick:
-    """One token of a story, looked back at.
+    """One token of a story, picked again.
 
     Attributes:
-        position: absolute index in the story.
-        token_id: the recorded token; at the story's end the EOS that is picked, where one is.
-        picked: what the decoder picks, given the recorded past; -1 where its processors leave no token.
-        received: (V,) logits as each active stage received them; the last is what the sampler got, the first the
-            model's own.
-        tie: the two differ, but by a numerical tie.
+        position: the index of the token in the story.
+        token_id: the recorded token. At the end of the story, this is the EOS that is picked now, if one is.
+        picked: the token that the decoder picks after the recorded tokens; -1 if its processors leave no token.
+        received: (V,) logits as each active stage received them: first the model's own, last those of the sampler.
+        tie: True if the two tokens differ only by a numerical tie.
     """
 
     position: int
@@ -58,14 +58,14 @@ class Pick:
 
 @dataclass(frozen=True)
 class StageEffect:
-    """What a stage left of the vocabulary at one position.
+    """The effect of one stage at one position.
 
     Attributes:
-        stage: as in a spec; "model" for the model itself.
-        left: how many tokens are possible after it; after the sampler, the picked one.
-        removed: tokens it made impossible, the model's likeliest first, at most 10.
-        n_removed: how many there are.
-        mass: the model's own probability of what is left, 0 to 1.
+        stage: the stage as in a spec; "model" for the model itself.
+        left: the number of tokens that are possible after the stage; 1 after the sampler.
+        removed: the tokens that the stage removed, most likely first (by the model), at most 10.
+        n_removed: the number of tokens that the stage removed.
+        mass: the model's own probability of the tokens that are left, from 0 to 1.
     """
 
     stage: str
@@ -77,15 +77,15 @@ class StageEffect:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a decoder says of a story that another may have written.
+    """The verdict of a decoder on a story that it may not have written.
 
     Attributes:
-        forbidden: positions of tokens it could not have picked there, each with the first stage that removed it.
-        log_prob: natural logarithm of the probability with which it writes these tokens after the prompt, −inf
-            where one is forbidden; None where its sampler does not know.
-        bits_per_token: mean surprise of the tokens that are not forbidden, 0 for none; None where its sampler does
-            not know.
-        n_tokens: how many were judged.
+        forbidden: the positions of tokens that the decoder cannot pick there, each with the stage that removes it.
+        log_prob: the log-probability in nats with which the decoder writes these tokens after the prompt; −inf if
+            one of them is forbidden, None if the sampler does not know its probabilities.
+        bits_per_token: the mean surprise of the tokens that are not forbidden, 0 if there are none; None if the
+            sampler does not know its probabilities.
+        n_tokens: the number of tokens that were judged.
     """
 
     forbidden: tuple[tuple[int, str], ...]
@@ -96,16 +96,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Parting:
-    """Where two stories part, and why.
+    """The first place where two stories differ, and the cause.
 
     Attributes:
-        position: of the first token that differs.
-        a_token: the first story's.
-        b_token: the second story's.
+        position: the index of the first token that differs.
+        a_token: the token of the first story.
+        b_token: the token of the second story.
         cause: one line for people, such as "top-k 5 removed it".
-        stage: as in a spec; "seed", "model" (its logits differ: another model or context, or rounding) or
-            "sampler" (of no side alone).
-        side: "a" or "b", whose stage it is; "" for neither.
+        stage: the stage as in a spec, or "seed", or "model" (the logits differ: another model or context, or
+            rounding), or "sampler" (the two samplers pick differently).
+        side: "a" or "b", the story whose stage it is; "" for neither.
     """
 
     position: int
@@ -117,7 +117,7 @@ class Parting:
 
 
 TurnLogits = tuple[Decoder, Request, Sequence[int], "Tensor"]
-"""A story and how it came about: decoder, request, token_ids, logits."""
+"""A story with the decoder and the request that wrote it: (decoder, request, token_ids, logits)."""
 
 
 def retrace(
@@ -128,22 +128,22 @@ def retrace(
     *,
     eos_ids: frozenset[int] = frozenset(),
 ) -> Iterator[Pick]:
-    """Pick every token after the prompt again, each time going on with the recorded one.
+    """Pick every token after the prompt again. Each pick comes after the recorded tokens, not after the picked ones.
 
     Args:
         decoder: a chain with a sampler.
-        request: its prompt, seed and story number.
+        request: the prompt, the seed and the number of the story.
         token_ids: the story.
         logits: (T − start, V), with 1 ≤ start ≤ len(request.prompt_ids).
-        eos_ids: of the model.
+        eos_ids: the ids with which the model ends a story.
 
     Yields:
-        One Pick for each recorded token after the prompt, the end included where it is recorded.
+        One Pick for each recorded token after the prompt; a recorded end of the story is one of them.
 
     Raises:
         UsageError: the decoder has a search or no sampler, or the story does not begin with the prompt.
         TinystoryError: a stage failed.
-        ValueError: the logits are of another length.
+        ValueError: the logits do not fit the tokens.
     """
     for place in walk(decoder, request, token_ids, logits, eos_ids):
         picked = place.picked
@@ -153,30 +153,30 @@ def retrace(
 
 
 def _is_tie(place: WalkedToken) -> bool:
-    """Whether the recorded token is picked once its raw logit is a little higher."""
+    """Return whether the recorded token is picked after the model's logit for it is raised by `TIE`."""
     raised = place.received[0].clone()
     raised[list(place.wanted)] += TIE
     return place.sampled(place.chain.receive(raised, place.step, place.state)[-1]) in place.wanted
 
 
 def funnel(decoder: Decoder, pick: Pick) -> tuple[StageEffect, ...]:
-    """What each stage left of the vocabulary: the model first, then the active stages, the sampler last.
+    """Return the effect of each stage at one token: first the model, then the active stages, last the sampler.
 
     Args:
-        decoder: the one that `pick` was retraced with.
-        pick: from `retrace`.
+        decoder: the decoder that was given to `retrace`.
+        pick: a result of `retrace`.
     """
-    own = pick.received[0].softmax(dim=-1).numpy(force=True)
+    probs = pick.received[0].softmax(dim=-1).numpy(force=True)
     masks = [(logits > -math.inf).numpy(force=True) for logits in pick.received]
-    masks.append(np.arange(len(own)) == pick.picked)
-    effects = [_effect("model", np.ones_like(masks[0]), masks[0], own)]
+    masks.append(np.arange(len(probs)) == pick.picked)
+    effects = [_effect("model", np.ones_like(masks[0]), masks[0], probs)]
     for stage, before, after in zip(decoder.chain.stages, masks[:-1], masks[1:], strict=True):
-        effects.append(_effect(format_stage(stage), before, after, own))
+        effects.append(_effect(format_stage(stage), before, after, probs))
     return tuple(effects)
 
 
 def _effect(stage: str, before: NDArray[np.bool_], after: NDArray[np.bool_], probs: NDArray[np.float32]) -> StageEffect:
-    """The effect of a stage from (V,) masks of what was possible before and after it."""
+    """Return the effect of a stage from (V,) masks of the possible tokens before and after it."""
     removed = np.flatnonzero(before & ~after)
     likeliest = removed[np.argsort(-probs[removed], kind="stable")[:_N_NAMED]]
     mass = min(1.0, float(probs[after].sum(dtype=np.float64)))
@@ -184,7 +184,7 @@ def _effect(stage: str, before: NDArray[np.bool_], after: NDArray[np.bool_], pro
 
 
 def alternatives(logits: "Tensor", k: int) -> list[tuple[int, float]]:
-    """The k likeliest tokens under (V,) logits, likeliest first: pairs of id and natural-log probability."""
+    """Return the k most likely tokens under (V,) logits, best first, as pairs of id and log-probability in nats."""
     top = logits.log_softmax(dim=-1).topk(min(k, len(logits)))
     return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
@@ -197,13 +197,14 @@ def changed(
     *,
     eos_ids: frozenset[int] = frozenset(),
 ) -> tuple[int, ...]:
-    """How often each stage made the difference.
+    """Count at how many tokens each stage changed the pick.
 
-    Args and errors are those of `retrace`.
+    Arguments and errors are those of `retrace`.
 
     Returns:
-        For each of `decoder.chain.stages`, in how many positions the pick would have been another without it, given
-        the recorded past; for the sampler, in how many it is not the likeliest of what it was left.
+        For each processor of `decoder.chain.stages`: at how many positions another token would be picked without it,
+        after the recorded tokens. For the sampler: at how many positions it did not pick the most likely token of
+        those that it received.
     """
     chain = decoder.chain
     counts = [0] * len(chain.stages)
@@ -227,7 +228,7 @@ def whatif(
 ) -> Verdict:
     """Judge a story by a decoder that did not write it.
 
-    Args and errors are those of `retrace`.
+    Arguments and errors are those of `retrace`.
     """
     forbidden: list[tuple[int, str]] = []
     log_probs: list[float | None] = []
@@ -240,68 +241,69 @@ def whatif(
             forbidden.append((place.position, stage))
         else:
             log_probs.append(log_prob)
-    known = [log_prob for log_prob in log_probs if log_prob is not None]
+    numbers = [log_prob for log_prob in log_probs if log_prob is not None]
     total, bits = None, None
-    if len(known) == len(log_probs):
-        total = math.fsum(known)
-        bits = abs(total) / math.log(2) / len(known) if known else 0.0
+    if len(numbers) == len(log_probs):
+        total = math.fsum(numbers)
+        bits = abs(total) / math.log(2) / len(numbers) if numbers else 0.0
     n_tokens = len(forbidden) + len(log_probs)
     return Verdict(tuple(forbidden), -math.inf if forbidden else total, bits, n_tokens)
 
 
 def parting(a: TurnLogits, b: TurnLogits, *, eos_ids: frozenset[int] = frozenset()) -> Parting | None:
-    """Where two stories of one prompt part, and which stage parted them.
+    """Find the first token at which two stories of one prompt differ, and the stage that caused it.
 
     Args:
         a: the first story, as for `retrace`.
         b: the second story.
-        eos_ids: of the model.
+        eos_ids: the ids with which the model ends a story.
 
     Returns:
-        None where one story is the other, or the beginning of the other.
+        The difference; None if the stories are equal, or if one is the beginning of the other.
 
     Raises:
         UsageError: the prompts differ, or as `retrace`.
     """
     if a[1].prompt_ids != b[1].prompt_ids:
         raise UsageError("the stories begin with different prompts: only stories of one prompt can part")
-    for one, other in zip(walk(*a, eos_ids), walk(*b, eos_ids), strict=False):
-        if one.wanted != other.wanted:
-            cause, stage, side = _cause(one, other, a[1], b[1])
-            return Parting(one.position, one.token_id, other.token_id, cause, stage, side)
+    for a_place, b_place in zip(walk(*a, eos_ids), walk(*b, eos_ids), strict=False):
+        if a_place.wanted != b_place.wanted:
+            cause, stage, side = _cause(a_place, b_place, a[1], b[1])
+            return Parting(a_place.position, a_place.token_id, b_place.token_id, cause, stage, side)
     return None
 
 
-def _cause(one: WalkedToken, other: WalkedToken, a: Request, b: Request) -> tuple[str, str, str]:
-    """Why two walks part here: cause, stage and side."""
-    if a.seed != b.seed:
-        return f"the seeds differ: {a.seed} and {b.seed}", "seed", ""
-    if a.story != b.story:
-        return f"they are stories {a.story} and {b.story} of one seed", "seed", ""
-    for place, lost, side in ((other, one.wanted, "b"), (one, other.wanted, "a")):
+def _cause(a: WalkedToken, b: WalkedToken, a_request: Request, b_request: Request) -> tuple[str, str, str]:
+    """Return why two walks differ here: cause, stage and side, as in `Parting`."""
+    if a_request.seed != b_request.seed:
+        return f"the seeds differ: {a_request.seed} and {b_request.seed}", "seed", ""
+    if a_request.story != b_request.story:
+        return f"they are stories {a_request.story} and {b_request.story} of one seed", "seed", ""
+    for place, lost, side in ((b, a.wanted, "b"), (a, b.wanted, "a")):
         stage = place.remover(lost)
         if stage:
             return f"{stage} removed it", stage, side
-    if one.chain == other.chain:
+    if a.chain == b.chain:
         return "the decoder is the same, but the model's logits are not", "model", ""
-    # With both samplers on what one chain left: where they disagree, the processors are not needed to explain it.
-    pair = one.token_id, other.token_id
-    if other.sampled_of(one.received[-1], pair) == one.token_id:
-        return _turn(one, other, pair)
-    specs = " and ".join(format_stage(place.chain.stages[-1]) for place in (one, other))
+    # Give both samplers the same logits. If they still disagree, the processors are not the cause.
+    pair = a.token_id, b.token_id
+    if b.sampled_of(a.received[-1], pair) == a.token_id:
+        return _turning_stage(a, b, pair)
+    specs = " and ".join(format_stage(place.chain.stages[-1]) for place in (a, b))
     return f"the samplers pick differently: {specs}", "sampler", ""
 
 
-def _turn(one: WalkedToken, other: WalkedToken, pair: tuple[int, int]) -> tuple[str, str, str]:
-    """The first stage after which the sampler, asked for one of a pair of tokens, answers two chains differently."""
-    winners = [[other.sampled_of(logits, pair) for logits in place.received] for place in (one, other)]
-    pairs = zip(one.chain.processors, other.chain.processors, strict=False)
-    n_shared = next((n for n, (x, y) in enumerate(pairs) if x != y), min(map(len, winners)) - 1)
-    if winners[0][: n_shared + 1] != winners[1][: n_shared + 1]:
+def _turning_stage(a: WalkedToken, b: WalkedToken, pair: tuple[int, int]) -> tuple[str, str, str]:
+    """Return the first stage after which a sampler that has only a pair of tokens picks differently in two chains."""
+    a_winners, b_winners = ([b.sampled_of(logits, pair) for logits in place.received] for place in (a, b))
+    processors = zip(a.chain.processors, b.chain.processors, strict=False)
+    shortest = min(len(a_winners), len(b_winners))
+    n_shared = next((n for n, (a_stage, b_stage) in enumerate(processors) if a_stage != b_stage), shortest - 1)
+    if a_winners[: n_shared + 1] != b_winners[: n_shared + 1]:
         return "the model's logits differ", "model", ""
-    for place, row, side in ((one, winners[0], "a"), (other, winners[1], "b")):
-        if row[-1] != row[n_shared]:
-            n_kept = next(n for n, winner in enumerate(reversed(row)) if winner != row[-1])
-            stage = format_stage(place.chain.processors[len(row) - n_kept - 1])
+    for place, winners, side in ((a, a_winners, "a"), (b, b_winners, "b")):
+        if winners[-1] != winners[n_shared]:
+            n_kept = next(n for n, winner in enumerate(reversed(winners)) if winner != winners[-1])
+            stage = format_stage(place.chain.processors[len(winners) - n_kept - 1])
             return f"{stage} turned the choice", stage, side
     return "rounding turned a near tie", "model", ""

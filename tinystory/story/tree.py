@@ -1,7 +1,7 @@
-"""The story tree: every continuation is a turn, nothing is ever lost. Knows no model, no file and no terminal.
+"""The story tree: a turn for each step of a story, none of which is ever lost. It knows no model and no file.
 
-A turn goes on from a piece of its parent's tokens, adds what the writer typed and then what the model wrote. So a retry
-is a sibling, a cut is a turn that keeps less, and an edit is a cut with something typed after it.
+A turn keeps a number of its parent's tokens, adds what the writer typed, and then adds what the model wrote. So a
+retry is a branch, a cut is a turn that keeps fewer tokens, and an edit is a cut with something typed after it.
 """
 
 from collections.abc import Iterator
@@ -13,25 +13,25 @@ from tinystory.errors import UsageError
 __all__ = ["ROOT", "PathToken", "StoryTree", "Turn", "Written"]
 
 ROOT = 0
-"""The blank page that every story begins on."""
+"""The number of the blank page, on which every story begins."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Written:
-    """The model's part of a turn, with everything that it takes to write it again.
+    """The model's part of a turn, with everything that is needed to write it again.
 
     Attributes:
-        spec: the decoder, canonically.
-        seed: of the coupled noise.
-        number: among siblings written at once; enters the noise.
-        model: as the user gave it.
-        model_hash: of weights, config and tokenizer, in hex.
-        dtype: of the computation.
-        max_new_tokens: the limit it was written under.
-        stop: texts at which it would end.
-        heal: the text that its first tokens had to begin with, the end of what was typed.
-        tokens: every token picked, in order; an EOS is not among them.
-        finish_reason: why it ended.
+        spec: the decoder, as canonical text.
+        seed: the seed of the noise.
+        number: the number of the branch among those written at once, from 0; the noise depends on it.
+        model: the model's name, as the user gave it.
+        model_hash: the hash of weights, config and tokenizer, in hex.
+        dtype: the dtype in which the model computed.
+        max_new_tokens: the largest number of tokens that the model was allowed to write.
+        stop: texts at which the turn would have ended.
+        heal: the end of the typed text, which the first tokens had to spell again; empty if no word was cut.
+        tokens: every picked token, in order, without EOS.
+        finish_reason: why the turn ended.
     """
 
     spec: str
@@ -47,25 +47,25 @@ class Written:
     finish_reason: FinishReason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One turn of a story.
+    """One step of the story tree: what the writer typed, and what the model wrote after it.
 
-    Its tokens are the parent's first `kept`, then `typed_ids`, then those picked but for the last `hidden`, then
-    `tail_ids`.
+    The story up to this turn has these tokens: the first `kept` tokens of the story up to the parent, then
+    `typed_ids`, then the picked tokens without the last `hidden`, then `tail_ids`.
 
     Attributes:
-        id: its number in the tree, from 1, in the order of writing.
-        parent: the number of the turn it goes on from; `ROOT` for a story's first.
-        kept: how many of the parent's tokens it keeps.
-        typed: what the writer added.
-        typed_ids: the tokens of that, BOS included where it begins a story.
-        written: the model's part; None where it was not asked.
-        hidden: picked tokens at the end that are not part of the story: a stop text, and what it came with.
-        tail_ids: tokens of the text that came with a stop text, before it.
-        vocabulary: of the tokens; ids of another mean other texts.
+        id: the number of the turn in the tree, from 1, in the order of writing.
+        parent: the number of the turn before it; `ROOT` if it is a story's first turn.
+        kept: how many tokens of the parent's story it keeps.
+        typed: the text that the writer added.
+        typed_ids: the tokens of `typed`; they begin with BOS if the turn begins a story.
+        written: the model's part; None if the model wrote nothing.
+        hidden: how many picked tokens at the end are not part of the story, because they spell a stop text.
+        tail_ids: the tokens of the text that stands before a stop text, within the first hidden token.
+        vocabulary: a hash of the vocabulary of the tokens. In another vocabulary, the same ids are other texts.
         shared: how many characters of the parent's text it keeps.
-        own: the rest of its text.
+        own: the text after those characters.
     """
 
     id: int
@@ -82,13 +82,13 @@ class Turn:
 
     @property
     def picked(self) -> tuple[Token, ...]:
-        """The model's tokens that are part of the story."""
+        """The picked tokens that are part of the story."""
         tokens = self.written.tokens if self.written else ()
         return tokens[: len(tokens) - self.hidden]
 
     @property
     def ended(self) -> bool:
-        """Whether the model has said that the story is over."""
+        """True if the model ended the story with EOS."""
         return self.written is not None and self.written.finish_reason == "eos"
 
 
@@ -98,8 +98,8 @@ class PathToken:
 
     Attributes:
         id: the token id.
-        turn: the number of the turn that brought it.
-        token: how the model picked it; None where it was typed.
+        turn: the number of the turn that added it.
+        token: how the model picked it; None if it was typed.
     """
 
     id: int
@@ -112,9 +112,9 @@ class StoryTree:
     """All stories of a session.
 
     Attributes:
-        turns: by number.
+        turns: the turns by number.
         current: the number of the turn on the desk; `ROOT` is a blank page.
-        latest: of a turn the child that was last on the desk or above it: where `redo` goes.
+        latest: the number of the child to which `redo` goes, by turn. The story of this child was on the desk last.
     """
 
     turns: dict[int, Turn] = field(default_factory=dict)
@@ -123,21 +123,27 @@ class StoryTree:
 
     @property
     def turn(self) -> Turn | None:
-        """The one on the desk; None on a blank page."""
+        """The turn on the desk; None on a blank page."""
         return self.turns.get(self.current)
 
     def add(self, turn: Turn) -> Turn:
-        """Put a new turn on the desk; its number is given here, whatever it came with.
+        """Add a turn and put it on the desk.
+
+        Args:
+            turn: the new turn; its `id` is replaced by the next free number.
+
+        Returns:
+            The turn with its number.
 
         Raises:
-            UsageError: the parent is unknown, or is shorter than what is kept of it.
+            UsageError: the parent is unknown, or shorter than the part that the turn keeps.
         """
         if turn.parent != ROOT and turn.parent not in self.turns:
             raise UsageError(f"there is no turn {turn.parent}")
         if not 0 <= turn.kept <= len(self.token_ids(turn.parent)):
-            raise UsageError(f"node {turn.parent} has {len(self.token_ids(turn.parent))} tokens, not {turn.kept}")
+            raise UsageError(f"turn {turn.parent} has {len(self.token_ids(turn.parent))} tokens, not {turn.kept}")
         if not 0 <= turn.shared <= len(self.text(turn.parent)):
-            raise UsageError(f"node {turn.parent} has {len(self.text(turn.parent))} characters, not {turn.shared}")
+            raise UsageError(f"turn {turn.parent} has {len(self.text(turn.parent))} characters, not {turn.shared}")
         turn = replace(turn, id=max(self.turns, default=ROOT) + 1)
         self.turns[turn.id] = turn
         self.goto(turn.id)
@@ -147,7 +153,7 @@ class StoryTree:
         """Put a turn on the desk.
 
         Raises:
-            UsageError: there is none of that number.
+            UsageError: there is no turn of that number.
         """
         if number != ROOT and number not in self.turns:
             last = max(self.turns, default=ROOT)
@@ -157,7 +163,7 @@ class StoryTree:
             self.latest[turn.parent] = turn.id
 
     def undo(self, n: int = 1) -> int:
-        """Go back n turns, or as many as there are; how many it was."""
+        """Go back n turns, or to the blank page if there are fewer; return the number of turns."""
         for done in range(n):
             turn = self.turn
             if turn is None:
@@ -166,7 +172,7 @@ class StoryTree:
         return n
 
     def redo(self, n: int = 1) -> int:
-        """Go n turns towards where the desk last was; how many it was."""
+        """Go forward n turns along `latest`, or to its end; return the number of turns."""
         for done in range(n):
             if self.current not in self.latest:
                 return done
@@ -174,35 +180,35 @@ class StoryTree:
         return n
 
     def children(self, number: int) -> list[Turn]:
-        """The turns that go on from this one, in the order of writing."""
+        """Return the turns whose parent is this one, in the order of writing."""
         return [turn for turn in self.turns.values() if turn.parent == number]
 
     def by_parent(self) -> dict[int, list[Turn]]:
-        """The turns that go on from each turn, in the order of writing."""
-        found: dict[int, list[Turn]] = {}
+        """Return the children of each turn that has any, in the order of writing."""
+        children: dict[int, list[Turn]] = {}
         for turn in self.turns.values():
-            found.setdefault(turn.parent, []).append(turn)
-        return found
+            children.setdefault(turn.parent, []).append(turn)
+        return children
 
-    def sibling(self, step: int) -> Turn | None:
-        """The child of the same parent `step` places further; None where there is none."""
+    def branch(self, step: int) -> Turn | None:
+        """Return the branch `step` places after the turn on the desk, or before it if negative; None past the ends."""
         turn = self.turn
         if turn is None:
             return None
-        siblings = self.children(turn.parent)
-        place = siblings.index(turn) + step
-        return siblings[place] if 0 <= place < len(siblings) else None
+        branches = self.children(turn.parent)
+        place = branches.index(turn) + step
+        return branches[place] if 0 <= place < len(branches) else None
 
     def lineage(self, number: int) -> list[Turn]:
-        """From a story's first turn to this one."""
-        found = []
+        """Return the turns of a story, from its first turn to this one."""
+        turns = []
         while number != ROOT:
-            found.append(self.turns[number])
+            turns.append(self.turns[number])
             number = self.turns[number].parent
-        return found[::-1]
+        return turns[::-1]
 
     def path(self, number: int) -> list[PathToken]:
-        """Every token of a story, with where it came from."""
+        """Return the tokens of the story up to a turn, each with the turn that added it."""
         path: list[PathToken] = []
         for turn in self.lineage(number):
             del path[turn.kept :]
@@ -212,25 +218,25 @@ class StoryTree:
         return path
 
     def token_ids(self, number: int) -> tuple[int, ...]:
-        """The tokens of a story, BOS included."""
+        """Return the token ids of the story up to a turn, BOS included."""
         return tuple(token.id for token in self.path(number))
 
     def text(self, number: int) -> str:
-        """A story, as shown."""
+        """Return the text of the story up to a turn, as it is shown."""
         text = ""
         for turn in self.lineage(number):
             text = text[: turn.shared] + turn.own
         return text
 
     def n_prompt(self, number: int) -> int:
-        """How many of a story's tokens are what its writer began it with."""
+        """Return the number of tokens of a story's prompt, the text that its writer began it with."""
         n = 0
         for turn in self.lineage(number):
             n = len(turn.typed_ids) if turn.kept == 0 else min(n, turn.kept)
         return n
 
     def walk(self) -> Iterator[tuple[Turn, int]]:
-        """Every turn below its parent, with its depth, from 0."""
+        """Yield every turn after its parent, with its depth from 0."""
         children = self.by_parent()
         waiting: list[tuple[Turn, int]] = [(turn, 0) for turn in reversed(children.get(ROOT, []))]
         while waiting:

@@ -1,6 +1,6 @@
-"""A recorded story walked again: the model's view of every token, and a chain of stages along the recorded past.
+"""Walk along a recorded story: the model's logits for each token, and what the stages of a chain do with them.
 
-The ground that `tracing` stands on; it knows sessions and decoders, but no text.
+`tracing` is built on this module. It knows sessions and decoders, but no text.
 """
 
 import math
@@ -20,38 +20,40 @@ if TYPE_CHECKING:
 __all__ = ["WalkedToken", "story_logits", "walk"]
 
 _LARGEST_RESULT = 2**30
+"""The largest number of bytes of all logits together."""
 _LARGEST_CHUNK = 2**26
+"""The largest number of bytes of the logits that one call of the model gives."""
 
 
 def story_logits(session: Session, token_ids: Sequence[int], window: Window, start: int = 1) -> "Tensor":
-    """The model's logits for each token of a story, in the context that the loop gave it.
+    """Compute the model's logits for each token of a story, in the contexts that the loop used.
 
     Args:
-        session: left as it is; the work is done on a twin from its `open`.
-        token_ids: the story; its last token is never fed.
-        window: what stays of a story that outgrows the context, as in its Request.
-        start: the first position wanted, at least 1: the length of the prompt from which the story was written in
-            one go, since an overflowing story's contexts depend on where it began.
+        session: a session of the model. It is not changed; a second session from its `open` does the work.
+        token_ids: the T tokens of the story; the last one is only predicted.
+        window: chooses what stays of a story that outgrows the context, as in its `Request`.
+        start: the first position, from 1 to T. Give the length of the prompt: if a story outgrows the context, its
+            contexts depend on where the model began to write.
 
     Returns:
-        (T − start, V) float32 on the CPU; row i is for token_ids[start + i], given the tokens before it. About 64 MB
-        of further logits are held on the way.
+        (T − start, V) float32 on the CPU; row i belongs to token_ids[start + i], given the tokens before it. The work
+        needs about 64 MB more.
 
     Raises:
         UsageError: an id is outside the vocabulary, or the result would take more than 1 GB.
-        ValueError: start is outside 1..T.
+        ValueError: `start` is outside 1..T.
     """
     import torch
 
     if not 1 <= start <= len(token_ids):
         raise ValueError(f"start is {start}; it must be in 1..{len(token_ids)}")
-    wrong = next((i for i in token_ids if not 0 <= i < session.vocab_size), None)
-    if wrong is not None:
-        raise UsageError(f"the story has token id {wrong}; this vocabulary ends at {session.vocab_size - 1}")
+    outside = next((token_id for token_id in token_ids if not 0 <= token_id < session.vocab_size), None)
+    if outside is not None:
+        raise UsageError(f"the story has token id {outside}; the vocabulary goes from 0 to {session.vocab_size - 1}")
     n_rows, row_bytes = len(token_ids) - start, 4 * session.vocab_size
     if n_rows * row_bytes > _LARGEST_RESULT:
         raise UsageError(
-            f"looking back at {n_rows} tokens of {session.vocab_size} logits takes more than 1 GB: take a shorter story"
+            f"the logits of {n_rows} tokens, {session.vocab_size} for each, take more than 1 GB: take a shorter story"
         )
     logits = torch.empty(n_rows, session.vocab_size)
     twin, chunk = session.open(), max(1, _LARGEST_CHUNK // row_bytes)
@@ -69,7 +71,7 @@ def story_logits(session: Session, token_ids: Sequence[int], window: Window, sta
 def _passes(
     token_ids: Sequence[int], window: Window, start: int, max_seq_len: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """The contexts of positions start.. as the loop makes them: one to begin with, and what is appended to it."""
+    """Yield the contexts from position `start` on as the loop makes them: a first context, and the tokens after it."""
     while start < len(token_ids):
         so_far = token_ids[:start]
         context = list(so_far) if len(so_far) <= max_seq_len else shrunk(so_far, window, max_seq_len)
@@ -80,15 +82,15 @@ def _passes(
 
 
 class WalkedToken(NamedTuple):
-    """One position of a walk; good until the walk goes on.
+    """One token of a walk; it is valid until the next one is asked for.
 
     Attributes:
-        chain: what is walked.
+        chain: the stages.
         token_id: the recorded token.
-        wanted: what it stands for: every EOS at the story's end, else itself.
-        step: as the stages see it.
-        state: of the chain, after the recorded past.
-        received: (V,) logits as each processor received them, and what came out of the last one.
+        wanted: the ids that count as the recorded token: every EOS id at the end of a story, else one id.
+        step: the step that the stages see.
+        state: the state of the chain after the tokens before this one.
+        received: (V,) logits as each processor received them; the last item is the result of the last processor.
     """
 
     chain: Chain
@@ -100,16 +102,19 @@ class WalkedToken(NamedTuple):
 
     @property
     def position(self) -> int:
-        """Absolute index in the story."""
+        """The index of the token in the story."""
         return self.step.position
 
     @property
     def picked(self) -> int:
-        """What the chain picks; -1 for nothing."""
+        """The token that the chain picks; -1 if the processors leave no token."""
         return self.sampled(self.received[-1])
 
     def sampled(self, logits: "Tensor") -> int:
-        """What the sampler takes of (V,) logits; -1 where they leave nothing. A person's pick is the recorded one."""
+        """Return the token that the sampler picks from (V,) logits; -1 if no token is left.
+
+        A person's pick cannot be repeated, so there the recorded token counts as picked.
+        """
         sampler = self.chain.sampler
         if sampler is None or not -np.inf < logits.numpy(force=True).max() < np.inf:
             return -1
@@ -119,13 +124,13 @@ class WalkedToken(NamedTuple):
             return int(sampler(logits, self.step.for_stage(self.state[-1])))
 
     def sampled_of(self, logits: "Tensor", token_ids: Sequence[int]) -> int:
-        """The same with all other tokens removed."""
+        """Return the token that the sampler picks if only `token_ids` are left."""
         only = logits.new_full(logits.shape, -math.inf)
         only[list(token_ids)] = logits[list(token_ids)]
         return self.sampled(only)
 
     def remover(self, token_ids: Collection[int]) -> str | None:
-        """The stage after which none of the tokens is left; None where one reaches the sampler."""
+        """Return the stage, as in a spec, after which none of the tokens is left; None if one reaches the sampler."""
         left = [bool((logits[list(token_ids)] > -math.inf).any()) for logits in self.received]
         if left[-1]:
             return None
@@ -134,7 +139,7 @@ class WalkedToken(NamedTuple):
         return ("model", *map(format_stage, self.chain.processors))[n_passed]
 
     def log_prob(self) -> float | None:
-        """Of the recorded token, under the sampler; in nats, None where the sampler does not know."""
+        """Return the sampler's log-probability of the recorded token, in nats; None if the sampler does not know it."""
         sampler = self.chain.sampler
         assert sampler is not None
         with named(sampler):
@@ -145,7 +150,7 @@ class WalkedToken(NamedTuple):
 def walk(
     decoder: Decoder, request: Request, token_ids: Sequence[int], logits: "Tensor", eos_ids: frozenset[int]
 ) -> Iterator[WalkedToken]:
-    """Replay a chain along the recorded tokens after the prompt; arguments and errors as `tracing.retrace`."""
+    """Yield each recorded token after the prompt with what the chain does there; see `tracing.retrace` for the rest."""
     chain, n_prompt = _chain(decoder), len(request.prompt_ids)
     start = len(token_ids) - len(logits)
     if tuple(token_ids[:n_prompt]) != request.prompt_ids:
@@ -165,7 +170,7 @@ def walk(
 
 def _chain(decoder: Decoder) -> Chain:
     if decoder.search is not None:
-        raise UsageError(f"{decoder.search.name} is a search: only a chain of stages can be looked back at")
+        raise UsageError(f"{decoder.search.name} is a search: only a chain of stages can be traced")
     if decoder.sampler is None:
         raise UsageError("this decoder has no sampler: write one at the end of its spec")
     return decoder.chain

@@ -1,1 +1,1 @@
-"""What a chat knows and can do, without a terminal."""
+"""The desk of one writer: what a chat knows and can do, without a terminal."""

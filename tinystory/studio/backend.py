@@ -1,4 +1,4 @@
-"""A model as the studio sees it: present from the first moment, loading in the background until it is needed."""
+"""The model of a studio: it can be asked about its vocabulary at once, and loads its weights in the background."""
 
 import hashlib
 import threading
@@ -24,93 +24,98 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "ModelBackend"]
 
 _POLL_SECONDS = 0.05
+"""Seconds between two questions whether a wait is cancelled."""
 
 
 class Backend(Protocol):
-    """What writes stories. What needs a `wait` before says so; the vocabulary does not."""
+    """A model that writes stories. Its vocabulary works at once; a method that needs `wait` before it says so."""
 
     @property
     def name(self) -> str:
-        """As the user gave it."""
+        """The model's name, as the user gave it."""
         ...
 
     @property
     def dtype(self) -> str:
-        """Of the computation."""
+        """The dtype in which the model computes."""
         ...
 
     @property
     def max_seq_len(self) -> int | None:
-        """Tokens of context, where known."""
+        """The longest context in tokens; None if it is not known yet."""
         ...
 
     @property
     def loading(self) -> bool:
-        """Whether `wait` would have to wait."""
+        """True until the weights are loaded, or have failed to load."""
         ...
 
     @property
     def vocabulary(self) -> str:
-        """What tells its vocabulary from others: a hash, in hex."""
+        """A hash of the vocabulary, in hex; another vocabulary has another one."""
         ...
 
     @property
     def tokenizer(self) -> "Tokenizer":
-        """Its vocabulary."""
+        """The tokenizer of the model."""
         ...
 
     def facts(self) -> Sequence[tuple[str, str]]:
-        """What is known of the model, as (name, value)."""
+        """Return facts about the model for people, as (name, value)."""
         ...
 
     def start(self) -> None:
-        """Begin to load; the second call does nothing."""
+        """Begin to load; a second call does nothing."""
         ...
 
     def wait(self, cancel: Callable[[], bool]) -> bool:
-        """Wait until the model is there; False where `cancel` came first. Raises TinystoryError when it failed."""
+        """Wait until the model is loaded; return False if `cancel` said True first.
+
+        Raises:
+            TinystoryError: the model did not load.
+        """
         ...
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
-        """Token ids of a text."""
+        """Return the token ids of a text; `bos` puts BOS before them."""
         ...
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
         ...
 
     def token_text(self, token_id: int) -> str:
-        """One token for the eye."""
+        """Return the text of one token, in a form that can be shown."""
         ...
 
     @property
     def heals(self) -> bool:
-        """Whether a word that was cut can be healed: the vocabulary is one of bytes."""
+        """True if a word that was cut can be healed: the tokens are known as bytes."""
         ...
 
     def model_hash(self) -> str:
-        """sha256 over weights, config and tokenizer, in hex."""
+        """Return the SHA-256 of weights, config and tokenizer, in hex."""
         ...
 
     def write(self, requests: Sequence[StoryRequest]) -> Iterator[TextEvent]:
-        """Write stories, in one batch where their decoders allow it; after `wait`."""
+        """Write stories, in one batch if their decoders are chains; needs `wait` before it."""
         ...
 
     def logits(self, token_ids: Sequence[int], start: int) -> "Tensor":
-        """What the model thought before each token of a story from `start` on; (T - start, V); after `wait`."""
+        """Return (T − start, V) logits for the tokens of a story from `start` on; needs `wait` before it."""
         ...
 
     def session(self, model: str | None = None) -> Session:
-        """A second, empty session, of this model or of another checkpoint, for a stage; after `wait`."""
+        """Return an empty session of this model or of another checkpoint, for a stage; needs `wait` before it."""
         ...
 
     def evaluate(self, stories: Iterable[str]) -> "Evaluation":
-        """How surprised the model is by stories; after `wait`."""
+        """Return how well the model predicts stories; needs `wait` before it."""
         ...
 
 
 class ModelBackend:
-    """A checkpoint whose header has been checked and whose weights come in a thread, with torch itself."""
+    """A checkpoint whose header is checked at once. A thread imports torch and loads the weights."""
 
     def __init__(self, name: str, header: CheckpointHeader, dtype: str, device: str, *, compiled: bool = False) -> None:
         self.name = name
@@ -121,32 +126,38 @@ class ModelBackend:
         self._model: LoadedModel | None = None
         self._error: BaseException | None = None
         self._done = threading.Event()
-        # A daemon: whoever leaves while torch is being imported does not wait for it.
+        # A daemon thread, so that the program can end while torch is being imported.
         self._thread = threading.Thread(target=self._load, name="tinystory-load", daemon=True)
 
     @classmethod
     def open(cls, name: str | None, dtype: str, device: str, *, compiled: bool = False) -> "ModelBackend":
-        """Find and check a checkpoint; torch is not imported.
+        """Find a checkpoint and check its header, without torch.
+
+        Args:
+            name: a directory, a hub id or a shipped model; None for the default model.
+            dtype: the dtype in which the model computes.
+            device: the device that the model runs on, as torch writes it.
+            compiled: True to compute in code built for this processor.
 
         Raises:
-            CheckpointError: it is missing or invalid.
+            CheckpointError: the checkpoint is missing or invalid.
         """
         return cls(*find_model(name), dtype, device, compiled=compiled)
 
     @property
     def max_seq_len(self) -> int | None:
-        """Tokens of context; of a model that only transformers knows, once it is loaded."""
+        """The longest context in tokens; None until it is loaded, for a model that only transformers knows."""
         if self._header.config is not None:
             return self._header.config.max_seq_len
         return self._model.session.max_seq_len if self._model else None
 
     @property
     def loading(self) -> bool:
-        """Whether the weights are still on their way."""
+        """True until the weights are loaded, or have failed to load."""
         return not self._done.is_set()
 
     def facts(self) -> Sequence[tuple[str, str]]:
-        """What the header says."""
+        """Return the facts of the header, and how the model runs."""
         config = self._header.config
         facts = [("model", self.name), ("folder", str(self._header.directory))]
         if config is not None:
@@ -174,79 +185,79 @@ class ModelBackend:
         """Wait for the load.
 
         Raises:
-            TinystoryError: it failed; every time it is asked for.
+            TinystoryError: the model did not load; each later call raises it again.
         """
         self.start()
         while not self._done.wait(_POLL_SECONDS):
             if cancel():
                 return False
         if self._error is not None:
-            known = isinstance(self._error, TinystoryError)
-            reason = str(self._error) if known else one_line(self._error, kind=True)
+            for_users = isinstance(self._error, TinystoryError)
+            reason = str(self._error) if for_users else one_line(self._error, kind=True)
             raise TinystoryError(
-                f"the model {self.name} did not load: {reason}\n/model DIR takes another"
+                f"the model {self.name} did not load: {reason}\n/model DIR opens another model"
             ) from self._error
         return True
 
     @cached_property
     def tokenizer(self) -> "Tokenizer":
-        """Read at first use.
+        """The tokenizer; its file is read at the first use.
 
         Raises:
-            CheckpointError: it is missing or damaged.
+            CheckpointError: the file is missing or damaged.
         """
         return load_tokenizer(self._header)
 
     @cached_property
     def vocabulary(self) -> str:
-        """A hash of the tokenizer."""
+        """The SHA-256 of the tokenizer, in hex."""
         return hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest()
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
-        """Token ids of a text."""
+        """Return the token ids of a text; `bos` puts BOS before them."""
         return self.tokenizer.encode(text, bos=bos)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
         return self.tokenizer.detokenize(token_ids)
 
     def token_text(self, token_id: int) -> str:
-        """One token for the eye."""
+        """Return the text of one token, in a form that can be shown."""
         return self.tokenizer.token_text(token_id)
 
     @property
     def heals(self) -> bool:
-        """Whether the vocabulary is one of bytes."""
+        """True if the tokens are known as bytes."""
         return self.tokenizer.token_bytes is not None
 
     def model_hash(self) -> str:
-        """The checkpoint's, loaded or not; empty where its files were replaced before it was known."""
+        """Return the hash of the checkpoint; empty if its files were replaced before they were hashed."""
         return self._hash
 
     @cached_property
     def _hash(self) -> str:
         try:
             return model_hash(self._header.directory, self._header.stamp)
-        except CheckpointError:  # a story is not to be lost over it
+        except CheckpointError:  # a story must not be lost because of this
             return ""
 
     def write(self, requests: Sequence[StoryRequest]) -> Iterator[TextEvent]:
-        """Write stories."""
+        """Write stories, in one batch if their decoders are chains."""
         return write(self._loaded.session, self._loaded.tokenizer, requests)
 
     def logits(self, token_ids: Sequence[int], start: int) -> "Tensor":
-        """Computed anew, in a session of its own."""
+        """Compute the logits for each token of a story from `start` on, in a second session."""
         from tinystory.story.tracing import story_logits
 
         window = partial(whole_sentences, self.tokenizer)
         return story_logits(self._loaded.session, token_ids, window, start)
 
     def session(self, model: str | None = None) -> Session:
-        """Through the model's own opener."""
+        """Open a second session, of this model or of another checkpoint."""
         return self._loaded.session.open(model)
 
     def evaluate(self, stories: Iterable[str]) -> "Evaluation":
-        """Scored in a session of its own."""
+        """Evaluate the model on stories, in a second session."""
         from tinystory.evaluation.perplexity import evaluate
 
         return evaluate(self._loaded.session.open(), self._loaded.tokenizer, stories)
@@ -257,16 +268,16 @@ class ModelBackend:
             raise RuntimeError("the model is used before it is loaded")
         import torch
 
-        torch.set_num_threads(self._model.threads)  # another model, or another thread, may have had its own
+        torch.set_num_threads(self._model.threads)  # another model or another thread may have changed it
         return self._model
 
     def _load(self) -> None:
         try:
             model = load_header(self.name, self._header, self.dtype, self._device, compiled=self._compiled)
-            model.tokenizer.detokenize([])  # builds its table of bytes here rather than before the first word
+            model.tokenizer.detokenize([])  # builds the table of bytes now, so that the first word comes sooner
             self._model = model
-        except BaseException as error:  # told by `wait`, in the thread that needs the model
+        except BaseException as error:  # `wait` raises it in the thread that needs the model
             self._error = error
         finally:
             self._done.set()
-        self.model_hash()  # now: a training run may replace the files
+        self.model_hash()  # now, because a training run may replace the files later

@@ -1,9 +1,7 @@
-"""Keeps the session of a chat in a file: a name of its own, saved after each change, never lost to a full disk."""
+"""Keep the session of a chat in a file: give it a name, and save it after each change."""
 
-import errno
 import os
 import re
-import sys
 import unicodedata
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -11,70 +9,46 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from time import time
-from typing import cast
 
-from tinystory.checkpoint.shipped import SHIPPED_MODELS
-from tinystory.decoding.spec import parse_spec
 from tinystory.errors import SessionError, TinystoryError, UsageError, nearest
 from tinystory.folders import sessions_folder
 from tinystory.safe.reading import shown
-from tinystory.story.session_file import SavedChat, load_session, now, save_session
+from tinystory.story.saved_chat import now
+from tinystory.story.session_file import load_session, save_session
+from tinystory.studio.name_lock import NameLock
+from tinystory.studio.saved_state import restore, saved_chat, settings_of
 from tinystory.studio.studio import Studio
-from tinystory.studio.views import TINTS, Tint
 
-if sys.platform != "win32":
-    import fcntl
-
-__all__ = ["Keeper", "saved_session", "session_names"]
+__all__ = ["Keeper", "session_names"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
-_NAME_RULE = "a session's name has letters, digits, dashes, underscores and dots (not first), at most 80 of them"
+_NAME_RULE = "a session's name has 1 to 80 letters, digits, dashes, underscores and dots, and does not begin with a dot"
 _N_WORDS = 5
+"""The largest number of words of the first story in an automatic name."""
 _LONGEST_SLUG = 50
+"""The largest number of characters of these words together."""
 _STALE_SECONDS = 3600
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""How file systems say that they have none; two chats at once are rare enough there."""
+"""The age in seconds at which a half-written file is removed."""
 
 
 def session_names(folder: Path) -> list[str]:
-    """The sessions in a folder, the latest first."""
+    """Return the names of the sessions in a folder, the latest first."""
     try:
-        found = [(path.stat().st_mtime_ns, path.stem) for path in folder.glob("*.json") if _NAME.fullmatch(path.stem)]
+        files = [(path.stat().st_mtime_ns, path.stem) for path in folder.glob("*.json") if _NAME.fullmatch(path.stem)]
     except OSError:
         return []
-    return [name for _, name in sorted(found, reverse=True)]
-
-
-def saved_session(studio: Studio, *, automatic: bool = True, created: str = "") -> SavedChat:
-    """What a studio would keep of itself."""
-    tree = studio.tree
-    hashes = [turn.written.model_hash for turn in tree.turns.values() if turn.written is not None]
-    return SavedChat(
-        tree,
-        studio.spec,
-        studio.seed,
-        studio.max_tokens,
-        studio.stop,
-        studio.words,
-        studio.tint,
-        studio.backend.name,
-        hashes[-1] if hashes else "",
-        studio.backend.dtype,
-        automatic,
-        created,
-        now(),
-    )
+    return [name for _, name in sorted(files, reverse=True)]
 
 
 @dataclass
 class Keeper:
-    """What keeps one studio's session.
+    """The keeper of one studio's session. Only the chat that holds the lock on a name writes its file.
 
     Attributes:
-        studio: whose stories these are.
-        folder: of the session files.
-        name: of the present session; empty until there is something to keep.
-        automatic: whether that name was made here.
+        studio: the studio whose stories are kept; each of its changes is saved.
+        folder: the folder of the session files.
+        name: the name of the present session; empty until there is something to keep.
+        automatic: True if the keeper chose the name.
     """
 
     studio: Studio
@@ -82,14 +56,14 @@ class Keeper:
     name: str = ""
     automatic: bool = True
     _created: str = ""
-    _claim: int | None = None
+    _lock: NameLock | None = None
     _cache: dict[int, str] = field(default_factory=dict)
-    _kept: tuple[object, ...] = ()
+    _saved_settings: tuple[object, ...] = ()
     _problem: str = ""
-    _told: bool = False
+    _problem_shown: bool = False
 
     def __post_init__(self) -> None:
-        """Take the studio into care."""
+        """Ask the studio to report its changes."""
         self.studio.on_change = self.autosave
 
     @property
@@ -98,24 +72,24 @@ class Keeper:
         return self._file(self.name)
 
     def autosave(self) -> None:
-        """Save; what goes wrong is for `problem` to tell, since a story may be streaming now."""
+        """Save the session. A failure is kept for `problem`, because a story may be on its way to the screen now."""
         try:
             self.save()
         except (TinystoryError, OSError, ValueError) as error:
             self._problem = f"{error}\nthe chat goes on without being saved; /export FILE keeps a story elsewhere"
 
     def problem(self) -> str:
-        """Why the last autosave failed: once, and to be shown; else empty."""
-        if self._told or not self._problem:
+        """Return why an autosave failed, once in a chat; empty after that, or if none failed."""
+        if self._problem_shown or not self._problem:
             return ""
-        self._told = True
+        self._problem_shown = True
         return self._problem
 
     def save(self) -> None:
-        """Write the session where it is kept, under an automatic name if it has none; nothing of a blank one.
+        """Write the session to its file; give it an automatic name if it has none. A blank session is not written.
 
         Raises:
-            SessionError: it cannot be written.
+            SessionError: the file cannot be written.
         """
         studio = self.studio
         if not studio.tree.turns:
@@ -123,93 +97,89 @@ class Keeper:
         if not self.name:
             self._take(self._automatic_name())
         self._created = self._created or now()
-        session = saved_session(studio, automatic=self.automatic, created=self._created)
-        save_session(self.path, session, self._cache)
-        self._kept = self._settings()
+        save_session(self.path, saved_chat(studio, automatic=self.automatic, created=self._created), self._cache)
+        self._saved_settings = settings_of(studio)
 
     def close(self) -> None:
-        """Save what settings have changed since, and let others have the session."""
-        if self._kept != self._settings():
+        """Save settings that have changed since the last save, and give the session's name back."""
+        if self._saved_settings != settings_of(self.studio):
             self.autosave()
         self._release()
 
-    def _settings(self) -> tuple[object, ...]:
-        """What may change without a change of the tree."""
-        studio = self.studio
-        return studio.spec, studio.seed, studio.max_tokens, studio.stop, studio.words, studio.tint, studio.backend.name
-
     def rename(self, name: str) -> None:
-        """Keep the session under this name from now on; one that had an automatic name has it no longer.
+        """Keep the session under another name from now on; a file with an automatic name is removed.
 
         Raises:
-            UsageError: it is no name, or there is a session of that name.
-            SessionError: it cannot be written there.
+            UsageError: the text is not a name, or another session has it.
+            SessionError: the file cannot be written.
         """
         if name == self.name:
             self.automatic = False
             self.save()
             return
-        if self._file(checked(name)).exists():
+        if self._file(checked_name(name)).exists():
             raise UsageError(f"there is a session {name} already: choose another name, or /load {name}")
-        claim = self._claimed(name)
-        if claim is None:
+        lock = self._locked(name)
+        if lock is None:
             raise UsageError(f"another chat has just taken the name {name}: choose another one")
-        before = self.name, self.automatic, self._claim
-        self.name, self.automatic, self._claim = name, False, claim
+        old_name, was_automatic, old_lock = self.name, self.automatic, self._lock
+        self.name, self.automatic, self._lock = name, False, lock
         try:
             self.save()
         except TinystoryError:
-            self._release()
-            self.name, self.automatic, self._claim = before
+            lock.release()
+            self.name, self.automatic, self._lock = old_name, was_automatic, old_lock
             raise
-        old, was_automatic, old_claim = before
-        if old and was_automatic:
+        if old_name and was_automatic:
             with suppress(OSError):
-                self._file(old).unlink()
-        if old_claim is not None:
-            _unlock(old_claim, self._lock_file(old))
+                self._file(old_name).unlink()
+        if old_lock is not None:
+            old_lock.release()
 
     def load(self, name: str, given: Collection[str] = ()) -> list[str]:
-        """Take a session of the folder onto the desk; the present one is saved first.
+        """Save the present session, and put another one on the desk.
 
         Args:
-            name: of the session.
-            given: settings, by name, that stay as they are in the studio.
+            name: the name of the other session.
+            given: names of settings that stay as they are in the studio.
 
         Returns:
-            Notices: what is different from how it was.
+            Notices about what differs from the saved session.
 
         Raises:
-            UsageError: there is no such session; the nearest is named.
-            SessionError: the file cannot be read, or the present session not be saved.
+            UsageError: there is no such session; the error names the nearest.
+            SessionError: the file cannot be read, or the present session cannot be saved.
         """
-        self._find(name)
+        self._check_exists(name)
         self.save()
         if name == self.name:
             return []
-        session = load_session(self._file(name))
-        claim, notices = None, []
+        chat = load_session(self._file(name))
+        lock, notices = None, []
         try:
-            claim = self._claimed(name)
-            if claim is None:
-                notices.append(f"{name} is open in another chat; what you add here is kept apart")
+            lock = self._locked(name)
+            if lock is None:
+                notices.append(f"{name} is open in another chat; what you add here is kept in another session")
         except SessionError as error:
             notices.append(str(error))
         self._release()
-        self.name, self._claim = (name, claim) if claim is not None else ("", None)
-        self.automatic = session.automatic or claim is None
-        self._created = session.created
+        # Without the lock, the next save takes a new name.
+        self.name, self._lock = (name, lock) if lock is not None else ("", None)
+        self.automatic = chat.automatic or lock is None
+        self._created = chat.created
         self._cache.clear()
-        notices += self._apply(session, given)
-        self._kept = self._settings()
+        notices += restore(self.studio, chat, given)
+        self._saved_settings = settings_of(self.studio)
         return notices
 
     def resume(self, name: str, given: Collection[str] = ()) -> list[str]:
-        """As `load`, for the beginning of a chat: without a name the latest, and a damaged file is set aside.
+        """Load a session at the beginning of a chat: the latest one if `name` is empty. Set a damaged file aside.
+
+        Args and return value are those of `load`.
 
         Raises:
             UsageError: there is no such session.
-            SessionError: it is unreadable, or of a newer tinystory.
+            SessionError: the file cannot be read, or is from a newer tinystory.
         """
         if not name:
             names = session_names(self.folder)
@@ -223,45 +193,17 @@ class Keeper:
                 raise
             return [f"{error}\nit was set aside as {self._set_aside(name)}; this is a blank page"]
 
-    def _apply(self, session: SavedChat, given: Collection[str]) -> list[str]:
-        """Put a session into the studio; what does not fit stays as it is there."""
-        studio, notices = self.studio, []
-        studio.tree, studio.words, studio.results = session.tree, session.words, {}
-        if session.tint in TINTS:
-            studio.tint = cast(Tint, session.tint)
-        if "seed" not in given:
-            studio.seed = session.seed
-        if "max_tokens" not in given:
-            studio.max_tokens = session.max_tokens
-        if "stop" not in given:
-            studio.stop = session.stop
-        if "decoder" not in given:
-            try:
-                decoder = parse_spec(session.spec, studio.registry)
-                strangers = [name for name in decoder.models if name not in SHIPPED_MODELS]
-                if strangers:  # a file opens nothing
-                    raise UsageError(f"it opens {shown(strangers[0])}; such a one is taken from the keyboard only")
-                studio.decoder = decoder
-            except UsageError as error:
-                notices.append(f"its decoder is not to be had here ({error}); it is {studio.spec} now")
-        if session.model_hash and session.model_hash != studio.backend.model_hash():
-            notices.append(
-                f"it was written with the model {shown(session.model)[1:-1]} ({session.model_hash[:12]}), "
-                f"not with {studio.backend.name}; /model {shown(session.model)[1:-1]} takes that one"
-            )
-        return notices
-
-    def _find(self, name: str) -> None:
-        """Refuse a name that no session has."""
+    def _check_exists(self, name: str) -> None:
+        """Refuse a name that no session has; raises UsageError."""
         names = session_names(self.folder)
-        if name in names or self._file(checked(name)).exists():
+        if name in names or self._file(checked_name(name)).exists():
             return
         near = nearest(name, names)
         hint = f"did you mean {near}?" if near else "/sessions lists them" if names else "none has been kept yet"
         raise UsageError(f"there is no session {name}: {hint}")
 
     def _set_aside(self, name: str) -> Path:
-        """Rename a damaged file to a name that nothing has."""
+        """Rename a damaged file to a free name."""
         path = self._file(name)
         aside = next(new for new in _numbered(f"{path}.damaged") if not os.path.lexists(new))
         try:
@@ -271,46 +213,45 @@ class Keeper:
         return Path(aside)
 
     def _automatic_name(self) -> str:
-        """The day and how the first story begins, as in 2026-11-23-once-upon-a-time."""
+        """Return the day and the first words of the first story, as in 2026-11-23-once-upon-a-time."""
         text = next((turn.own for turn in self.studio.tree.turns.values() if turn.own.strip()), "")[:1000]
-        plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-        words = re.findall(r"[a-z0-9]+", plain.replace("'", ""))[:_N_WORDS]
+        ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+        words = re.findall(r"[a-z0-9]+", ascii_text.replace("'", ""))[:_N_WORDS]
         today = datetime.now()
         return f"{today:%Y-%m-%d}-{'-'.join(words)[:_LONGEST_SLUG].strip('-') or f'{today:%H%M}'}"
 
     def _take(self, name: str) -> None:
-        """Claim a name that no session has: this one, or this one with a number."""
-        for one in _numbered(name, "-"):
-            if self._file(one).exists():
+        """Lock a name that no session has: this one, or this one with a number."""
+        for candidate in _numbered(name, "-"):
+            if self._file(candidate).exists():
                 continue
-            claim = self._claimed(one)
-            if claim is not None and not self._file(one).exists():
-                self.name, self.automatic, self._claim = one, True, claim
+            lock = self._locked(candidate)
+            if lock is None:
+                continue
+            if not self._file(candidate).exists():
+                self.name, self.automatic, self._lock = candidate, True, lock
                 self._sweep()
                 return
-            if claim is not None:
-                _unlock(claim, self._lock_file(one))
+            lock.release()
 
-    def _claimed(self, name: str) -> int | None:
-        """A lock on a name, which lasts as long as this process; None where another chat has it.
+    def _locked(self, name: str) -> NameLock | None:
+        """Lock a name; return None if another chat has it.
 
         Raises:
             SessionError: the folder cannot be written.
         """
-        path = self._lock_file(name)
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return _locked(path)
+            return NameLock.take(self.folder, name)
         except OSError as error:
             raise SessionError(f"cannot keep a session in {self.folder}: {error.strerror or error}") from error
 
     def _release(self) -> None:
-        if self._claim is not None:
-            _unlock(self._claim, self._lock_file(self.name))
-            self._claim = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _sweep(self) -> None:
-        """Remove what killed chats have left half-written."""
+        """Remove half-written files that killed chats have left."""
         for path in self.folder.glob(".*.partial"):
             with suppress(OSError):
                 if time() - path.stat().st_mtime > _STALE_SECONDS:
@@ -319,56 +260,22 @@ class Keeper:
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    def _lock_file(self, name: str) -> Path:
-        return self.folder / f".{name}.lock"
 
-
-def checked(name: str) -> str:
-    """A session's name.
+def checked_name(name: str) -> str:
+    """Return the name of a session.
 
     Raises:
-        UsageError: it cannot be one.
+        UsageError: a session cannot have this name.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{shown(name)} is no name for a session: {_NAME_RULE}")
+        raise UsageError(f"{shown(name)} cannot name a session: {_NAME_RULE}")
     return name
 
 
 def _numbered(name: str, joint: str = ".") -> Iterator[str]:
-    """The name, then the name with 2, 3 ..."""
+    """Yield the name, then the name with 2, 3 and so on."""
     yield name
     number = 2
     while True:
         yield f"{name}{joint}{number}"
         number += 1
-
-
-def _locked(path: Path) -> int | None:
-    """Lock a file, made if need be; None where another process has it locked."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
-        if sys.platform == "win32":
-            return descriptor
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had it may have removed it in between: then it is another file that counts.
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return descriptor
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _unlock(descriptor: int, path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
-    with suppress(OSError):
-        os.close(descriptor)

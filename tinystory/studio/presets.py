@@ -1,4 +1,4 @@
-"""Decoders under names of the user's own: a TOML file of `name = "spec"` in the configuration folder."""
+"""Presets: decoders that the user has named, in a TOML file of `name = "spec"` in the configuration folder."""
 
 import json
 import os
@@ -17,19 +17,19 @@ __all__ = [
 ]  # fmt: skip
 
 SUGGESTED = "min-p 0.05 | xtc | sample"
-"""The preset `suggested`, unless the user has one of that name: nearest to real stories in docs/study.md."""
+"""The preset `suggested`, unless the user has saved one of that name: the nearest to real stories in docs/study.md."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _MAX_BYTES = 2**20
 
 
 def read_presets() -> tuple[dict[str, str], str]:
-    """The specs by name, as they are written there, and a warning, mostly empty.
+    """Return the specs by name, and a warning that is empty if all is well.
 
-    A damaged file is set aside under another name, which the warning tells, and counts as an empty one.
+    A damaged file is renamed and counts as empty; the warning gives its new name.
 
     Raises:
-        UsageError: the file cannot be read, or not be set aside.
+        UsageError: the file cannot be read, or a damaged file cannot be renamed.
     """
     path = presets_file()
     try:
@@ -39,12 +39,12 @@ def read_presets() -> tuple[dict[str, str], str]:
         return {}, ""
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    found = _parsed(raw)
-    return (found, "") if found is not None else ({}, _set_aside(path))
+    presets = _parsed(raw)
+    return (presets, "") if presets is not None else ({}, _set_aside(path))
 
 
 def preset_names() -> list[str]:
-    """For completion: all names, none where there is trouble; the file stays as it is."""
+    """Return all names for completion; a file that cannot be read gives none, and stays as it is."""
     try:
         saved = _parsed(presets_file().read_bytes()[: _MAX_BYTES + 1]) or {}
     except OSError:
@@ -53,16 +53,16 @@ def preset_names() -> list[str]:
 
 
 def write_presets(presets: Mapping[str, str]) -> None:
-    """Replace the file.
+    """Replace the file of presets.
 
     Args:
         presets: canonical specs by name, each checked by `check_name`.
 
     Raises:
-        UsageError: it cannot be written; the old one is still there.
+        UsageError: the file cannot be written; the old one stays.
     """
     path = presets_file()
-    # Neither a name nor a spec has control characters, and of the rest JSON and TOML write strings alike.
+    # Names and specs have no control characters, and JSON and TOML write all other strings in the same way.
     lines = [f"{name} = {json.dumps(spec, ensure_ascii=False)}\n" for name, spec in sorted(presets.items())]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,33 +72,33 @@ def write_presets(presets: Mapping[str, str]) -> None:
 
 
 def check_name(name: str) -> str:
-    """The name; raises UsageError where it cannot be one."""
+    """Return the name; raises UsageError if it cannot name a preset."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{shown(name)} cannot name a preset: take up to 40 letters, digits, - and _")
+        raise UsageError(f"{shown(name)} cannot name a preset: use 1 to 40 letters, digits, - and _")
     return name
 
 
 def unknown_preset(name: str, presets: Mapping[str, str]) -> UsageError:
-    """What to raise for a name that is not there: it tells the nearest."""
+    """Return the error for an unknown name; it gives the nearest name, or all of them."""
     near = nearest(name, presets) if name else None
-    there = f"there are {', '.join(sorted(presets))}" if presets else "none is saved; /preset save NAME saves one"
-    return UsageError(f"no preset is called {shown(name)}: {f'did you mean {near}?' if near else there}")
+    names = f"there are {', '.join(sorted(presets))}" if presets else "none is saved; /preset save NAME saves one"
+    return UsageError(f"no preset is called {shown(name)}: {f'did you mean {near}?' if near else names}")
 
 
 def _parsed(raw: bytes) -> dict[str, str] | None:
-    """The file's content; None where it is damaged."""
+    """Return the specs by name; None if the file is damaged."""
     if len(raw) > _MAX_BYTES:
         return None
     try:
-        found = tomllib.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError):  # what TOML and UTF-8 are not is a ValueError
+        presets = tomllib.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):  # wrong UTF-8 and wrong TOML are both a ValueError
         return None
-    proper = all(_NAME.fullmatch(name) and isinstance(spec, str) for name, spec in found.items())
-    return found if proper else None
+    valid = all(_NAME.fullmatch(name) and isinstance(spec, str) for name, spec in presets.items())
+    return presets if valid else None
 
 
 def _set_aside(path: Path) -> str:
-    """Give a damaged file a name of its own; the warning."""
+    """Rename a damaged file to a free name, and return the warning."""
     n = 1
     while (aside := path.with_name(f"{path.name}.damaged-{n}")).exists():
         n += 1
@@ -106,4 +106,4 @@ def _set_aside(path: Path) -> str:
         os.rename(path, aside)
     except OSError as error:
         raise UsageError(f"{path} is damaged, and cannot be set aside: {error.strerror}") from error
-    return f"{path} is damaged: it is set aside as {aside.name}, and no preset is known"
+    return f"{path} is damaged: it is set aside as {aside.name}, and there are no saved presets now"

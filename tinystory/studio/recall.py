@@ -1,4 +1,4 @@
-"""What the model thought of the story on the desk: positions, contexts and logits for the commands that look back."""
+"""Find tokens of the story on the desk and their logits, for the commands that show how a story was written."""
 
 import re
 from typing import TYPE_CHECKING
@@ -16,52 +16,54 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NEXT",
-    "check_own",
+    "check_same_model",
     "desk_ids",
+    "desk_request",
     "eos_ids",
     "index_of",
     "logits_at",
+    "n_bos_of",
     "place",
     "quoted",
-    "story_request",
-    "telling",
     "token_name",
+    "turn_logits",
     "whole_story",
 ]  # fmt: skip
 
 NEXT = "next"
-"""For a position: the token after the story."""
+"""The position of the token after the story, as users type it."""
 
 _CONTEXT = 60
+"""The number of characters of the story that are shown to name a place."""
 
 
 def desk_ids(studio: Studio) -> tuple[int, ...]:
-    """The tokens of the story on the desk for the model in use; BOS alone for a blank page."""
+    """Return the tokens of the story on the desk in the present vocabulary; only BOS for a blank page."""
     return studio.token_ids or tuple(studio.backend.encode("", bos=True))
 
 
 def eos_ids(studio: Studio) -> frozenset[int]:
-    """The tokens that end a story."""
+    """Return the token ids with which the model ends a story."""
     return studio.backend.tokenizer.eos_ids
 
 
 def whole_story(studio: Studio) -> tuple[int, ...]:
-    """The tokens of the story on the desk, and the end where the model has come to it."""
+    """Return the tokens of the story on the desk, with an EOS id if the model has ended it."""
     turn, ends = studio.tree.turn, eos_ids(studio)
     return (*desk_ids(studio), min(ends)) if turn is not None and turn.ended and ends else desk_ids(studio)
 
 
 def index_of(studio: Studio, position: str, origin: str, *, beyond: bool = False) -> int:
-    """The index among `desk_ids` of a position as users count: from 1 without BOS, or back from -1.
+    """Return the index in `desk_ids` of a position as users count: 1, 2 … without BOS, or -1, -2 … from the end.
 
     Args:
-        studio: with the desk.
-        position: as typed.
+        studio: the studio with the story on the desk.
+        position: the position as the user typed it.
         origin: the command, for messages.
-        beyond: whether the place after the story, `next`, is one.
+        beyond: True if the position may be `next`, the token after the story.
 
     Raises:
-        UsageError: there is no such token, or nothing before it.
+        UsageError: there is no such token, or no token before it.
     """
     ids = desk_ids(studio)
     n_bos = n_bos_of(studio, ids)
@@ -78,60 +80,60 @@ def index_of(studio: Studio, position: str, origin: str, *, beyond: bool = False
             raise UsageError(f"{origin}: POS is {limits}; not {shown(position[:20])}")
         index = number + n_bos - 1 if number > 0 else len(ids) + number
     if index == 0:
-        raise UsageError(f"{origin}: this vocabulary has no BOS, so the model saw nothing before the first token")
+        raise UsageError(f"{origin}: this vocabulary has no BOS, so there was no context before the first token")
     return index
 
 
 def place(studio: Studio, index: int) -> str:
-    """Where an index is, in words."""
+    """Return in words where an index of `desk_ids` is."""
     ids = desk_ids(studio)
     n_bos = n_bos_of(studio, ids)
     before = " ".join(studio.backend.detokenize(ids[:index])[-2 * _CONTEXT :].split())
-    shown = before if len(before) <= _CONTEXT else f"…{before[-_CONTEXT:].lstrip()}"
+    excerpt = before if len(before) <= _CONTEXT else f"…{before[-_CONTEXT:].lstrip()}"
     where = f"token {index - n_bos + 1:,} of {len(ids) - n_bos:,}" if index < len(ids) else "the next token"
-    return f"{where}, after “{shown}”" if shown else f"{where}, at the beginning"
+    return f"{where}, after “{excerpt}”" if excerpt else f"{where}, at the beginning"
 
 
 def logits_at(studio: Studio, index: int) -> "Tensor":
-    """What the model in use thinks before an index of the story on the desk; (V,)."""
+    """Compute the (V,) logits of the present model for an index of the story on the desk."""
     studio.backend.wait(lambda: False)
     ids = desk_ids(studio)[:index]
-    return studio.backend.logits((*ids, ids[0]), index)[0]  # the last id only says that there is one to come
+    return studio.backend.logits((*ids, ids[0]), index)[0]  # the last id is only predicted, so any id will do
 
 
-def telling(studio: Studio, turn: Turn) -> TurnLogits:
-    """A written turn as the engine saw it: decoder, request, tokens, logits.
+def turn_logits(studio: Studio, turn: Turn) -> TurnLogits:
+    """Return the decoder and the request that wrote a turn, and its tokens and logits.
 
     Raises:
-        UsageError: it was typed, another model has written it, or a search has.
+        UsageError: no model has written the turn, or another model or a search has.
     """
     written = turn.written
     if written is None:
-        raise UsageError(f"turn {turn.id} was typed; no decoder has picked anything there")
-    check_own(studio, turn)
+        raise UsageError(f"turn {turn.id} was typed; no decoder has picked tokens there")
+    check_same_model(studio, turn)
     tokenizer = studio.backend.tokenizer
     decoder = decoder_of(written, studio.registry, tokenizer)
     if decoder.search is not None:
         raise UsageError(
-            f"turn {turn.id} was written by a search, {decoder.search.name}: there is no funnel to look into,"
-            " only stages that pick token by token have one"
+            f"turn {turn.id} was written by a search, {decoder.search.name}: only stages that pick token by token "
+            "can be traced"
         )
     request = request_of(studio.tree, turn.id, tokenizer, studio.backend.session)
     ids = written_ids(studio.tree, turn.id, tokenizer)
     return decoder, request, ids, studio.backend.logits(ids, len(request.prompt_ids))
 
 
-def story_request(studio: Studio) -> tuple[Request, tuple[int, ...]]:
-    """The story on the desk as one request for what follows its writer's beginning, and its tokens.
+def desk_request(studio: Studio) -> tuple[Request, tuple[int, ...]]:
+    """Return one request for all that follows the prompt of the story on the desk, and the story's tokens.
 
     Raises:
-        UsageError: nothing follows, or the tokens are of another vocabulary.
+        UsageError: nothing follows the prompt, or the story is in another vocabulary.
     """
     turn = studio.tree.turn
     if turn is None:
         raise UsageError("the page is blank; write something first")
     if turn.vocabulary != studio.backend.vocabulary:
-        raise UsageError("the story is in the tokens of another model; /tree and /model bring that one back")
+        raise UsageError("the story is in the vocabulary of another model; open that model again with /model NAME")
     ids = whole_story(studio)
     n_prompt = studio.tree.n_prompt(turn.id)
     if len(ids) == n_prompt:
@@ -140,22 +142,22 @@ def story_request(studio: Studio) -> tuple[Request, tuple[int, ...]]:
     return Request(ids[:n_prompt], len(ids) - n_prompt, 0, vocabulary=backend.tokenizer, opener=backend.session), ids
 
 
-def check_own(studio: Studio, turn: Turn) -> None:
-    """Raise UsageError where another model than the one in use has written a turn; waits for the model."""
+def check_same_model(studio: Studio, turn: Turn) -> None:
+    """Wait for the model; raise UsageError if another model has written the turn."""
     studio.backend.wait(lambda: False)
     written = turn.written
     if written is not None and written.model_hash != studio.backend.model_hash():
-        same = " of that name" if written.model == studio.backend.name else f"; /model {written.model} brings it back"
-        raise UsageError(f"turn {turn.id} was written by another model{same}: what it thought is not known here")
+        hint = " of that name" if written.model == studio.backend.name else f"; /model {written.model} brings it back"
+        raise UsageError(f"turn {turn.id} was written by another model{hint}: its logits cannot be computed here")
 
 
 def token_name(studio: Studio, token_id: int) -> str:
-    """A token for the eye: its text in quotes, or what it does."""
+    """Return the text of a token in quotes, or "(the end)" for an EOS."""
     return "(the end)" if token_id in eos_ids(studio) else quoted(studio.backend.token_text(token_id))
 
 
 def quoted(text: str) -> str:
-    r"""In double quotes, with \n, \t and \" escaped, as commands read it.
+    r"""Return a text in double quotes, with \n, \t and \" escaped, as commands read it.
 
     >>> print(quoted(' "\n'))
     " \"\n"
@@ -166,5 +168,6 @@ def quoted(text: str) -> str:
 
 
 def n_bos_of(studio: Studio, ids: tuple[int, ...]) -> int:
+    """Return the number of BOS tokens, 0 or 1, with which the ids begin."""
     bos = studio.backend.encode("", bos=True)
     return len(bos) if ids[: len(bos)] == tuple(bos) else 0

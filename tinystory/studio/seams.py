@@ -1,4 +1,4 @@
-"""Where typed text meets written text: the space between them, and the tokens on both sides."""
+"""Join typed text to a story, with the right space between them and the right tokens on both sides."""
 
 import re
 from bisect import bisect_right
@@ -10,23 +10,23 @@ __all__ = ["Speller", "joint", "lengthened", "spelling", "split_at"]
 _CLOSING = re.compile(r"""[\s.,;:!?…)\]}”’»—]|'(s|t|d|m|re|ve|ll)\b|['"]\s*$""")
 _OPENING = "([{“‘«—-/"
 _MOST_OF_A_WORD = 8
-"""Tokens that are encoded again to find a better seam."""
+"""The largest number of tokens before a seam that are tokenised again, to keep its word whole."""
 
 
 class Speller(Protocol):
-    """What turns text into tokens and back."""
+    """A vocabulary: it turns text into token ids and back."""
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
-        """Token ids of a text."""
+        """Return the token ids of a text; `bos` puts BOS before them."""
         ...
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
         ...
 
 
 def joint(text: str, addition: str) -> str:
-    """What belongs between a story and what its writer adds: a space, or nothing.
+    """Return what belongs between a story and the text that its writer adds: a space, or nothing.
 
     >>> joint("The cat sat", "on the mat"), joint("The cat sat", ", and"), joint('He said "', "Hello")
     (' ', '', '')
@@ -41,16 +41,17 @@ def joint(text: str, addition: str) -> str:
 
 
 def lengthened(vocabulary: Speller, token_ids: Sequence[int], text: str) -> tuple[int, list[int]]:
-    """The tokens of a text, as many as can be from a story that it begins like.
+    """Find tokens for a text, and keep as many tokens as possible of a story that begins in the same way.
+
+    A word at the seam is tokenised as a whole. If no kept tokens give exactly this text, all of it is tokenised.
 
     Args:
-        vocabulary: of the tokens.
-        token_ids: the story, BOS included; empty where there is none.
-        text: what the tokens together are to say.
+        vocabulary: the vocabulary of the tokens.
+        token_ids: the tokens of the story, BOS included; empty if there is no story.
+        text: the text of all tokens together.
 
     Returns:
-        How many of the tokens to keep, and the ones that follow them. Where a word would be cut at the seam, it is
-        encoded anew; where nothing else gives just this text, all of it.
+        How many tokens of the story to keep, and the tokens that follow them.
     """
     kept = split_at(vocabulary, token_ids, text)
     if kept == len(token_ids) and vocabulary.detokenize(token_ids) == text:
@@ -66,9 +67,9 @@ def lengthened(vocabulary: Speller, token_ids: Sequence[int], text: str) -> tupl
 
 
 def spelling(vocabulary: Speller, token_ids: Sequence[int], rest: str, text: str) -> list[int] | None:
-    """The tokens of `rest` that, after these, make just `text`; None where there are none.
+    """Return the tokens of `rest` that give exactly `text` after `token_ids`; None if there are none.
 
-    Some vocabularies put a space before whatever they are given, so one that is there has to go.
+    Some vocabularies put a space before every text, so `rest` is also tried without its own space.
     """
     for candidate in (rest, rest.removeprefix(" ")):
         ids = vocabulary.encode(candidate, bos=False)
@@ -78,7 +79,7 @@ def spelling(vocabulary: Speller, token_ids: Sequence[int], rest: str, text: str
 
 
 def split_at(vocabulary: Speller, token_ids: Sequence[int], text: str) -> int:
-    """How many leading tokens say nothing but the beginning of a text."""
+    """Return how many of the first tokens spell only the beginning of a text."""
 
     def beyond(n: int) -> bool:
         return not text.startswith(vocabulary.detokenize(token_ids[:n]))
@@ -86,6 +87,6 @@ def split_at(vocabulary: Speller, token_ids: Sequence[int], text: str) -> int:
     if not beyond(len(token_ids)):
         return len(token_ids)
     n = bisect_right(range(len(token_ids) + 1), False, key=beyond) - 1
-    while n > 0 and beyond(n):  # half a character is shown as a mark that no longer text has in its place
+    while n > 0 and beyond(n):  # an incomplete character is shown as a mark, which is not in the text
         n -= 1
     return n

@@ -1,22 +1,23 @@
-"""What a chat knows and can do: decoder, seed, model and the tree of stories. Knows no terminal."""
+"""The studio: the decoder, the model, the settings and the tree of stories of one chat. It knows no terminal."""
 
 import random
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from tinystory.decoding import Decoder, FinishReason, Step, Token, common_prefix
+from tinystory.decoding import Decoder, Step, common_prefix
 from tinystory.decoding.plugins import Registry
 from tinystory.decoding.spec import format_spec
 from tinystory.errors import UsageError
 from tinystory.settings import Setting
 from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 from tinystory.studio.backend import Backend
-from tinystory.studio.seams import joint, lengthened, spelling, split_at
+from tinystory.studio.seams import joint, lengthened
 from tinystory.studio.turn_request import TurnRequest
+from tinystory.studio.unfinished_turn import UnfinishedTurn
 from tinystory.studio.views import Tint
 from tinystory.text.sentences import ends_sentence
-from tinystory.writing.generate import Ended, Story, StoryRequest, Text, TextEvent
+from tinystory.writing.generate import Ended, Story, StoryRequest, TextEvent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,36 +26,38 @@ __all__ = ["Studio", "TurnRequest", "random_seed"]
 
 
 def random_seed() -> int:
-    """A fresh seed, short enough to be typed again."""
+    """Return a random seed below a million, which is short enough to type again."""
     return random.SystemRandom().randrange(1_000_000)
 
 
 @dataclass
 class Studio:
-    """The state that commands act on.
+    """The desk of one writer: the state that the commands of a chat act on.
 
     Attributes:
-        registry: of the decoder stages.
+        registry: the stages of decoders.
         decoder: picks the tokens of the next turn.
         backend: the model.
-        open_model: gives another one by name; raises TinystoryError, the model in use stays.
-        seed: of every story; None draws one for each.
-        max_tokens: at most so many new tokens a turn.
+        open_model: opens another model by its name; raises TinystoryError if it cannot.
+        seed: the seed of every story; None draws a seed for each story.
+        max_tokens: the largest number of new tokens in a turn.
         stop: texts at which a turn ends.
-        words: those that the story is to have, for the writer's own check.
-        tint: what the colours of tokens say.
-        plain: why nothing is coloured here, in words; empty where it is.
-        settings: what the chat was started with, each with its origin.
+        words: words that the writer wants in the story; they are only ticked off.
+        tint: the measure that colours the tokens.
+        plain: why this chat shows no colours, in words; empty if it does.
+        settings: the settings at the start of the chat, each with its origin.
         tree: every story of the session.
-        results: what the engine reported of turns written here, by their number.
-        draw_seed: gives a seed where none is set.
-        fresh_luck: an unfinished story is to go on with a new seed.
-        on_change: called whenever a turn has been added or the desk has changed.
+        results: the finished story of each turn that was written in this chat, by the turn's number.
+        draw_seed: draws a seed if none is set.
+        fresh_noise: True if an unfinished story has to go on with a new seed.
+        on_change: called after a turn was added, and after another turn was put on the desk.
         choose: asks the person for a token, as in `Request`.
+        first_decoder: the decoder at the start of the chat, for /reset.
     """
 
     registry: Registry
     decoder: Decoder
+    _: KW_ONLY
     backend: Backend
     open_model: Callable[[str], Backend]
     seed: int | None = None
@@ -67,57 +70,66 @@ class Studio:
     tree: StoryTree = field(default_factory=StoryTree)
     results: dict[int, Story] = field(default_factory=dict)
     draw_seed: Callable[[], int] = random_seed
-    fresh_luck: bool = False
+    fresh_noise: bool = False
     on_change: Callable[[], None] = lambda: None
     choose: "Callable[[Tensor, Step], int] | None" = field(default=None, repr=False, compare=False)
     first_decoder: Decoder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Remember what the chat was started with, for /reset."""
+        """Remember the decoder at the start of the chat."""
         self.first_decoder = self.decoder
 
     @property
     def spec(self) -> str:
-        """The decoder, canonically."""
+        """The decoder, as canonical text."""
         return format_spec(self.decoder)
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The words to be ticked off: the writer's own, and those that the decoder makes the model write."""
-        demanded: tuple[str, ...] = getattr(self.decoder.search, "words", ())
-        return tuple(dict.fromkeys((*self.words, *demanded)))
+        """The words to tick off: those that the writer wants, and those that the decoder puts into the story."""
+        of_decoder: tuple[str, ...] = getattr(self.decoder.search, "words", ())
+        return tuple(dict.fromkeys((*self.words, *of_decoder)))
 
     @property
     def text(self) -> str:
-        """The story on the desk."""
+        """The text of the story on the desk."""
         return self.tree.text(self.tree.current)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Its tokens, in the vocabulary of the model in use."""
+        """The tokens of the story on the desk, in the vocabulary of the present model."""
         turn = self.tree.turn
         if turn is None or turn.vocabulary == self.backend.vocabulary:
             return self.tree.token_ids(self.tree.current)
         return tuple(self.backend.encode(self.text, bos=True))
 
     def set_seed(self, seed: int | None) -> None:
-        """Fix the seed, or draw one for each story; an unfinished story goes on with the new luck."""
+        """Set the seed, or None to draw one for each story; an unfinished story goes on with the new noise."""
         self.seed = seed
-        self.fresh_luck = seed is None
+        self.fresh_noise = seed is None
 
     def set_model(self, backend: Backend) -> None:
-        """Write with another model; the story goes on, in the other's tokens where they differ."""
+        """Write with another model from now on; if its vocabulary differs, the story is tokenised again."""
         self.backend = backend
 
     def begin(self, prompt: str) -> TurnRequest:
-        """A turn that opens a new story; without a prompt the model begins it."""
+        """Ask for the first turn of a new story; if the prompt is empty, the model begins the story."""
         typed_ids = tuple(self.backend.encode(prompt, bos=True))
-        return TurnRequest(ROOT, 0, prompt, typed_ids, self.decoder, self._seed(), self.max_tokens)
+        return TurnRequest(
+            parent=ROOT,
+            kept=0,
+            typed=prompt,
+            typed_ids=typed_ids,
+            decoder=self.decoder,
+            seed=self._seed(),
+            max_new_tokens=self.max_tokens,
+        )
 
     def next_turn(self, text: str) -> TurnRequest:
-        """What the writer's text asks for: to open a story, or to go on with the one on the desk.
+        """Ask for the turn that follows the desk: it goes on with an unfinished story, or else begins a new one.
 
-        Without text an unfinished story goes on by itself, past a stop text.
+        Args:
+            text: the text that the writer typed. If it is empty, an unfinished story goes on, past a stop text.
         """
         turn = self.tree.turn
         if turn is None or turn.ended:
@@ -127,43 +139,55 @@ class Studio:
         return self._lengthened(self.text + joint(self.text, text) + text, text)
 
     def go(self, n_tokens: int) -> TurnRequest:
-        """Let the model go on by at most so many tokens."""
+        """Ask for a turn in which the model goes on by at most `n_tokens` tokens."""
         return replace(self.next_turn(""), max_new_tokens=n_tokens)
 
     def retry(self, decoder: Decoder | None = None) -> TurnRequest:
-        """The latest turn once more, with fresh luck; raises UsageError where the model has written nothing."""
+        """Ask for a branch of the turn on the desk, with a new seed.
+
+        Args:
+            decoder: picks the tokens; None takes the decoder of the studio.
+
+        Raises:
+            UsageError: the model has not written in this turn, or it was written in another vocabulary.
+        """
         turn = self.tree.turn
         if turn is None or turn.written is None:
             raise UsageError("there is nothing to try again: the model has not written here yet")
         if turn.vocabulary != self.backend.vocabulary:
-            raise UsageError(
-                f"this piece was written in other tokens, by {turn.written.model}: /model {turn.written.model} first"
-            )
+            model = turn.written.model
+            raise UsageError(f"{model} wrote this turn in another vocabulary: /model {model} first")
         return TurnRequest(
-            turn.parent,
-            turn.kept,
-            turn.typed,
-            turn.typed_ids,
-            decoder or self.decoder,
-            self.draw_seed(),
-            self.max_tokens,
-            turn.written.heal,
+            parent=turn.parent,
+            kept=turn.kept,
+            typed=turn.typed,
+            typed_ids=turn.typed_ids,
+            decoder=decoder or self.decoder,
+            seed=self.draw_seed(),
+            max_new_tokens=self.max_tokens,
+            heal=turn.written.heal,
         )
 
     def more(self, n: int) -> list[TurnRequest]:
-        """The latest turn n times more, at once, siblings of one fresh seed; raises UsageError as `retry`."""
+        """Ask for n more branches of the turn on the desk, with one new seed; raises UsageError as `retry`."""
         request = self.retry()
         return [replace(request, number=number) for number in range(n)]
 
     def compare(self, decoders: Sequence[Decoder]) -> list[TurnRequest]:
-        """The next turn by several decoders, with the same luck; of a story that is over, the latest once more."""
+        """Ask for one branch by each decoder, all with the same noise.
+
+        They are branches of the next turn, or of the turn on the desk if that ends its story.
+        """
         turn = self.tree.turn
-        over = turn is not None and turn.ended
-        request = replace(self.retry(), seed=self._seed(going_on=True)) if over else self.next_turn("")
+        ended = turn is not None and turn.ended
+        request = replace(self.retry(), seed=self._seed(going_on=True)) if ended else self.next_turn("")
         return [replace(request, decoder=decoder) for decoder in decoders]
 
     def edit(self, text: str) -> TurnRequest | None:
-        """Go on from another text; a word cut at its end is healed. None where nothing was changed or left."""
+        """Ask for a turn that goes on from another text; return None if the text is the same or empty.
+
+        If the text ends within a word, the model spells that word again.
+        """
         if text == self.text or not text:
             return None
         added = text[common_prefix(self.text, text) :]
@@ -171,12 +195,12 @@ class Studio:
         return self._healed(request, text) if self.backend.heals else request
 
     def pick(self, position: int, token_id: int) -> TurnRequest:
-        """Take another token at an index of the story's tokens, and go on from there."""
+        """Ask for a turn with another token at an index of the story's tokens; the model goes on after it."""
         typed = self.backend.token_text(token_id)
-        return self._turn(position, typed, (token_id,))
+        return self._request(position, typed, (token_id,))
 
     def trim(self) -> Turn | None:
-        """Cut the story after its last whole sentence; None where it ends with one, or has none."""
+        """Cut the story after its last whole sentence; return None if it ends with one or has none."""
         ids = self.token_ids
         text = self.backend.detokenize(ids).rstrip()
         end = next((n for n in range(len(text), 0, -1) if ends_sentence(text[:n]) and text[:n].rstrip() == text[:n]), 0)
@@ -186,131 +210,121 @@ class Studio:
         return self._add(request, text[:end], None)
 
     def keep(self, request: TurnRequest) -> Turn:
-        """Put a turn on the desk that the model has not added to."""
-        whole = replace(request, typed_ids=self._unhealed(request), heal="")
-        return self._add(whole, self._typed_text(whole), None)
+        """Add a turn with only what was typed, and put it on the desk."""
+        typed_ids = (*request.typed_ids, *self.backend.encode(request.heal, bos=False))
+        unhealed = replace(request, typed_ids=typed_ids, heal="")
+        return self._add(unhealed, self._typed_text(unhealed), None)
 
     def goto(self, number: int) -> None:
-        """Put a turn on the desk; raises UsageError where there is none."""
+        """Put a turn on the desk; raises UsageError if there is no such turn."""
         self.tree.goto(number)
         self.on_change()
 
     def write(self, requests: Sequence[TurnRequest], cancel: Callable[[], bool]) -> Generator[TextEvent, None, None]:
-        """Let the model write; each request becomes a turn with what came, however this ends; the last is on the desk.
+        """Let the model write, and add a turn for each request; the last one is then on the desk.
+
+        If the writing fails or is stopped, each turn has what was written until then.
 
         Args:
-            requests: from the methods above; the backend must be ready.
-            cancel: polled after each token.
+            requests: from the methods above; `backend.wait` must have returned True.
+            cancel: called after each token; True stops the writing.
+
+        Yields:
+            The events of `backend.write`; their `story` is an index into `requests`.
 
         Raises:
             TinystoryError: a decoder failed.
         """
-        works = [_Work(request, self.story_request(request, cancel)) for request in requests]
+        unfinished_turns = [UnfinishedTurn(request, self.story_request(request, cancel)) for request in requests]
         finished: set[int] = set()
         failed = False
         try:
-            for event in self.backend.write([work.story_request for work in works]):
-                work = works[event.story]
-                if isinstance(event, Text):
-                    work.pieces.append(event.text)
-                    work.tokens.extend(event.tokens)
-                elif isinstance(event, Ended):
-                    work.reason, work.result = event.result.finish_reason, event.result
-                    self._finish(work)
+            for event in self.backend.write([unfinished.story_request for unfinished in unfinished_turns]):
+                unfinished_turns[event.story].take(event)
+                if isinstance(event, Ended):
+                    self._finish(unfinished_turns[event.story])
                     finished.add(event.story)
                 yield event
         except Exception:
             failed = True
             raise
         finally:
-            for index, work in enumerate(works):
-                if index not in finished and not (failed and not work.tokens and self._is_there(work.request)):
-                    self._finish(work)
+            for index, unfinished in enumerate(unfinished_turns):
+                # After a failure, a turn is not added only to keep a text that the tree has already.
+                useless = failed and not unfinished.tokens and self._is_in_tree(unfinished.request)
+                if index not in finished and not useless:
+                    self._finish(unfinished)
 
     def story_request(self, request: TurnRequest, cancel: Callable[[], bool] = lambda: False) -> StoryRequest:
-        """What the engine is asked for."""
-        prompt_ids = (*self._ids(request.parent)[: request.kept], *request.typed_ids)
-        n_prompt = (
-            len(request.typed_ids) if request.kept == 0 else min(self.tree.n_prompt(request.parent), request.kept)
-        )
+        """Return the request for the model from a turn's request."""
+        n_prompt = len(request.typed_ids) if not request.kept else min(self.tree.n_prompt(request.parent), request.kept)
+        prompt_ids = self._prompt_ids(request)
         return StoryRequest(
             self.backend.detokenize(prompt_ids),
             request.decoder,
-            request.seed,
-            request.max_new_tokens,
-            self.stop,
-            request.number,
-            cancel,
-            prompt_ids,
-            n_prompt,
-            request.heal,
-            self.choose,
+            seed=request.seed,
+            max_new_tokens=request.max_new_tokens,
+            stop=self.stop,
+            number=request.number,
+            cancel=cancel,
+            prompt_ids=prompt_ids,
+            n_prompt=n_prompt,
+            heal=request.heal,
+            choose=self.choose,
         )
 
     def opening(self, cancel: Callable[[], bool] = lambda: False) -> StoryRequest:
-        """The story on the desk from its first words on, for any model: text, no tokens."""
+        """Return a request for the story on the desk from its prompt on; it has no tokens, so it fits any model."""
         lineage = self.tree.lineage(self.tree.current)
         prompt = lineage[0].typed if lineage else ""
-        return StoryRequest(prompt, self.decoder, self._seed(going_on=True), self.max_tokens, self.stop, cancel=cancel)
-
-    def _finish(self, work: "_Work") -> None:
-        """Make a turn of what was written; nothing of nothing."""
-        request, base = work.request, self._typed_text(work.request)
-        ids = [*(work.story_request.prompt_ids or ()), *(token.id for token in work.tokens)]
-        text = self.backend.detokenize(ids)
-        if request.heal and not text.startswith(base):  # stopped before the word was whole again
-            self.keep(request)
-            return
-        if not text and not work.tokens:
-            return
-        hidden, tail_ids = 0, tuple[int, ...]()
-        if work.reason == "stop":
-            text = work.story_request.prompt + "".join(work.pieces)
-            n_shown = max(split_at(self.backend, ids, text), len(ids) - len(work.tokens))
-            hidden = len(ids) - n_shown
-            rest = text[len(self.backend.detokenize(ids[:n_shown])) :]
-            tail_ids = tuple(spelling(self.backend, ids[:n_shown], rest, text) or ()) if rest else ()
-        written = Written(
-            format_spec(request.decoder),
-            request.seed,
-            request.number,
-            self.backend.name,
-            self.backend.model_hash(),
-            self.backend.dtype,
-            request.max_new_tokens,
-            self.stop,
-            request.heal,
-            tuple(work.tokens),
-            work.reason,
+        return StoryRequest(
+            prompt,
+            self.decoder,
+            seed=self._seed(going_on=True),
+            max_new_tokens=self.max_tokens,
+            stop=self.stop,
+            cancel=cancel,
         )
-        turn = self._add(request, text, written, hidden, tail_ids)
-        if work.result is not None:
-            self.results[turn.id] = work.result
+
+    def _finish(self, unfinished: UnfinishedTurn) -> None:
+        """Add the turn to the tree, if anything was written."""
+        request = unfinished.request
+        written_text = self.backend.detokenize(unfinished.token_ids)
+        if request.heal and not written_text.startswith(self._typed_text(request)):
+            self.keep(request)  # the model was stopped before it had spelled the cut word again
+            return
+        if not written_text and not unfinished.tokens:
+            return
+        text, hidden, tail_ids = unfinished.ending(self.backend)
+        turn = self._add(request, text, unfinished.written(self.backend), hidden, tail_ids)
+        if unfinished.story is not None:
+            self.results[turn.id] = unfinished.story
 
     def _add(
         self, request: TurnRequest, text: str, written: Written | None, hidden: int = 0, tail_ids: tuple[int, ...] = ()
     ) -> Turn:
+        """Add a turn, after which the story has this text, and put it on the desk."""
         parent_text = self.tree.text(request.parent)
         shared = common_prefix(parent_text, text)
         turn = Turn(
-            0,
-            request.parent,
-            request.kept,
-            request.typed,
-            request.typed_ids,
-            written,
-            self.backend.vocabulary,
-            shared,
-            text[shared:],
-            hidden,
-            tail_ids,
+            id=0,
+            parent=request.parent,
+            kept=request.kept,
+            typed=request.typed,
+            typed_ids=request.typed_ids,
+            written=written,
+            vocabulary=self.backend.vocabulary,
+            shared=shared,
+            own=text[shared:],
+            hidden=hidden,
+            tail_ids=tail_ids,
         )
         turn = self.tree.add(turn)
         self.on_change()
         return turn
 
     def _healed(self, request: TurnRequest, text: str) -> TurnRequest:
-        """The turn with its last word taken back, for the model to spell again; never a token that was there before."""
+        """Return the request with its last word taken back, which the model then spells again; kept tokens stay."""
         typed_ids, heal = list(request.typed_ids), ""
         before = self.token_ids[: request.kept]
         while len(before) + len(typed_ids) > 1 and typed_ids and not heal[:1].isspace():
@@ -318,10 +332,16 @@ class Studio:
             heal = text[len(self.backend.detokenize((*before, *typed_ids))) :]
         return replace(request, typed_ids=tuple(typed_ids), heal=heal)
 
-    def _turn(self, kept: int, typed: str, typed_ids: Sequence[int]) -> TurnRequest:
-        """A turn that goes on from the desk's first `kept` tokens, in the vocabulary of the model in use."""
+    def _request(self, kept: int, typed: str, typed_ids: Sequence[int]) -> TurnRequest:
+        """Ask for a turn that keeps the first `kept` tokens of the story on the desk, in the model's vocabulary."""
         request = TurnRequest(
-            self.tree.current, kept, typed, tuple(typed_ids), self.decoder, self._seed(going_on=True), self.max_tokens
+            parent=self.tree.current,
+            kept=kept,
+            typed=typed,
+            typed_ids=tuple(typed_ids),
+            decoder=self.decoder,
+            seed=self._seed(going_on=True),
+            max_new_tokens=self.max_tokens,
         )
         turn = self.tree.turn
         if kept and turn is not None and turn.vocabulary != self.backend.vocabulary:
@@ -329,56 +349,42 @@ class Studio:
         return request
 
     def _lengthened(self, text: str, typed: str) -> TurnRequest:
-        """A turn after which the story is just this text."""
+        """Ask for a turn whose typed part makes the story exactly this text."""
         kept, typed_ids = lengthened(self.backend, self.token_ids, text)
-        return self._turn(kept, typed, typed_ids)
+        return self._request(kept, typed, typed_ids)
 
     def _past_stop(self, turn: Turn) -> TurnRequest:
-        """Go on with the very tokens that a stop text has hidden."""
+        """Ask for a turn that goes on after the tokens that a stop text has hidden."""
         assert turn.written is not None
         ids = self.token_ids
         kept = len(ids) - len(turn.tail_ids)
         hidden_ids = [token.id for token in turn.written.tokens[len(turn.picked) :]]
         typed = self.backend.detokenize((*ids[:kept], *hidden_ids))[len(self.text) :]
-        return self._turn(kept, typed, hidden_ids)
+        return self._request(kept, typed, hidden_ids)
 
-    def _ids(self, number: int) -> tuple[int, ...]:
-        return self.tree.token_ids(number)
-
-    def _is_there(self, request: TurnRequest) -> bool:
-        """Whether what was typed for a turn is in the tree already, or nothing was."""
+    def _is_in_tree(self, request: TurnRequest) -> bool:
+        """Return whether nothing was typed for a turn, or a branch with the same typed text is in the tree."""
         if self._typed_text(request) == self.tree.text(request.parent):
             return True
-        siblings = self.tree.children(request.parent)
-        return any((turn.kept, turn.typed) == (request.kept, request.typed) for turn in siblings)
+        branches = self.tree.children(request.parent)
+        return any((turn.kept, turn.typed) == (request.kept, request.typed) for turn in branches)
+
+    def _prompt_ids(self, request: TurnRequest) -> tuple[int, ...]:
+        """Return the tokens after which the model writes."""
+        return (*self.tree.token_ids(request.parent)[: request.kept], *request.typed_ids)
 
     def _typed_text(self, request: TurnRequest) -> str:
-        """The story with what was typed."""
-        return self.backend.detokenize((*self._ids(request.parent)[: request.kept], *request.typed_ids)) + request.heal
-
-    def _unhealed(self, request: TurnRequest) -> tuple[int, ...]:
-        return (*request.typed_ids, *self.backend.encode(request.heal, bos=False))
+        """Return the text of the story with what was typed."""
+        return self.backend.detokenize(self._prompt_ids(request)) + request.heal
 
     def _seed(self, *, going_on: bool = False) -> int:
-        """The seed that is set; else that of the story on the desk, which goes on with its luck; else a fresh one."""
+        """Return the seed that is set. Without one, return the story's seed if `going_on`, or else a new seed."""
         if self.seed is not None:
             return self.seed
         turn = self.tree.turn
-        if going_on and turn is not None and not self.fresh_luck:
+        if going_on and turn is not None and not self.fresh_noise:
             for earlier in reversed(self.tree.lineage(turn.id)):
                 if earlier.written is not None:
                     return earlier.written.seed
-        self.fresh_luck = False
+        self.fresh_noise = False
         return self.draw_seed()
-
-
-@dataclass
-class _Work:
-    """A turn being written."""
-
-    request: TurnRequest
-    story_request: StoryRequest
-    pieces: list[str] = field(default_factory=list)
-    tokens: list[Token] = field(default_factory=list)
-    reason: FinishReason = "cancelled"
-    result: Story | None = None

@@ -1,4 +1,4 @@
-"""A piece of writing that has been asked for: where it goes on from, what was typed, and what picks its tokens."""
+"""A request for a turn: where it goes on from, what was typed, and what picks its tokens."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,20 @@ from tinystory.decoding import Decoder
 __all__ = ["TurnRequest"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TurnRequest:
-    """A piece of writing that has been asked for and not begun.
+    """A turn that is asked for and not yet written.
 
     Attributes:
-        parent: the turn it goes on from.
-        kept: how many of that one's tokens it keeps.
-        typed: what the writer adds.
-        typed_ids: the tokens of that, without what is to be healed.
-        heal: the end of what was typed, which the model's first tokens have to spell again.
+        parent: the number of the turn that it goes on from.
+        kept: how many tokens of the parent's story it keeps.
+        typed: the text that the writer adds.
+        typed_ids: the tokens of `typed`, without those of `heal`.
         decoder: picks the tokens.
-        seed: of its luck.
-        number: among turns that are written at once; enters the luck.
-        max_new_tokens: at most so many tokens.
+        seed: the seed of the noise.
+        max_new_tokens: the largest number of new tokens.
+        heal: the end of `typed` that the model's first tokens have to spell again; empty if no word was cut.
+        number: the number of the branch among those written at once, from 0; the noise depends on it.
     """
 
     parent: int
@@ -35,5 +35,5 @@ class TurnRequest:
 
     @property
     def ahead(self) -> str:
-        """What the writer adds, without what the model writes again."""
+        """The typed text without the end that the model spells again."""
         return self.typed[: max(0, len(self.typed) - len(self.heal))]

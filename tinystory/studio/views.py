@@ -1,4 +1,4 @@
-"""What a token's tint says: how expected it was."""
+"""Tints: the measures by which tokens are coloured. They say how expected a token was."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,14 +21,14 @@ MEASURES: Mapping[str, tuple[Callable[[Token], float], tuple[float, ...], tuple[
     "rank": (lambda token: token.rank, (0, 2, 9, 39), ("1st", "3rd", "10th", "40th", "below")),
     "entropy": (lambda token: token.entropy, (0.5, 1.5, 3.0, 4.5), ("≤ ½ bit", "1.5", "3", "4.5", "above 4.5 bits")),
 }  # fmt: skip
-"""Of each tint: the measure, small for what was expected; the four bounds between five heats; their names."""
+"""For each tint: the measure (small for an expected token), the four bounds between five colours, and their names."""
 
 TINT_HELP: Mapping[str, str] = {
     "off": "no colours",
-    "prob": "how likely the model held it",
-    "surprise": "the same, in bits",
-    "rank": "its place among all tokens",
-    "entropy": "how open the choice was",
+    "prob": "the model's probability of the token",
+    "surprise": "the model's surprise at the token, in bits",
+    "rank": "the token's place among all tokens",
+    "entropy": "how unsure the model was before the token",
 }
 
 TINTS = tuple(TINT_HELP)

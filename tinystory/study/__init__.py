@@ -1,1 +1,1 @@
-"""The decoder study: a grid of decoders over many prompts, measured against real stories."""
+"""Compare many decoders with real stories, and write the result as a page. Knows no terminal."""

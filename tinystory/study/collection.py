@@ -1,6 +1,7 @@
-"""The work of a study, piece by piece: stories are written, real ones scored and held against each decoder.
+"""Do the work of a study, part by part: write stories, score real stories, and test them against each decoder.
 
-Every piece is a record of the journal as soon as it is done, and none is done twice.
+Every part becomes a record of the journal when it is done, and no part is done twice. Knows the session and the
+decoders. Does not know what is measured later.
 """
 
 import math
@@ -26,24 +27,26 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "collect"]
 
 _ROWS_TOGETHER = 32
-"""Stories of one batch, at most: the fastest size measured on a CPU. A search runs alone, so fewer are lost."""
+"""The most stories of one batch: the fastest size that was measured on a CPU."""
+
 _SEARCHES_TOGETHER = 4
+"""The most stories of one batch of a search. It writes them one by one, so a stop loses fewer of a small batch."""
 
 Progress = Callable[[int, int, str], None]
-"""Takes the pieces done, the pieces in all and what is being done."""
+"""Takes the number of parts that are done, the number of all parts, and the name of the next one."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study writes.
+    """The stories that a study writes.
 
     Attributes:
-        prompts: a story is written for each; they may be empty. A prompt's place among them is its story's number,
-            so that no two share their luck, and all decoders have the same.
-        decoders: by canonical spec.
-        seeds: of the chains; every seed gives a group of stories.
-        n_search_seeds: how many of the seeds the searches write with; they are slow, and mostly take no seed.
-        max_tokens: of a story.
+        prompts: the prompts, which may be empty texts. The place of a prompt is the number of its story, so two prompts
+            do not share their noise, and all decoders have the same noise for a prompt.
+        decoders: the decoders by canonical spec.
+        seeds: the seeds of chains; every seed gives a group of stories.
+        n_search_seeds: how many of the seeds a search uses. Searches are slow, and most of them use no noise.
+        max_tokens: most new tokens of a story.
     """
 
     prompts: tuple[str, ...]
@@ -53,13 +56,13 @@ class Plan:
     max_tokens: int
 
     def seeds_of(self, spec: str) -> tuple[int, ...]:
-        """What a decoder writes with."""
+        """Return the seeds with which a decoder writes."""
         return self.seeds[: self.n_search_seeds] if self.decoders[spec].search else self.seeds
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some prompts of one decoder and seed."""
+    """The prompts from `first` to before `stop`, for one decoder and seed."""
 
     spec: str
     seed: int
@@ -79,21 +82,22 @@ def collect(
     journal: Journal,
     progress: Progress = lambda _done, _total, _label: None,
 ) -> dict[str, str]:
-    """Do what the journal does not have yet.
+    """Do all work that the journal does not have yet.
 
-    Records are of three kinds: `real`, the surprise of a group of real excerpts in bits; `stories`, what a decoder
-    wrote for some prompts; `coverage`, how many tokens of a real excerpt each decoder makes impossible.
+    There are three kinds of records: `real` has the surprise of a group of real excerpts, in bits. `stories` has the
+    stories of a decoder for some prompts. `coverage` has how many tokens of a real excerpt each decoder makes
+    impossible.
 
     Args:
-        session: its rows are replaced.
-        tokenizer: the model's.
-        plan: what is written.
-        real: groups of real excerpts; coverage is taken over the first.
+        session: computes the logits; its rows are replaced.
+        tokenizer: the tokenizer of the model.
+        plan: the stories to write.
+        real: groups of real excerpts; coverage is taken over the first group.
         journal: gets the records.
-        progress: called before each piece and at the end.
+        progress: called before each part and at the end.
 
     Returns:
-        The decoders that failed, each with the reason; they have stories missing.
+        The decoders that failed, each with the reason; some of their stories are missing.
     """
     failed: dict[str, str] = {}
     work = [
@@ -101,48 +105,48 @@ def collect(
         *_writing(session, tokenizer, plan, journal, failed),
         *_covering(session, tokenizer, plan, real[0], journal),
     ]
-    for done, (label, piece) in enumerate(work):
-        progress(done, len(work), label)
-        record = piece()
+    for n_done, (label, part) in enumerate(work):
+        progress(n_done, len(work), label)
+        record = part()
         if record:
             journal.add(record)
     progress(len(work), len(work), "")
     return failed
 
 
-_Piece = tuple[str, Callable[[], dict[str, Any] | None]]
-"""What is being done, and the function that does it."""
+_Part = tuple[str, Callable[[], dict[str, Any] | None]]
+"""A name for a part of the work, and the function that does it and returns its record."""
 
 
 def _scoring(
     session: Session, tokenizer: Tokenizer, real: Sequence[Sequence[Excerpt]], journal: Journal
-) -> Iterator[_Piece]:
-    known = {record["group"] for record in journal.records if record["kind"] == "real"}
+) -> Iterator[_Part]:
+    done = {record["group"] for record in journal.records if record["kind"] == "real"}
 
     def score(group: int) -> dict[str, Any]:
         bits = [_surprise(session, tokenizer, excerpt) for excerpt in real[group]]
         return {"kind": "real", "group": group, "bits": bits}
 
     for group in range(len(real)):
-        if group not in known:
+        if group not in done:
             yield "real stories", partial(score, group)
 
 
 def _writing(
     session: Session, tokenizer: Tokenizer, plan: Plan, journal: Journal, failed: dict[str, str]
-) -> Iterator[_Piece]:
-    known = {
+) -> Iterator[_Part]:
+    done = {
         (record["spec"], record["seed"], record["first"], record["first"] + len(record["stories"]))
         for record in journal.records
         if record["kind"] == "stories"
     }
     for batch in _batches(plan):
-        if batch.key not in known:
+        if batch.key not in done:
             yield batch.spec, partial(_written, session, tokenizer, plan, batch, failed)
 
 
 def _batches(plan: Plan) -> Iterator[_Batch]:
-    """Equal pieces of the prompts, the same ones whatever is done already."""
+    """Yield batches of about equal size. They do not depend on what is done already."""
     for spec, decoder in plan.decoders.items():
         n_prompts = len(plan.prompts)
         n_batches = math.ceil(n_prompts / (_SEARCHES_TOGETHER if decoder.search else _ROWS_TOGETHER))
@@ -159,7 +163,8 @@ def _written(
         return None
     decoder, numbers = plan.decoders[batch.spec], range(batch.first, batch.stop)
     requests = [
-        StoryRequest(plan.prompts[number], decoder, batch.seed, plan.max_tokens, number=number) for number in numbers
+        StoryRequest(plan.prompts[number], decoder, seed=batch.seed, max_new_tokens=plan.max_tokens, number=number)
+        for number in numbers
     ]
     started = time.process_time()
     try:
@@ -188,22 +193,22 @@ def _written(
 
 def _covering(
     session: Session, tokenizer: Tokenizer, plan: Plan, excerpts: Sequence[Excerpt], journal: Journal
-) -> Iterator[_Piece]:
-    known: dict[int, set[str]] = {}
+) -> Iterator[_Part]:
+    done: dict[int, set[str]] = {}
     for record in journal.records:
         if record["kind"] == "coverage":
-            known.setdefault(record["story"], set()).update(record["impossible"])
+            done.setdefault(record["story"], set()).update(record["impossible"])
     chains = [spec for spec, decoder in plan.decoders.items() if decoder.search is None]
     for number, excerpt in enumerate(excerpts):
-        missing = [spec for spec in chains if spec not in known.get(number, ())]
+        missing = [spec for spec in chains if spec not in done.get(number, ())]
         if missing:
-            yield "what is impossible", partial(_covered, session, tokenizer, plan, missing, number, excerpt)
+            yield "impossible tokens", partial(_covered, session, tokenizer, plan, missing, number, excerpt)
 
 
 def _covered(
     session: Session, tokenizer: Tokenizer, plan: Plan, specs: Sequence[str], number: int, excerpt: Excerpt
 ) -> dict[str, Any]:
-    # A real story's end is a token that a decoder may forbid like any other.
+    # A decoder may forbid the end of a real story, as it may forbid any other token.
     end = (min(session.eos_ids),) if excerpt.finished and session.eos_ids else ()
     token_ids = (*excerpt.prompt_ids, *excerpt.token_ids, *end)
     logits = _logits(session, tokenizer, token_ids, len(excerpt.prompt_ids))
@@ -212,17 +217,17 @@ def _covered(
     for spec in specs:
         try:
             verdict = whatif(plan.decoders[spec], request, token_ids, logits, eos_ids=session.eos_ids)
-        except TinystoryError:  # what fails here has failed while it wrote, or cannot be looked back at
+        except TinystoryError:  # the decoder has failed while writing, too, or it cannot be tested in this way
             impossible[spec] = None
         else:
-            # A sampler that does not tell its probabilities may forbid more than its processors do.
-            told = verdict.bits_per_token is not None
-            impossible[spec] = (len(verdict.forbidden), verdict.n_tokens) if told else None
+            # A sampler that does not show its probabilities may forbid more than its processors do.
+            complete = verdict.bits_per_token is not None
+            impossible[spec] = (len(verdict.forbidden), verdict.n_tokens) if complete else None
     return {"kind": "coverage", "story": number, "impossible": impossible}
 
 
 def _surprise(session: Session, tokenizer: Tokenizer, excerpt: Excerpt) -> list[float]:
-    """Of each token, in bits."""
+    """Return the surprise of each token of an excerpt, in bits."""
     import torch
 
     token_ids = (*excerpt.prompt_ids, *excerpt.token_ids)

@@ -1,12 +1,14 @@
-"""Which decoder's stories are most like real ones: the criterion, laid down before there were results.
+"""Decide which decoder's stories are most like real ones. The criterion was fixed before there were results.
 
-For each measure named in `CRITERION`, z is how far a decoder's figure is from that of real stories, in units of the
-standard deviation between groups of real stories, a group having one story for each prompt. A decoder's distance is
-the mean of log2(1 + z) over the measures: 0 is alike, 1 is as far as one handful of real stories is from the rest, and
-each further 1 about doubles that. The logarithm keeps one bad figure from deciding alone. The least distance wins.
+For each measure in `CRITERION`, z is the difference between a decoder and real stories, in standard deviations between
+groups of real stories; a group has one story for each prompt. The distance of a decoder is the mean of log2(1 + z) over
+the measures. At 0 its stories are like real ones; at 1 they differ as much as one group of real stories differs from
+the others; each further 1 about doubles the difference. Because of the logarithm, one bad figure does not decide alone.
+The decoder with the smallest distance wins.
 
-The gap of the bits counts only where it is above that of real stories: it is a distance itself. A measure that does not
-differ between the groups of real stories has no unit, and is left out. A decoder without one of the figures is last.
+The bits gap is itself a distance, so it counts only if it is larger than that of real stories. A measure that is equal
+in all groups of real stories has no unit, and is left out. A decoder that lacks a figure is last. Knows measures, and
+not how they are computed.
 """
 
 from collections.abc import Mapping
@@ -23,29 +25,29 @@ CRITERION = ("bits_gap", "distinct_2", "repeated_4grams", "ended_properly", "unk
 _ONE_SIDED = frozenset({"bits_gap"})
 
 _TIED = 0.05
-"""A decoder is tied with the winner if it is no further from real stories in at least this share of the resamples."""
+"""A decoder is tied with the winner if its distance is not larger in at least this share of the resamples."""
 
 
 @dataclass(frozen=True)
 class Real:
-    """What real stories are like in one measure: the mean of their groups, and the standard deviation between them."""
+    """One measure of real stories: the mean of their groups, and the standard deviation between the groups."""
 
     mean: float
     spread: float
 
 
 def real_side(measures: Mapping[str, Measure], n_prompts: int) -> dict[str, Real]:
-    """The measures of the criterion that can be used, of at least two groups of real stories."""
-    found = {name: plain(measures[name], n_prompts) for name in CRITERION if name in measures}
+    """Return the usable measures of the criterion, from at least two groups of real stories."""
+    figures = {name: plain(measures[name], n_prompts) for name in CRITERION if name in measures}
     return {
         name: Real(float(groups.mean()), float(groups.std(ddof=1)))
-        for name, groups in found.items()
+        for name, groups in figures.items()
         if groups.std(ddof=1) > 0
     }
 
 
 def distances(measures: Mapping[str, Measure], real: Mapping[str, Real], weights: Floats) -> Floats:
-    """A decoder's distance from real stories in each of (R, P) resamples, (R,); infinite where a figure is missing."""
+    """Return the distance of a decoder in each of (R, P) resamples: (R,), infinite if a figure is missing."""
     doublings = []
     for name, side in real.items():
         away = measures[name].by_group(weights).mean(axis=0) - side.mean
@@ -58,11 +60,11 @@ def distances(measures: Mapping[str, Measure], real: Mapping[str, Real], weights
 
 
 def rank(plain_distances: Mapping[str, float], resampled: Mapping[str, Floats]) -> tuple[list[str], list[str]]:
-    """The decoders from the nearest to the farthest, and those that are tied with the first.
+    """Return the decoders from the smallest to the largest distance, and those that are tied with the first.
 
     Args:
-        plain_distances: of each decoder, from all prompts.
-        resampled: of each decoder, (R,), from the same resamples.
+        plain_distances: the distance of each decoder over all prompts.
+        resampled: (R,), the distances of each decoder in the same resamples.
 
     >>> far = np.array([2.0, 2.0]); near = np.array([1.0, 1.0])
     >>> rank({"a": 2.0, "b": 1.0, "c": 1.1}, {"a": far, "b": near, "c": near})

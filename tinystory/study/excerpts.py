@@ -1,7 +1,8 @@
-"""The real side of a study: pieces of real stories, cut as the decoders' own stories are cut.
+"""Cut excerpts from real stories in the way in which the stories of decoders are cut.
 
-A decoder goes on from a prompt for at most so many tokens. Its counterpart is a real story, divided after as many
-words as the prompt has: what comes before is given, and what follows, up to as many tokens, is measured.
+A decoder continues a prompt by at most max_tokens tokens. The real story that is compared with it is divided after as
+many words as the prompt has. The part before stands for the prompt, and at most max_tokens tokens after it are
+measured. Knows texts and tokens, and no decoder.
 """
 
 import re
@@ -14,7 +15,7 @@ from tinystory.text.tokenizer import Tokenizer
 __all__ = ["FEWEST_GROUPS", "Excerpt", "real_groups"]
 
 FEWEST_GROUPS = 3
-"""So many are needed to tell how far groups of real stories are from each other."""
+"""The fewest groups that show how much groups of real stories differ."""
 
 _MOST_GROUPS = 12
 _WORD = re.compile(r"\S+")
@@ -22,13 +23,13 @@ _WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A piece of a real story.
+    """A part of a real story.
 
     Attributes:
-        prompt_ids: tokens before it, BOS included where the vocabulary has one.
-        token_ids: its own.
-        text: of those.
-        finished: whether the story ends with it, and so early that a decoder could have picked the end.
+        prompt_ids: the tokens before the part, with BOS if the vocabulary has one.
+        token_ids: the tokens of the part.
+        text: the text of these tokens.
+        finished: whether the story ends with this part, early enough that a decoder could have picked its end.
     """
 
     prompt_ids: tuple[int, ...]
@@ -40,15 +41,15 @@ class Excerpt:
 def real_groups(
     stories: Iterable[str], prompts: Sequence[str], tokenizer: Tokenizer, max_tokens: int
 ) -> list[list[Excerpt]]:
-    """Groups of excerpts, one for each prompt; no story is used twice.
+    """Return groups of excerpts, with one excerpt for each prompt. No story is used twice.
 
-    A story that is no longer than the prompt it would stand for is left out.
+    A story that is not longer than its prompt is left out.
 
     Args:
-        stories: read as far as they are needed for 12 groups.
-        prompts: of the study; their lengths in words are used.
-        tokenizer: the model's.
-        max_tokens: of an excerpt.
+        stories: real stories, read until there are 12 groups.
+        prompts: the prompts of the study; only their lengths in words are used.
+        tokenizer: the tokenizer of the model.
+        max_tokens: most tokens of an excerpt.
 
     Raises:
         UsageError: there are too few stories for `FEWEST_GROUPS` groups.
@@ -57,7 +58,7 @@ def real_groups(
     left = iter(stories)
     groups: list[list[Excerpt]] = []
     while len(groups) < _MOST_GROUPS:
-        group = [found for n in lengths if (found := _next(left, n, tokenizer, max_tokens))]
+        group = [excerpt for n in lengths if (excerpt := _next(left, n, tokenizer, max_tokens))]
         if len(group) < len(prompts):
             break
         groups.append(group)
@@ -70,8 +71,9 @@ def real_groups(
 
 
 def _next(stories: Iterator[str], n_words: int, tokenizer: Tokenizer, max_tokens: int) -> Excerpt | None:
-    """The excerpt of the first story that can be divided after n words."""
-    return next((found for story in stories if (found := _excerpt(story, n_words, tokenizer, max_tokens))), None)
+    """Return the excerpt of the first story that can be divided after n words, or None if there is no more."""
+    excerpts = (_excerpt(story, n_words, tokenizer, max_tokens) for story in stories)
+    return next(filter(None, excerpts), None)
 
 
 def _excerpt(story: str, n_words: int, tokenizer: Tokenizer, max_tokens: int) -> Excerpt | None:
@@ -80,7 +82,7 @@ def _excerpt(story: str, n_words: int, tokenizer: Tokenizer, max_tokens: int) ->
         return None
     given = story[: ends[n_words - 1]] if n_words else ""
     prompt_ids, all_ids = tokenizer.encode(given), tokenizer.encode(story)
-    if all_ids[: len(prompt_ids)] != prompt_ids:  # a vocabulary that joins what was cut
+    if all_ids[: len(prompt_ids)] != prompt_ids:  # a token of the story spans the cut
         return None
     token_ids = all_ids[len(prompt_ids) :]
     if len(token_ids) < max_tokens:

@@ -1,4 +1,4 @@
-"""What a study has found: from the records of its journal to figures, as they stand in `study.json`."""
+"""Compute the findings of a study from the records of its journal, as `study.json` has them. Knows no page."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -33,24 +33,23 @@ def findings(
     vocabulary: Collection[str] | None = None,
     failed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Measure everything.
+    """Return the figures of all decoders and of the real stories.
 
     Args:
-        plan: of the study; its work is done.
+        plan: the plan of the study; all its work is done.
         real: groups of real excerpts.
-        records: of the journal; what is not in the plan is passed over.
-        vocabulary: the words of the training text, where that is known.
-        failed: decoders that could not write their stories, and why; they are only named.
+        records: the records of the journal; those that are not in the plan are ignored.
+        vocabulary: the words of the training text, if it is known.
+        failed: decoders that could not write their stories, with the reasons; they are only named.
 
     Returns:
-        What goes into `study.json`: figures as `{"value", "low", "high"}`, shares from 0 to 1, surprise in bits.
+        The content of `study.json`: figures as `{"value", "low", "high"}`, shares from 0 to 1, surprise in bits.
     """
     failed = failed or {}
     sides = {spec: _written(plan, spec, records) for spec in plan.decoders if spec not in failed}
     real_groups = _real(real, records)
     ngrams = comparable_ngrams(list(sides.values()), real_groups)
     weights = resamples(len(plan.prompts))
-    ones = np.ones((1, len(plan.prompts)))
     real_profile = profile_of(real_groups, plan.max_tokens)
 
     def measures_of(
@@ -59,33 +58,30 @@ def findings(
         return dict(measured(groups, profile, reference, distinct_ngrams=ngrams, vocabulary=vocabulary))
 
     real_measures = measures_of(real_groups, real_profile, reference_of(real_profile, leave_one_out=True))
-    likeness = real_side(real_measures, len(plan.prompts))
+    real_figures = real_side(real_measures, len(plan.prompts))
     reference = reference_of(real_profile)
-    rows: dict[str, dict[str, Any]] = {}
-    near: dict[str, float] = {}
-    resampled: dict[str, Floats] = {}
-    for spec, groups in sides.items():
-        profile = profile_of(groups, plan.max_tokens)
-        found = measures_of(groups, profile, reference)
-        near[spec] = float(distances(found, likeness, ones)[0])
-        resampled[spec] = distances(found, likeness, weights)
-        impossible = _impossible(spec, len(plan.prompts), records)
-        if impossible:
-            found["impossible"] = impossible
-        rows[spec] = {
+    profiles = {spec: profile_of(groups, plan.max_tokens) for spec, groups in sides.items()}
+    measures = {spec: measures_of(groups, profiles[spec], reference) for spec, groups in sides.items()}
+    ones = np.ones((1, len(plan.prompts)))
+    plain_distances = {spec: float(distances(figures, real_figures, ones)[0]) for spec, figures in measures.items()}
+    resampled = {spec: distances(figures, real_figures, weights) for spec, figures in measures.items()}
+    order, tied = rank(plain_distances, resampled)
+    rows = [
+        {
             "spec": spec,
             "seeds": list(plan.seeds_of(spec)),
-            "distance": _distance(near[spec], resampled[spec]),
-            "measures": {name: asdict(estimate(one, weights)) for name, one in found.items()},
-            "profile": profile.mean(),
+            "distance": _distance(plain_distances[spec], resampled[spec]),
+            "measures": _estimates(measures[spec] | _impossible(spec, len(plan.prompts), records), weights),
+            "profile": profiles[spec].mean(),
             **_speed(plan, spec, records),
         }
-    order, tied = rank(near, resampled)
+        for spec in order
+    ]
     return {
-        "winner": order[0] if order and np.isfinite(near[order[0]]) else None,
+        "winner": order[0] if order and np.isfinite(plain_distances[order[0]]) else None,
         "tied": tied,
-        "criterion": {name: asdict(side) for name, side in likeness.items()},
-        "left_out_of_criterion": [name for name in CRITERION if name not in likeness],
+        "criterion": {name: asdict(side) for name, side in real_figures.items()},
+        "left_out_of_criterion": [name for name in CRITERION if name not in real_figures],
         "prompts": len(plan.prompts),
         "seeds": list(plan.seeds),
         "max_tokens": plan.max_tokens,
@@ -93,16 +89,16 @@ def findings(
         "distinct_ngrams": ngrams,
         "real": {
             "groups": len(real_groups),
-            "measures": {name: asdict(estimate(one, weights)) for name, one in real_measures.items()},
+            "measures": _estimates(real_measures, weights),
             "profile": real_profile.mean(),
         },
-        "decoders": [rows[spec] for spec in order],
+        "decoders": rows,
         "failed": dict(failed),
     }
 
 
 def _written(plan: Plan, spec: str, records: Sequence[StudyRecord]) -> list[StoryGroup]:
-    """The stories of a decoder, a group for each seed."""
+    """Return the stories of a decoder: one group for each seed."""
     groups = []
     for seed in plan.seeds_of(spec):
         by_number = {
@@ -134,17 +130,21 @@ def _real(real: Sequence[Sequence[Excerpt]], records: Sequence[StudyRecord]) -> 
     ]
 
 
-def _impossible(spec: str, n_stories: int, records: Sequence[StudyRecord]) -> Ratio | None:
-    """The share of real tokens that a decoder makes impossible; None where that is not known."""
+def _estimates(measures: Mapping[str, Measure], weights: Floats) -> dict[str, dict[str, float | None]]:
+    return {name: asdict(estimate(measure, weights)) for name, measure in measures.items()}
+
+
+def _impossible(spec: str, n_stories: int, records: Sequence[StudyRecord]) -> dict[str, Measure]:
+    """Return the share of real tokens that a decoder makes impossible; empty if it is not known for all stories."""
     counts: dict[int, tuple[int, int] | None] = {}
     for record in records:
         if record["kind"] == "coverage" and spec in record["impossible"]:
             counts[record["story"]] = record["impossible"][spec]
-    known = [count for number in range(n_stories) if (count := counts.get(number))]
-    if len(known) < n_stories:
-        return None
-    table = np.array(known, np.float64)
-    return Ratio(table[None, :, 0], table[None, :, 1])
+    complete = [count for number in range(n_stories) if (count := counts.get(number))]
+    if len(complete) < n_stories:
+        return {}
+    table = np.array(complete, np.float64)
+    return {"impossible": Ratio(table[None, :, 0], table[None, :, 1])}
 
 
 def _distance(value: float, resampled: Floats) -> dict[str, float | None]:
@@ -156,13 +156,13 @@ def _distance(value: float, resampled: Floats) -> dict[str, float | None]:
 
 
 def _speed(plan: Plan, spec: str, records: Sequence[StudyRecord]) -> dict[str, float | int]:
-    mine = [
+    spec_records = [
         record
         for record in records
         if record["kind"] == "stories" and record["spec"] == spec and record["seed"] in plan.seeds_of(spec)
     ]
-    tokens = sum(len(story["bits"]) for record in mine for story in record["stories"])
-    seconds = sum(record["cpu_seconds"] for record in mine)
+    tokens = sum(len(story["bits"]) for record in spec_records for story in record["stories"])
+    seconds = sum(record["cpu_seconds"] for record in spec_records)
     return {
         "tokens": tokens,
         "cpu_seconds": round(seconds, 3),

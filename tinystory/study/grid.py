@@ -1,4 +1,4 @@
-"""The decoders of a study: specs from a file, or the built-in ones; what is not installed is left out, and said."""
+"""Read the specs and the prompts of a study, or give the built-in specs. Knows specs and files, and no model."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -13,6 +13,9 @@ from tinystory.errors import UsageError
 from tinystory.safe.showing import visible
 
 __all__ = ["BUILT_IN_GRID", "FEWEST", "decoders_of", "read_grid", "read_prompts"]
+
+FEWEST = 2
+"""The fewest prompts of a study: variety is measured between the stories of different prompts."""
 
 BUILT_IN_GRID = (
     "greedy",
@@ -45,11 +48,11 @@ BUILT_IN_GRID = (
     "contrastive",
     "sample 0.8 | best-of 4",
 )
-"""Every method of the catalogue once or twice, at values their authors or peers suggest; nothing was tuned here."""
+"""Every built-in method once or twice, with values that its authors or others suggest; none was tuned here."""
 
 
 def read_grid(path: Path) -> list[str]:
-    """The specs of a file, one on a line; empty lines and lines that begin with # are left out.
+    """Return the specs of a file, one from each line; empty lines and lines that begin with # are left out.
 
     Raises:
         UsageError: the file cannot be read, or has no spec.
@@ -65,27 +68,27 @@ def read_grid(path: Path) -> list[str]:
 def decoders_of(
     specs: Iterable[str], registry: Registry, *, skip_unknown: bool = False
 ) -> tuple[dict[str, Decoder], dict[str, str]]:
-    """Read specs.
+    """Return the decoders of some specs.
 
     Args:
-        specs: as users write them.
-        registry: of the stages.
-        skip_unknown: leave out the specs with a stage that is not installed.
+        specs: specs as users write them.
+        registry: the stages that are installed.
+        skip_unknown: leave out specs that have a stage which is not installed.
 
     Returns:
-        The decoders by canonical spec, each once, in order; and why a spec was left out, by the spec as written.
+        The decoders by canonical spec, each once, in order; and the specs that were left out, each with the reason.
 
     Raises:
         UsageError: a spec is wrong, or none is left.
     """
-    known = {*registry.names(), *registry.aliases}
+    installed = {*registry.names(), *registry.aliases}
     decoders: dict[str, Decoder] = {}
     skipped: dict[str, str] = {}
     for spec in specs:
         try:
             decoder = parse_spec(spec, registry)
         except UsageError as error:
-            missing = [name for name in _names(spec) if name not in known]
+            missing = [name for name in _names(spec) if name not in installed]
             if not (skip_unknown and missing):
                 raise UsageError(f"{spec!r}: {error}") from error
             skipped[spec] = f"{missing[0]} is not installed"
@@ -104,19 +107,15 @@ def _listed(skipped: Mapping[str, str]) -> str:
     return "; ".join(dict.fromkeys(skipped.values())) or "give one with -d"
 
 
-FEWEST = 2
-"""Diversity is measured between the stories of different prompts."""
-
-
 def read_prompts(path: Path, limit: int | None = None) -> tuple[str, ...]:
-    """The prompts of a file.
+    """Return the prompts of a file.
 
     Args:
-        path: as for `PromptFile`.
-        limit: take only so many, the first ones.
+        path: a file as for `PromptFile`.
+        limit: take only the first `limit` prompts.
 
     Raises:
-        UsageError: the file cannot be read, is of another form, or has fewer than `FEWEST` prompts.
+        UsageError: the file cannot be read, has another format, or has fewer than `FEWEST` prompts.
     """
     with PromptFile(path) as file:
         prompts = tuple(islice(file, limit))

@@ -1,10 +1,10 @@
-"""The pictures of a study: quality against diversity, and surprise along the story; real stories are marked in both."""
+"""Draw the plots of a study: quality against variety, and surprise by position. Knows only the findings."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinystory.evaluation.figures import new_figure, save_figure
+from tinystory.evaluation.plotting import new_figure, save_figure
 
 __all__ = ["plot_profiles", "plot_quality"]
 
@@ -13,15 +13,15 @@ _COLOR, _NEAREST_COLOR = "#4878a8", "#c44e52"
 _N_NEAREST = 3
 
 
-def plot_quality(found: Mapping[str, Any], path: Path) -> None:
-    """Draw each decoder as a point with its intervals, by its place in the table; two views of the same.
+def plot_quality(findings: Mapping[str, Any], path: Path) -> None:
+    """Draw each decoder as a point with its intervals and its place in the table, in two views.
 
-    Left: distinct-2 against the gap to the surprise of real text, where 0 is the best. Right: self-BLEU against bits
-    per token, which shows on which side of real text a decoder is.
+    Left: distinct-2 against the bits gap to real stories, where 0 is best. Right: self-BLEU against bits per token,
+    which shows whether a decoder is more or less surprising than real stories.
 
     Args:
-        found: what `findings` gives.
-        path: .png or .svg.
+        findings: the result of `findings`.
+        path: a .png or .svg file.
 
     Raises:
         TinystoryError: matplotlib is not installed, or the file cannot be written.
@@ -34,10 +34,10 @@ def plot_quality(found: Mapping[str, Any], path: Path) -> None:
     )
     for index, (x, x_label, y, y_label) in enumerate(views):
         axes = figure.add_subplot(grid[index])
-        for place, row in enumerate(found["decoders"], start=1):
-            color = _NEAREST_COLOR if place == 1 or row["spec"] in found["tied"] else _COLOR
+        for place, row in enumerate(findings["decoders"], start=1):
+            color = _NEAREST_COLOR if place == 1 or row["spec"] in findings["tied"] else _COLOR
             _point(axes, row["measures"], x, y, color=color, label=str(place))
-        real = found["real"]["measures"]
+        real = findings["real"]["measures"]
         _point(axes, real, x, y, color=_REAL, marker="*", markersize=16, label="real")
         for name, line in ((x, axes.axvline), (y, axes.axhline)):
             if real[name]["value"] is not None:
@@ -47,21 +47,21 @@ def plot_quality(found: Mapping[str, Any], path: Path) -> None:
         axes.grid(alpha=0.25)
     legend = figure.add_subplot(grid[2])
     legend.axis("off")
-    lines = [f"{place:>2}  {row['spec']}" for place, row in enumerate(found["decoders"], start=1)]
+    lines = [f"{place:>2}  {row['spec']}" for place, row in enumerate(findings["decoders"], start=1)]
     legend.text(0, 1, "\n".join(["★  real stories", *lines]), va="top", family="monospace", fontsize=9)
     save_figure(figure, path)
 
 
-def plot_profiles(found: Mapping[str, Any], path: Path) -> None:
+def plot_profiles(findings: Mapping[str, Any], path: Path) -> None:
     """Draw surprise by position: real stories, the nearest decoders, and those with the least and the most surprise.
 
-    Args and errors are those of `plot_quality`.
+    Arguments and errors are those of `plot_quality`.
     """
     figure = new_figure((10, 6))
     axes = figure.add_subplot()
-    for row in _few(found["decoders"]):
-        _line(axes, found, row["profile"], linewidth=1.4, marker="o", markersize=3, label=row["spec"])
-    _line(axes, found, found["real"]["profile"], color=_REAL, linewidth=2.5, label="real stories")
+    for row in _few(findings["decoders"]):
+        _line(axes, findings, row["profile"], linewidth=1.4, marker="o", markersize=3, label=row["spec"])
+    _line(axes, findings, findings["real"]["profile"], color=_REAL, linewidth=2.5, label="real stories")
     axes.set_xlabel("tokens after the prompt")
     axes.set_ylabel("bits per token, under the model's own distribution")
     axes.set_ylim(bottom=0)
@@ -71,7 +71,7 @@ def plot_profiles(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _few(decoders: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The nearest ones, and the two ends by bits per token; each once."""
+    """Return the nearest decoders, and those with the fewest and the most bits per token; each once."""
     by_bits = sorted(
         (row for row in decoders if row["measures"]["bits_per_token"]["value"] is not None),
         key=lambda row: row["measures"]["bits_per_token"]["value"],
@@ -84,15 +84,15 @@ def _point(axes: Any, measures: Mapping[str, Any], x: str, y: str, label: str, *
     across, up = measures[x], measures[y]
     if across["value"] is None or up["value"] is None:
         return
-    # An interval of percentiles need not hold the figure itself.
-    bars = [[[max(0, one["value"] - one["low"])], [max(0, one["high"] - one["value"])]] for one in (across, up)]
+    # The figure itself may lie outside an interval of percentiles.
+    bars = [[[max(0, axis["value"] - axis["low"])], [max(0, axis["high"] - axis["value"])]] for axis in (across, up)]
     style = {"marker": "o", "markersize": 5} | style
     axes.errorbar(across["value"], up["value"], xerr=bars[0], yerr=bars[1], elinewidth=0.6, alpha=0.85, **style)
     axes.annotate(label, (across["value"], up["value"]), (5, 5), textcoords="offset points", fontsize=9)
 
 
-def _line(axes: Any, found: Mapping[str, Any], profile: Sequence[float | None], **style: Any) -> None:
-    width = found["bucket_tokens"]
+def _line(axes: Any, findings: Mapping[str, Any], profile: Sequence[float | None], **style: Any) -> None:
+    width = findings["bucket_tokens"]
     points = [(width * (index + 0.5), bits) for index, bits in enumerate(profile) if bits is not None]
     if points:
         axes.plot(*zip(*points, strict=True), **style)

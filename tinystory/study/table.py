@@ -1,4 +1,4 @@
-"""The findings of a study as the cells of one table, for the terminal and for the page."""
+"""Make the table of a study from its findings, for the terminal and for the page. Knows no layout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,36 +20,36 @@ _MISSING = "–"
 
 
 def heading_of(name: str) -> str:
-    """Of the column with a measure."""
+    """Return the heading of the column that has a measure."""
     return next(heading for heading, column, _ in _COLUMNS if column == name)
 
 
-def headings(found: Mapping[str, Any]) -> list[str]:
-    """Of the columns: place and spec first, speed last."""
-    return ["", "decoder", "distance", *(heading for heading, _, _ in _shown(found)), "tokens/CPU s"]
+def headings(findings: Mapping[str, Any]) -> list[str]:
+    """Return the headings of all columns: place and spec come first, speed comes last."""
+    return ["", "decoder", "distance", *(heading for heading, _, _ in _shown(findings)), "tokens/CPU s"]
 
 
-def cells(found: Mapping[str, Any], *, intervals: bool = False) -> list[list[str]]:
-    """A row for real stories and one for each decoder, the nearest to real stories first.
+def cells(findings: Mapping[str, Any], *, intervals: bool = False) -> list[list[str]]:
+    """Return a row for the real stories and one for each decoder, the nearest to real stories first.
 
     Args:
-        found: what `findings` gives.
-        intervals: write each figure's interval under it, after a `<br>`.
+        findings: the result of `findings`.
+        intervals: write the interval of each figure under it, after a `<br>`.
     """
-    columns = _shown(found)
-    real = found["real"]["measures"]
+    columns = _shown(findings)
+    real = findings["real"]["measures"]
     rows = [["", "real stories", _MISSING, *(_cell(real.get(name), unit, intervals) for _, name, unit in columns), ""]]
-    for place, row in enumerate(found["decoders"], start=1):
+    for place, row in enumerate(findings["decoders"], start=1):
         figures = [_cell(row["measures"].get(name), unit, intervals) for _, name, unit in columns]
         speed = f"{row['tokens_per_cpu_second']:,.0f}"
-        mark = "=" if row["spec"] in found["tied"] else ""
+        mark = "=" if row["spec"] in findings["tied"] else ""
         rows.append([f"{place}{mark}", row["spec"], _cell(row["distance"], "ratio", intervals), *figures, speed])
     return rows
 
 
-def _shown(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The columns that have a figure."""
-    rows = [found["real"], *found["decoders"]]
+def _shown(findings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the columns that have at least one figure."""
+    rows = [findings["real"], *findings["decoders"]]
     return [column for column in _COLUMNS if any(column[1] in row["measures"] for row in rows)]
 
 

@@ -1,4 +1,4 @@
-"""What a decoder costs on this machine: time besides the model for each token, and how often it runs the model."""
+"""The cost of a decoder on this machine: its own time for each token, and how often it runs the model."""
 
 import statistics
 import time
@@ -21,25 +21,25 @@ __all__ = ["Cost", "decode_microseconds", "measure"]
 
 _VERBS = frozenset({"prefill", "decode", "reorder", "rewind", "hidden"})
 _N_PROMPT, _N_TOKENS = 64, 128
-"""Stages that look back cost more the longer the story; this one is of a usual length."""
+"""Some stages cost more for a longer story, so these numbers give a story of a usual length."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one token costs.
+    """The cost of one token.
 
     Attributes:
-        microseconds: the median time a stage takes for a token; of a search, the mean over a story, with the chain
-            before it and without what the session takes.
-        model_tokens: how many tokens the model has to compute for each one of the story; 1 for a plain chain.
+        microseconds: the median time of a stage for one token. For a search, the mean over a story, with the chain
+            before it and without the time of the session.
+        model_tokens: how many tokens the model computes for each token of the story; 1 for a plain chain.
     """
 
     microseconds: float
     model_tokens: float
 
 
-class _Table(ToySession):
-    """Logits out of a small table, so that the session takes next to no time of its own."""
+class _TableSession(ToySession):
+    """A session with logits from a small table, so that it takes almost no time. `seconds` is the time that it took."""
 
     def __init__(self, **options: Any) -> None:
         import torch
@@ -51,9 +51,9 @@ class _Table(ToySession):
         self.seconds = 0.0
 
     def __getattribute__(self, name: str) -> Any:
-        """The verbs of a session note the time that they take."""
-        found = super().__getattribute__(name)
-        return partial(self._timed, found) if name in _VERBS else found
+        """Return an attribute. The verbs of a session are timed."""
+        attribute = super().__getattribute__(name)
+        return partial(self._timed, attribute) if name in _VERBS else attribute
 
     def _timed(self, verb: Callable[..., Any], *arguments: Any) -> Any:
         before = time.perf_counter()
@@ -65,33 +65,33 @@ class _Table(ToySession):
     def logits_after(self, token_ids: Sequence[int]) -> "Tensor":
         return self._logits[sum(token_ids[-2:]) % len(self._logits)]
 
-    def open(self, model: str | None = None) -> "_Table":
-        return _Table(vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
+    def open(self, model: str | None = None) -> "_TableSession":
+        return _TableSession(vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
 
 
 def measure(stage: Stage, decoder: Decoder, vocab_size: int = 2048) -> Cost:
-    """Time a stage on one thread of the CPU.
+    """Return the cost of a stage, measured on one thread of the CPU.
 
     Args:
-        stage: a processor or sampler, timed alone; or a search.
-        decoder: the whole that the stage stands in, timed where it is a search.
+        stage: a processor or sampler, which is timed alone; or a search.
+        decoder: the decoder with this stage, which is timed if the stage is a search.
         vocab_size: V, the number of logits.
     """
     import torch
 
-    session = _Table(vocab_size=vocab_size, max_seq_len=512)
+    session = _TableSession(vocab_size=vocab_size, max_seq_len=512)
     request = toy_request([index % 30 + 2 for index in range(_N_PROMPT)], _N_TOKENS, vocab_size, opener=session.open)
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a small model runs: sharing so few numbers out costs more than it gives
+    torch.set_num_threads(1)  # as for a small model, where a second thread costs more than it gives
     try:
         if isinstance(stage, Search):
-            return _of_search(decoder, session, request)
-        return _of_stage(stage, session, request)
+            return _search_cost(decoder, session, request)
+        return _stage_cost(stage, session, request)
     finally:
         torch.set_num_threads(n_threads)
 
 
-def _of_stage(stage: Any, session: _Table, request: Request) -> Cost:
+def _stage_cost(stage: Any, session: _TableSession, request: Request) -> Cost:
     token_ids, times = list(request.prompt_ids), []
     state = stage.start(request)
     for _ in range(_N_TOKENS):
@@ -105,7 +105,7 @@ def _of_stage(stage: Any, session: _Table, request: Request) -> Cost:
     return Cost(1e6 * statistics.median(times), 1.0)
 
 
-def _of_search(decoder: Decoder, session: _Table, request: Request) -> Cost:
+def _search_cost(decoder: Decoder, session: _TableSession, request: Request) -> Cost:
     before = time.perf_counter()
     n_tokens = 0
     for _, event in run(session, [(decoder, request)]):
@@ -116,7 +116,7 @@ def _of_search(decoder: Decoder, session: _Table, request: Request) -> Cost:
 
 
 def decode_microseconds(session: Session) -> float:
-    """The median time a model takes to decode one token of one row."""
+    """Return the median time in microseconds that a model takes to decode one token of one row."""
     import torch
 
     ids = [session.bos_id or 0]

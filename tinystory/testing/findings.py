@@ -1,4 +1,4 @@
-"""What the conformance kit looks at, and what it has found."""
+"""The checks of the conformance kit, and their results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ __all__ = ["CHECKS", "Check", "Findings", "Problem"]
 
 CHECKS: Mapping[str, str] = {
     "declaration": "the class can be loaded as a plug-in",
-    "docstring": "it says what it does",
-    "neutral value": "its neutral value is allowed and switches it off",
-    "call": "it takes logits of every kind and size",
-    "output": "it gives what its kind gives: logits like those it got, or a token id",
-    "purity": "it changes nothing that it is given",
-    "determinism": "the same call, and the same seed, give the same",
-    "finite or −inf": "it gives no NaN and no +inf",
-    "support": "at least one token stays, and a removed one never returns",
-    "older state": "from an older state it goes on as it did",
-    "spec": "what is printed reads back as the same decoder",
+    "docstring": "the class says what it does",
+    "neutral value": "the neutral value is allowed and switches the stage off",
+    "call": "it accepts logits of every kind and size",
+    "output": "a processor returns logits like those it got, a sampler returns a token id",
+    "purity": "it does not change its arguments",
+    "determinism": "the same call or the same seed gives the same result",
+    "finite or −inf": "it returns no NaN and no +inf",
+    "support": "at least one token stays, and a removed token stays removed",
+    "older state": "from an older state it continues in the same way",
+    "spec": "the printed spec reads back as the same decoder",
     "story": "it writes whole stories",
     "events": "a story is Commits and Drafts, then one Finish",
-    "tokens": "committed tokens exist, and an EOS is none of them",
+    "tokens": "committed tokens exist, and none of them is an EOS",
     "logprob": "committed tokens carry the model's own log-probability",
-    "max_new_tokens": "the limit holds",
-    "stop": "a stop is heard within a step",
-    "cancel": "a cancel is heard within a step",
-    "early close": "a story may be dropped in the middle",
-    "together": "a story comes out the same in a batch",
+    "max_new_tokens": "a story has no more new tokens than the limit",
+    "stop": "a stop ends the story within one step",
+    "cancel": "a cancel ends the story within one step",
+    "early close": "a story can be left in the middle",
+    "together": "a story is the same alone and in a batch",
 }
-"""Every check, in the order of the report, and what holds where it passes."""
+"""The checks in the order of the report. Each text says what is true if the check passes."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Check:
-    """One check and how it went.
+    """The result of one check.
 
     Attributes:
         name: a key of `CHECKS`.
-        outcome: "not run" where there is nothing to check, or an earlier failure kept the kit from it.
-        detail: what failed; else what the check stands for.
+        outcome: "not run" means that there was nothing to check, or that the kit stopped after an earlier failure.
+        detail: the failure; for the other outcomes, the text of `CHECKS`.
     """
 
     name: str
@@ -58,14 +58,23 @@ class Check:
 
 
 class Findings:
-    """Keeps which checks ran, and the first problem of each."""
+    """The names of the checks that ran, and the first problem of each.
+
+    Attributes:
+        ran: the names of the checks that ran.
+        problems: the first problem of each failed check, by its name.
+    """
 
     def __init__(self) -> None:
         self.ran: set[str] = set()
         self.problems: dict[str, Problem] = {}
 
     def expect(self, holds: bool, check: str, detail: str) -> bool:
-        """Note that a check ran, and what is wrong unless it holds; gives `holds` back."""
+        """Note that a check ran. If it does not hold, note the problem. Return `holds`.
+
+        Raises:
+            KeyError: `check` is not a key of `CHECKS`.
+        """
         if check not in CHECKS:
             raise KeyError(check)
         self.ran.add(check)
@@ -74,7 +83,7 @@ class Findings:
         return holds
 
     def checks(self) -> list[Check]:
-        """How each check went."""
+        """Return the results of all checks, in the order of `CHECKS`."""
         return [
             Check(name, "failed", self.problems[name].detail)
             if name in self.problems

@@ -1,10 +1,4 @@
-"""For authors of decoders: checks that any stage has to pass, and a session without weights to try it on.
-
-from tinystory.testing import conformance
-
-def test_conformance():
-    assert not conformance(MyProcessor(0.5))
-"""
+"""The conformance kit: checks that every decoder stage has to pass. It knows no concrete decoder and no real model."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,9 +6,9 @@ from tinystory.decoding import Decoder, LogitsProcessor, Sampler, Search, Stage
 from tinystory.testing.calls import PlainDraw, check_stages
 from tinystory.testing.findings import Check, Findings, Problem
 from tinystory.testing.stories import check_stories
-from tinystory.testing.toy_session import Call, ToySession, ToyVocabulary
+from tinystory.testing.toy_session import ToySession
 
-__all__ = ["Call", "Check", "Problem", "ToySession", "ToyVocabulary", "conformance", "examine"]
+__all__ = ["conformance", "examine"]
 
 
 def conformance(
@@ -26,17 +20,17 @@ def conformance(
 ) -> list[Problem]:
     """Check a stage, or a whole decoder, against the decoder contract.
 
-    A processor is called on logits that are random, tied, removed (−inf), extreme (±1e4) and of several sizes, a
-    sampler likewise; then whole stories are written on toy sessions, with every way for a story to end.
+    Processors and samplers are called with logits that are random, tied, removed (−inf) and extreme (±1e4), in several
+    sizes. Then whole stories are written on toy sessions, with every way in which a story can end.
 
     Args:
-        subject: an instance, its options set to something that bites.
-        vocab_sizes: sizes V of the logits that single stages are called with.
-        session: makes the sessions for whole stories; called with keyword arguments of ToySession.
-        max_new_tokens: of ordinary stories, at most 240; None for 12, or more where a search refuses so few.
+        subject: an instance whose options have an effect.
+        vocab_sizes: the sizes V of the logits for single calls.
+        session: makes the sessions for whole stories. It is called with keyword arguments of ToySession.
+        max_new_tokens: the length of ordinary stories, at most 240. None means 12, or more if a search refuses 12.
 
     Returns:
-        What is wrong, the first instance of each kind; empty when nothing is.
+        The problems, the first one of each check; an empty list if there are none.
     """
     return list(_findings(subject, vocab_sizes, session, max_new_tokens).problems.values())
 
@@ -48,7 +42,7 @@ def examine(
     session: Callable[..., ToySession] = ToySession,
     max_new_tokens: int | None = None,
 ) -> list[Check]:
-    """The same as `conformance`, as a list of every check and how it went."""
+    """Return the result of every check, with the same arguments as `conformance`."""
     return _findings(subject, vocab_sizes, session, max_new_tokens).checks()
 
 
@@ -59,19 +53,19 @@ def _findings(
     max_new_tokens: int | None,
 ) -> Findings:
     findings = Findings()
-    decoder = subject if isinstance(subject, Decoder) else _around(subject)
+    decoder = subject if isinstance(subject, Decoder) else _decoder_with(subject)
     check_stages(decoder, vocab_sizes, findings)
-    if not findings.problems:  # a stage that fails alone fails in every story too
+    if not findings.problems:  # a stage that fails alone fails in every story, too
         check_stories(decoder, session, max_new_tokens, findings)
     return findings
 
 
-def _around(stage: Stage) -> Decoder:
-    """A whole decoder around one stage."""
+def _decoder_with(stage: Stage) -> Decoder:
+    """Return a whole decoder with this stage."""
     if isinstance(stage, Search):
         return Decoder((), PlainDraw() if stage.takes_sampler else None, stage)
     if isinstance(stage, Sampler):
         return Decoder((), stage)
     if isinstance(stage, LogitsProcessor):
         return Decoder((stage,), PlainDraw())
-    raise TypeError(f"{stage!r} is no LogitsProcessor, Sampler or Search")
+    raise TypeError(f"{stage!r} is not a LogitsProcessor, Sampler or Search")

@@ -1,4 +1,4 @@
-"""A session without weights, for tests: every rule of a real one, in microseconds."""
+"""A session without weights, for tests. It keeps every rule of a real session and takes microseconds."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tinystory.decoding import Ids, Request, Session, Step
+from tinystory.decoding import Ids, Request, Session, Step, common_prefix
 from tinystory.noise import Noise
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ __all__ = ["Call", "ToySession", "ToyVocabulary", "toy_request"]
 
 
 class Call(NamedTuple):
-    """One use of a session: the verb, how many rows it touched, how many tokens it had to compute in all."""
+    """One call of a session: the verb, the number of rows, and the number of tokens that it computed in all."""
 
     verb: str
     rows: int
@@ -24,13 +24,13 @@ class Call(NamedTuple):
 
 
 class ToySession(Session):
-    """A session whose next-token logits are a fixed pseudo-random function of the row's last token ids.
+    """A session whose logits are a fixed pseudo-random function of the last token ids of a row.
 
-    It keeps every rule of `Session` and raises ValueError where a decoder breaks one.
+    It keeps every rule of `Session` and raises ValueError if a decoder breaks one.
 
     Attributes:
-        rows: the token ids each row holds now.
-        calls: what was asked of it, to assert on cost.
+        rows: the token ids that each row holds now.
+        calls: all calls so far, for assertions about the cost.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class ToySession(Session):
         can_rewind: bool = True,
         can_reorder: bool = True,
     ) -> None:
-        """Make an empty session; BOS is token 0 and EOS token 1, where the vocabulary is that large.
+        """Make an empty session. BOS is token 0, and EOS is token 1 if there is more than one token.
 
         Args:
-            vocab_size: number of tokens.
-            max_seq_len: tokens a row can hold.
-            eos_logit: a fixed logit for EOS, −inf allowed; None leaves it to chance.
-            seed: of the pseudo-random function, as it were the weights.
-            memory: how many of the last ids the logits depend on.
-            d_model: size of the hidden state.
-            can_rewind: whether `rewind` is allowed.
-            can_reorder: whether `reorder` is allowed.
+            vocab_size: the number of tokens.
+            max_seq_len: the most tokens that a row can hold.
+            eos_logit: a fixed logit for EOS, which may be −inf; None makes it pseudo-random, too.
+            seed: the seed of the pseudo-random function. It stands for the weights.
+            memory: the number of last ids on which the logits depend.
+            d_model: the size of the hidden state.
+            can_rewind: True if `rewind` is allowed.
+            can_reorder: True if `reorder` is allowed.
         """
         self.vocab_size = vocab_size
         self.max_seq_len = max_seq_len
@@ -72,7 +72,7 @@ class ToySession(Session):
         self._d_model = d_model
 
     def logits_after(self, token_ids: Sequence[int]) -> "Tensor":
-        """What the session answers after these ids; (V,) float32. Not counted as a call."""
+        """Return the (V,) float32 logits after these ids. This does not count as a call."""
         import torch
 
         logits = 2.0 * self._noise("logits", token_ids).gumbel(np.arange(self.vocab_size))
@@ -81,21 +81,23 @@ class ToySession(Session):
         return torch.from_numpy(logits.astype(np.float32))
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> "Tensor":
-        """Make the rows hold these prompts; (B, V)."""
+        """Replace the rows by these prompts and return (B, V) logits."""
         import torch
 
         if not prompts:
             raise ValueError("there is no prompt")
-        held = self.rows
+        old_rows = self.rows
         self.rows = [[int(token_id) for token_id in prompt] for prompt in prompts]
         self._check_rows()
         self._has_hidden = True
-        computed = sum(len(row) - max([_common(row[:-1], other) for other in held], default=0) for row in self.rows)
+        computed = sum(
+            len(row) - max([common_prefix(row[:-1], old) for old in old_rows], default=0) for row in self.rows
+        )
         self.calls.append(Call("prefill", len(self.rows), computed))
         return torch.stack([self.logits_after(row) for row in self.rows])
 
     def decode(self, token_ids: Ids) -> "Tensor":
-        """Append (B,) ids, giving (B, V), or (B, T) ids, giving (B, T, V)."""
+        """Append ids to the rows. Return (B, V) logits for (B,) ids, and (B, T, V) logits for (B, T) ids."""
         import torch
 
         token_ids = torch.as_tensor(token_ids)
@@ -111,7 +113,7 @@ class ToySession(Session):
         return columns[0] if token_ids.ndim == 1 else torch.stack(columns, dim=1)
 
     def reorder(self, rows: Ids) -> None:
-        """Row i becomes a copy of row rows[i]."""
+        """Make row i a copy of row rows[i]."""
         import torch
 
         rows = torch.as_tensor(rows)
@@ -121,7 +123,7 @@ class ToySession(Session):
         self.calls.append(Call("reorder", len(self.rows), 0))
 
     def rewind(self, n_tokens: Sequence[int]) -> None:
-        """Forget the last n_tokens[i] tokens of row i."""
+        """Remove the last n_tokens[i] tokens of row i."""
         if not self.can_rewind:
             raise ValueError("this session cannot rewind")
         for row, n in zip(self.rows, n_tokens, strict=True):
@@ -132,7 +134,7 @@ class ToySession(Session):
         self.calls.append(Call("rewind", len(self.rows), 0))
 
     def hidden(self) -> "Tensor":
-        """A pseudo-random unit vector for each row, from the same ids as its logits; (B, d_model)."""
+        """Return a pseudo-random unit vector for each row, (B, C), from the same ids as its logits."""
         import torch
 
         if not self._has_hidden:
@@ -141,7 +143,7 @@ class ToySession(Session):
         return torch.from_numpy(np.stack([vector / np.linalg.norm(vector) for vector in vectors]).astype(np.float32))
 
     def open(self, model: str | None = None) -> "ToySession":
-        """An empty session of the same function, or of another one for each model name."""
+        """Open an empty session with the same function, or with another function for each model name."""
         return ToySession(
             vocab_size=self.vocab_size,
             max_seq_len=self.max_seq_len,
@@ -165,25 +167,25 @@ class ToySession(Session):
 
 
 class ToyVocabulary:
-    """Tokens as text for a toy session: two without any, a space, marks, the letters, then words of their own."""
+    """The tokens of a toy session as text: BOS and EOS without text, a space, marks, letters, then whole words."""
 
     def __init__(self, vocab_size: int = 32) -> None:
-        """Name the tokens of a vocabulary of any size."""
+        """Give a text to each token of a vocabulary of any size."""
         words = (f" w{i}" for i in range(32, vocab_size))
         self.pieces: tuple[str, ...] = ("", "", *" .,abcdefghijklmnopqrstuvwxyz\n", *words)[:vocab_size]
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """One token a character, BOS first where asked; a character that no token has is left out."""
+        """Return one token id for each character, with BOS first if `bos`. Characters without a token are left out."""
         ids = [self.pieces.index(character) for character in text if character in self.pieces]
         return [0, *ids] if bos else ids
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The pieces, joined."""
+        """Return the text of token ids."""
         return "".join(self.pieces[i] for i in token_ids)
 
 
 def toy_request(prompt: Sequence[int], max_new_tokens: int, vocab_size: int = 32, **others: Any) -> Request:
-    """A story whose tokens are text, with somebody who always chooses the likeliest."""
+    """Return a request whose tokens have text, with a person who always picks the likeliest token."""
 
     def choose(logits: "Tensor", step: Step) -> int:
         return int(logits.argmax())
@@ -194,9 +196,3 @@ def toy_request(prompt: Sequence[int], max_new_tokens: int, vocab_size: int = 32
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    pairs = zip(one, other, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -1,1 +1,1 @@
-"""Text and token ids: the tokenizer, words, where sentences end."""
+"""Text and token ids: the tokenizer, whole words in a text, and the ends of sentences. It knows no model."""

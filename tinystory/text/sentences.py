@@ -1,4 +1,4 @@
-"""XXX-DOC."""
+"""The ends of sentences, and the context of a story that is longer than the model's. It knows no model."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ __all__ = ["ends_sentence", "whole_sentences"]
 
 
 def whole_sentences(tokenizer: Tokenizer, token_ids: Sequence[int], max_seq_len: int) -> list[int]:
-    """The context that goes on when a story outgrows the model.
+    """Return the context for a story that is longer than the model's context.
 
-    BOS stays. Each time the context is full, the oldest quarter goes, and then what is left of a sentence, where a
-    new one begins in the older half of the rest. Where that happens depends on the story's tokens alone, not on how
-    often it was stopped and continued.
+    BOS stays. Each time the context is full, the oldest quarter of it is removed. If a new sentence begins in the older
+    half of the rest, everything before that sentence is removed, too. This depends only on the tokens of the story, and
+    not on how often the story was stopped and continued.
 
     Args:
-        tokenizer: tells where sentences end.
+        tokenizer: gives the text of tokens, to find the ends of sentences.
         token_ids: the whole story.
-        max_seq_len: tokens the model sees.
+        max_seq_len: the most tokens that the model sees.
 
     Returns:
         At most max_seq_len ids, the latest last.
@@ -28,11 +28,12 @@ def whole_sentences(tokenizer: Tokenizer, token_ids: Sequence[int], max_seq_len:
     start = len(head)
     while len(token_ids) - start > room:
         start += room + 1 - kept
-        fresh = (i for i in range(start, start + kept // 2) if ends_sentence(tokenizer.token_text(token_ids[i - 1])))
-        start = next(fresh, start)
+        places = range(start, start + kept // 2)
+        sentences = (i for i in places if ends_sentence(tokenizer.token_text(token_ids[i - 1])))
+        start = next(sentences, start)
     return head + list(token_ids[start:])
 
 
 def ends_sentence(text: str) -> bool:
-    """Whether a text ends like a sentence, closing quotes and white space aside."""
+    """Return True if a text ends like a sentence. Closing quotes and white space at its end do not count."""
     return text.rstrip("\"'”’)» \n\t").endswith((".", "!", "?", "…"))

@@ -1,6 +1,6 @@
-"""Text <-> token ids, and text that appears token by token without splitting a UTF-8 character.
+"""Text to token ids and back, also token by token without splitting a UTF-8 character.
 
-Stands on the `tokenizers` library alone; transformers is not needed to write a story.
+It needs the `tokenizers` library, but not transformers. It knows no model and no file except `tokenizer.json`.
 """
 
 import codecs
@@ -16,15 +16,21 @@ from tinystory.errors import CheckpointError
 __all__ = ["END_OF_TEXT", "Detokenizer", "Tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
-"""The token that begins and ends a story in our own vocabularies, and the separator in story files."""
+"""The token that is both BOS and EOS in our own vocabularies, and the separator in files of stories."""
 
 
 class Tokenizer:
-    """A vocabulary with its BOS and EOS; immutable."""
+    """A vocabulary with its BOS and EOS. It is immutable.
+
+    Attributes:
+        fast: the tokenizer of the `tokenizers` library.
+        bos_id: the BOS token; None if the vocabulary has none.
+        eos_ids: the tokens that end a story.
+    """
 
     def __init__(self, fast: FastTokenizer, bos_id: int | None, eos_ids: frozenset[int]) -> None:
         fast.encode_special_tokens = True  # "<|endoftext|>" typed into a prompt is text, not the end of a story
-        fast.no_truncation()  # a limit for another program's batches would silently shorten stories
+        fast.no_truncation()  # a limit for the batches of another program would silently shorten stories
         fast.no_padding()
         self.fast = fast
         self.bos_id = bos_id
@@ -34,10 +40,10 @@ class Tokenizer:
     def from_file(cls, path: Path, bos_id: int | None = None, eos_ids: Iterable[int] = ()) -> "Tokenizer":
         """Read a `tokenizer.json`.
 
-        Without ids given, `<|endoftext|>` is both BOS and EOS where the vocabulary has it.
+        If no ids are given and the vocabulary has `<|endoftext|>`, this token is both BOS and EOS.
 
         Raises:
-            CheckpointError: the file is missing or not a tokenizer.
+            CheckpointError: the file is missing or is not a tokenizer.
         """
         try:
             fast = FastTokenizer.from_str(path.read_text(encoding="utf-8"))
@@ -53,7 +59,11 @@ class Tokenizer:
 
     @classmethod
     def from_bpe_files(cls, directory: Path) -> "Tokenizer":
-        """Build GPT-2's byte-level BPE from a folder with `vocab.json` and `merges.txt`."""
+        """Build the byte-level BPE of GPT-2 from a folder with `vocab.json` and `merges.txt`.
+
+        Raises:
+            CheckpointError: one of the files is missing or cannot be read.
+        """
         from tokenizers import decoders, models, pre_tokenizers, processors
 
         try:
@@ -73,30 +83,30 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, special ones included."""
+        """The number of tokens, special ones included."""
         return self.fast.get_vocab_size(with_added_tokens=True)
 
     def to_json(self) -> str:
-        """The content of `tokenizer.json`."""
+        """Return the content of `tokenizer.json`."""
         return self.fast.to_str(pretty=False)
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Token ids of a text, with BOS first where asked and the vocabulary has one."""
+        """Return the token ids of a text. BOS comes first if `bos` is True and the vocabulary has one."""
         ids = self.fast.encode(text, add_special_tokens=False).ids
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts on all cores, without BOS."""
+        """Return the token ids of many texts without BOS. All cores are used."""
         return [encoding.ids for encoding in self.fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of a sequence; special tokens vanish, broken UTF-8 becomes U+FFFD."""
+        """Return the text of token ids. Special tokens are left out, and broken UTF-8 becomes U+FFFD."""
         if self.token_bytes is None:
             return str(self.fast.decode(list(token_ids), skip_special_tokens=True))
         return b"".join(self.token_bytes.get(i, b"") for i in token_ids).decode("utf-8", errors="replace")
 
     def token_text(self, token_id: int) -> str:
-        """One token for the eye: its own text, `<0xE2>`-like for a part of a character, or its special name."""
+        """Return one token as readers see it: its text, a form like `<0xE2>` for a part of a character, or its name."""
         if self.token_bytes is None or token_id in self._special_ids:
             return self.fast.id_to_token(token_id) or f"<{token_id}>"
         raw = self.token_bytes.get(token_id, b"")
@@ -107,7 +117,10 @@ class Tokenizer:
 
     @cached_property
     def pieces(self) -> tuple[str, ...]:
-        """What each token adds to a text that has begun, by id: "" for a special one, U+FFFD for half a character."""
+        """The text that each token adds to a text that has begun, by id.
+
+        It is "" for a special token, and U+FFFD for a part of a character.
+        """
         if self.token_bytes is not None:
             table = (self.token_bytes.get(i, b"") for i in range(self.vocab_size))
             return tuple(raw.decode("utf-8", errors="replace") for raw in table)
@@ -121,7 +134,7 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> dict[int, bytes] | None:
-        """Bytes of each ordinary token in a byte-level vocabulary; None for any other kind."""
+        """The bytes of each token, by id, in a byte-level vocabulary; None in any other vocabulary."""
         if not isinstance(self.fast.decoder, ByteLevel):
             return None
         byte_of = _bytes_of_byte_level_characters()
@@ -135,9 +148,10 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Text as tokens arrive: the pieces, `finish` included, concatenate to `Tokenizer.detokenize` of all ids.
+    """The text of tokens that arrive one by one.
 
-    With `before`, ids that stand before the first one, they are the rest of that text after the text of those.
+    The parts that `add` and `finish` return are, together, the text that `Tokenizer.detokenize` gives for all ids. Ids
+    in `before` stand before the first token, and their text is left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
@@ -151,7 +165,7 @@ class Detokenizer:
             self.add(token_id)
 
     def add(self, token_id: int) -> str:
-        """The text that has become certain with this token; empty inside a multi-byte character."""
+        """Return the text that this token makes certain; an empty text inside a character of several bytes."""
         if self.token_bytes is not None:
             return self._utf8.decode(self.token_bytes.get(token_id, b""))
         self._token_ids.append(token_id)
@@ -160,7 +174,7 @@ class Detokenizer:
         return piece
 
     def peek(self, token_ids: Sequence[int]) -> str:
-        """What would become certain with these tokens; they are not added."""
+        """Return the text that these tokens would make certain, without adding them."""
         if self.token_bytes is None:
             return self._tokenizer.detokenize([*self._token_ids, *token_ids])[self._n_emitted :]
         before = self._utf8.getstate()
@@ -169,14 +183,17 @@ class Detokenizer:
         return text
 
     def finish(self) -> str:
-        """What is left: an unfinished character as U+FFFD."""
+        """Return the rest of the text: an unfinished character becomes U+FFFD."""
         if self.token_bytes is not None:
             return self._utf8.decode(b"", final=True)
         return self._tokenizer.detokenize(self._token_ids)[self._n_emitted :]
 
 
 def _bytes_of_byte_level_characters() -> dict[str, bytes]:
-    """GPT-2's printable stand-in for each byte, reversed (Radford et al. 2019, `bytes_to_unicode`)."""
+    """Return the byte for each printable character that replaces it in GPT-2's vocabulary.
+
+    This is the reverse of `bytes_to_unicode` (Radford et al. 2019).
+    """
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),

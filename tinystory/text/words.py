@@ -1,8 +1,8 @@
-"""Words as readers see them: whole ones in a text, and a text that may yet grow into one. Knows no model.
+"""Words as readers see them: whole words in a text, and the end of a text that may become a word. It knows no model.
 
-A word, or several with spaces between, stands whole where no letter or digit touches those at its ends. Case does not
-matter, and any run of white space is a space. An end of a word that is no letter or digit itself, as of "!", stands
-anywhere.
+A word, or several words with spaces between them, is whole if no other letter or digit touches its ends. Upper and
+lower case are the same, and any white space counts as one space. If the character at an end is neither a letter nor a
+digit, such as "!", anything may stand next to it.
 """
 
 import re
@@ -18,30 +18,30 @@ from tinystory.errors import UsageError
 __all__ = ["HALF", "Watch", "Watched", "begins_inside_word", "check_words", "checklist", "has_word", "whole"]
 
 HALF = "\ufffd"
-"""What stands in a text for a part of a character."""
+"""The character that replaces a part of a character in a text."""
 
 _BETWEEN = " "
 _INSIDE = "x"
 
 
 def check_words(words: Sequence[str], stage: str) -> None:
-    """Refuse words that are no text; raises UsageError."""
+    """Raise UsageError if a word is empty. `stage` is the name in the message."""
     if not all(word.strip() for word in words):
         raise UsageError(f"{stage}: a word is empty")
 
 
 def has_word(text: str, word: str) -> bool:
-    """Whether a text has a word, not as a part of another, whatever its case."""
+    """Return True if a text has a word as a whole word, in upper or lower case."""
     return bool(word.strip()) and whole([word]).search(_folded(text)) is not None
 
 
 def begins_inside_word(text: str) -> bool:
-    """Whether a text could go on with a word that stands before it; half a character may be a letter's."""
+    """Return True if a text may continue a word that stands before it. A part of a character may be a letter."""
     return bool(re.match(rf"[\w{HALF}]", text))
 
 
 def whole(words: Sequence[str]) -> re.Pattern[str]:
-    """Finds, at each place of a folded text where one of the words stands, the longest; the group `word` has it."""
+    """Return a pattern that finds words in a folded text. At each place, the group `word` is the longest one."""
     longest_first = sorted(map(_spelled, words), key=len, reverse=True)
     return re.compile("(?=(?P<word>" + "|".join(map(_edged, longest_first)) + "))")
 
@@ -56,7 +56,7 @@ def _spelled(word: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """Lower case and single spaces. A letter stays one letter, so that places in a text stay comparable."""
+    """Return a text in lower case with single spaces. A letter stays one letter, so places stay comparable."""
     lowered = text.lower() if text.isascii() else "".join(map(_lower, text))
     return re.sub(r"\s+", " ", lowered)
 
@@ -66,12 +66,12 @@ def _lower(letter: str) -> str:
 
 
 class Watched(NamedTuple):
-    """What has to be known of a text to see a word come up in it.
+    """The end of a text, as far as it matters for the words that may come next.
 
     Attributes:
-        tail: the end that may be the beginning of a word, after the one character before it; a space or a letter
-            stands for an end that may not.
-        half: tokens of a character that is not whole yet.
+        tail: one character, then the part of a word that has begun. The character is a space or a letter, and it
+            stands for the text before.
+        half: the tokens of a character that is not complete yet.
     """
 
     tail: str = _BETWEEN
@@ -79,12 +79,12 @@ class Watched(NamedTuple):
 
 
 class Watch:
-    """Follows a text token by token, and tells after which tokens one of some words would stand whole in it.
+    """A watch that follows a text token by token, and finds the tokens that would complete one of its words.
 
     Args:
-        words: at least one.
-        pieces: what each token adds to a text, by id.
-        detokenize: text of token ids, for characters that are spread over several.
+        words: the words; at least one.
+        pieces: the text that each token adds to a text, by id.
+        detokenize: returns the text of token ids, for characters of several tokens.
     """
 
     def __init__(self, words: Sequence[str], pieces: Sequence[str], detokenize: Callable[[Sequence[int]], str]) -> None:
@@ -101,7 +101,7 @@ class Watch:
         return [_folded(piece) for piece in self._raw]
 
     def begin(self, token_ids: Sequence[int]) -> Watched:
-        """After a text of some tokens."""
+        """Return the end of the text of these tokens."""
         n_whole = len(token_ids)
         while n_whole and n_whole > len(token_ids) - 3 and self._raw[token_ids[n_whole - 1]].endswith(HALF):
             n_whole -= 1
@@ -111,25 +111,25 @@ class Watch:
         return watched
 
     def add(self, watched: Watched, token_id: int) -> Watched:
-        """After one more token."""
+        """Return the end of the text after one more token."""
         piece = self._raw[token_id] if token_id < len(self._raw) else ""
         if HALF not in piece:
             added = self._shown(watched.half) + piece
             return Watched(self._tail(_joined(watched.tail, _folded(added)))) if added else watched
         half = (*watched.half, token_id)
         added = self._detokenize(half)
-        if added.endswith(HALF) and len(half) < 4:  # no character has more bytes
+        if added.endswith(HALF) and len(half) < 4:  # a character has at most four bytes
             return Watched(watched.tail, half)
         return Watched(self._tail(_joined(watched.tail, _folded(added))))
 
     def completing(self, watched: Watched) -> NDArray[np.intp]:
-        """Ids of the tokens after which one of the words stands whole that did not before; computed once for a tail."""
-        found = self._completing.get(watched)
-        if found is None:
+        """Return the ids of the tokens that would complete one of the words. The answer for each end is cached."""
+        token_ids = self._completing.get(watched)
+        if token_ids is None:
             before = _folded(self._shown(watched.half))
             ids = [i for i, piece in enumerate(self._pieces) if piece and self._completes(watched, before, i)]
-            found = self._completing[watched] = np.array(ids, dtype=np.intp)
-        return found
+            token_ids = self._completing[watched] = np.array(ids, dtype=np.intp)
+        return token_ids
 
     def _completes(self, watched: Watched, before: str, token_id: int) -> bool:
         added = before + self._pieces[token_id]
@@ -142,7 +142,7 @@ class Watch:
         return self._detokenize(half) if half else ""
 
     def _tail(self, text: str) -> str:
-        """The longest end that a word begins with, and the character before it."""
+        """Return the longest end of a text that begins a word, with one character before it."""
         text = (_BETWEEN + text)[-self._longest - 1 :]
         for start in range(1, len(text)):
             touching = _in_word(text[start - 1]) and _in_word(text[start])
@@ -156,10 +156,10 @@ def _in_word(character: str) -> bool:
 
 
 def _joined(text: str, added: str) -> str:
-    """Two folded texts as one; a space at the seam is one space."""
+    """Return two folded texts as one text. Two spaces between them become one."""
     return text + (added[1:] if text.endswith(" ") and added.startswith(" ") else added)
 
 
 def checklist(words: tuple[str, ...], text: str) -> str:
-    """The words, each with a tick where the text has it as a whole word, whatever its case."""
+    """Return the words in a line, with a tick before each that the text has as a whole word, in any case."""
     return "  ".join(f"{'✓' if has_word(text, word) else '·'} {word}" for word in words)

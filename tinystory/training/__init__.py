@@ -1,1 +1,1 @@
-"""One run: configuration, step, loop, folder, ranks, pictures."""
+"""Train a model: the configuration, the steps, the folder and the plots of a run. Knows no chat."""

@@ -1,9 +1,12 @@
-"""What a training run is made of, and the presets: data, model and optimisation as one resolved, stored record.
+"""Resolve the configuration of a run: its data, the shape of its model, and its training; with presets.
 
-A field comes from a flag, else from a TOML file, else from the preset, else from its default.
+A field comes from a flag, else from a TOML file, else from the preset, else from its default. Knows the fields and
+their ranges. Does not know how a run uses them.
 """
 
 import dataclasses
+import inspect
+import re
 import tomllib
 import types
 import typing
@@ -19,23 +22,23 @@ from tinystory.errors import UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.training.step import TrainConfig
 
-__all__ = ["PRESETS", "DataConfig", "RunConfig", "ShapeConfig", "fields_of", "resolve_run"]
+__all__ = ["PRESETS", "DataConfig", "RunConfig", "ShapeConfig", "field_help", "fields_of", "resolve_run"]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which stories a run learns from.
+    """The stories of a run.
 
     Attributes:
-        data: sources: files, globs, folders, or a hub dataset.
-        valid: validation sources; none takes `test_split` of the data.
-        tokenizer: a tokenizer.json, a folder with vocab.json and merges.txt, or a hub name; "default" is the
-            shipped model's.
-        fraction: share of the stories to use.
-        test_split: share of the stories held out for validation, where `valid` is empty.
-        batching: "packed" rows of several whole stories, or "padded" rows of one.
-        valid_stories: stories of a running validation; 0 takes all.
-        streaming: stream a hub dataset instead of downloading it first.
+        data: sources of the training stories: files, globs, folders, or a hub dataset.
+        valid: sources of the validation stories; without them, test_split of the data is used.
+        tokenizer: a tokenizer.json, a folder with vocab.json and merges.txt, or a hub name; "default" is the tokenizer
+            of the shipped model.
+        fraction: share of the stories to use, above 0 and at most 1.
+        test_split: share of the data that is held out for validation, if valid is not given.
+        batching: "packed" rows have several whole stories, "padded" rows have one.
+        valid_stories: how many stories a validation during the run uses; 0 uses all.
+        streaming: read a hub dataset without downloading it first.
     """
 
     data: tuple[str, ...] = ()
@@ -48,7 +51,7 @@ class DataConfig:
     streaming: bool = False
 
     def __post_init__(self) -> None:
-        """Check ranges; raises UsageError."""
+        """Check the ranges; raise UsageError for a value outside."""
         if not 0 < self.fraction <= 1:
             raise UsageError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
         if not 0 <= self.test_split < 1:
@@ -59,19 +62,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ShapeConfig:
-    """The shape of the model, but for the vocabulary, which the tokenizer gives.
+    """The shape of the model. The size of the vocabulary is not part of it; the tokenizer gives that.
 
     Attributes:
-        family: gpt2 or llama.
-        n_layer: blocks.
-        n_head: query heads.
-        n_kv_head: key/value heads; 0 means as many as n_head.
-        d_model: width.
-        d_ff: inner width of the feed-forward.
-        max_seq_len: context, in tokens; also the length of a row.
-        tied_head: whether the output head is the embedding.
-        init: a checkpoint whose weights the run starts from, and with them its shape and vocabulary; "" draws
-            fresh ones.
+        family: architecture, gpt2 or llama.
+        n_layer: number of blocks.
+        n_head: number of query heads.
+        n_kv_head: number of key/value heads; 0 means as many as n_head.
+        d_model: width of the hidden states.
+        d_ff: inner width of the feed-forward part.
+        max_seq_len: longest context in tokens; also the length of a row.
+        tied_head: use the embedding as the output head.
+        init: a checkpoint to start from; it gives weights, shape and vocabulary. Without it, the weights are random.
     """
 
     family: str = "llama"
@@ -85,7 +87,12 @@ class ShapeConfig:
     init: str = ""
 
     def model_config(self, vocab_size: int) -> ModelConfig:
-        """The config of a model with this vocabulary; raises CheckpointError where the shape is impossible."""
+        """Return the config of a model with this vocabulary.
+
+        Raises:
+            UsageError: the family is unknown.
+            CheckpointError: the shape is impossible.
+        """
         shared = (vocab_size, self.n_layer, self.n_head, self.d_model, self.max_seq_len)
         if self.family == "gpt2":
             return ModelConfig.gpt2(*shared, d_ff=self.d_ff, tied_head=self.tied_head)
@@ -96,23 +103,27 @@ class ShapeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run, as stored in its `run.json`."""
+    """The configuration of a run, as its `run.json` stores it."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ShapeConfig = field(default_factory=ShapeConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the configuration as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "RunConfig":
-        """What `to_json` gave; raises UsageError where it is anything else."""
+        """Return the configuration that `to_json` gave.
+
+        Raises:
+            UsageError: the content is no configuration of a run.
+        """
         values: dict[str, Any] = {}
         for section in content.values():
             if not isinstance(section, Mapping):
-                raise UsageError("it is no run's configuration")
+                raise UsageError("it is not the configuration of a run")
             values |= section
         return _build(values, "run.json")
 
@@ -120,7 +131,7 @@ class RunConfig:
 SECTIONS: Mapping[str, type] = {"data": DataConfig, "model": ShapeConfig, "training": TrainConfig}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The student project that this one grew out of: 85.9 million parameters on a tenth of TinyStories.
+    # The student project from which this one grew: 85.9 million parameters on a tenth of TinyStories.
     "gpt2-tiny": {
         "tokenizer": "gpt2", "fraction": 0.1, "test_split": 0.1, "batching": "padded",
         "family": "gpt2", "n_layer": 2, "n_head": 12, "d_model": 768, "d_ff": 1024, "max_seq_len": 1024,
@@ -135,39 +146,53 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def fields_of() -> dict[str, tuple[str, "dataclasses.Field[Any]", Any]]:
-    """Every field of a run: name -> (section, dataclass field, type)."""
-    found = {}
+    """Return every field of a run: name -> (section, dataclass field, type)."""
+    by_name = {}
     for section, cls in SECTIONS.items():
         hints = typing.get_type_hints(cls)
-        found.update({f.name: (section, f, hints[f.name]) for f in dataclasses.fields(cls)})
-    return found
+        by_name.update({f.name: (section, f, hints[f.name]) for f in dataclasses.fields(cls)})
+    return by_name
+
+
+def field_help() -> dict[str, str]:
+    """Return one line of help for each field of a run: name -> the text in the docstring of its class."""
+    texts = {}
+    for cls in SECTIONS.values():
+        attributes = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2]
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE):
+            texts[name] = " ".join(text.split()).rstrip(".")
+    return {name: texts.get(name, "") for name in fields_of()}
 
 
 def resolve_run(preset: str | None, file: Path | None, flags: Mapping[str, Any]) -> RunConfig:
-    """Put a run's configuration together.
+    """Return the configuration of a new run.
 
     Args:
         preset: a name of `PRESETS`, or None.
-        file: a TOML file with any fields, at top level or under their section; it may name a `preset` itself.
-        flags: fields given on the command line.
+        file: a TOML file with any fields, at top level or under their section; it may also name a `preset`.
+        flags: the fields of the command line.
 
     Raises:
-        UsageError: an unknown preset or field (the nearest is named), a value of the wrong type or range, or a
-            shape other than that of the checkpoint to start from.
+        UsageError: a preset or field is unknown (the message gives the nearest name), a value has the wrong type or
+            range, or the shape is not that of the checkpoint to start from.
         CheckpointError: the checkpoint to start from is missing or damaged.
     """
     from_file = _read_toml(file) if file else {}
     preset = preset or from_file.pop("preset", None)
     from_file.pop("preset", None)
     if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
-        raise UsageError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
+        raise UsageError(f"there is no preset {preset!r}; the presets are {', '.join(PRESETS)}")
     given, origin = {**from_file, **flags}, str(file or "the command line")
     config = _build({**PRESETS.get(preset or "", {}), **given}, origin)
     return _started_from(config, given) if config.model.init else config
 
 
 def _started_from(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
-    """The run with the shape and vocabulary of its `init`; what was `given` must not contradict it."""
+    """Return the configuration with the shape and vocabulary of its `init`.
+
+    Raises:
+        UsageError: `init` cannot be trained here, or a `given` field contradicts it.
+    """
     init, header = find_model(config.model.init)
     if header.config is None:
         raise UsageError(f"{init} is neither a Llama nor a GPT-2 model, so no run can start from it")
@@ -179,7 +204,7 @@ def _started_from(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     trained = model.model_config(header.config.vocab_size)
     if trained != header.config:
         other = [f.name for f in fields(trained) if getattr(trained, f.name) != getattr(header.config, f.name)]
-        raise UsageError(f"{init} differs from what the trainer makes in {', '.join(other)}")
+        raise UsageError(f"{init} cannot be trained here: it differs from our models in {', '.join(other)}")
     vocabulary = init if init in SHIPPED_MODELS else str(header.directory)
     data = dataclasses.replace(config.data, tokenizer=given.get("tokenizer", vocabulary))
     return dataclasses.replace(config, data=data, model=model)
@@ -197,20 +222,24 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _build(values: Mapping[str, Any], origin: str) -> RunConfig:
-    known = fields_of()
+    all_fields = fields_of()
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for name, value in values.items():
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise UsageError(f"{origin}: {name!r} is no field of a run; {hint}")
-        section, _, kind = known[name]
+        if name not in all_fields:
+            near = get_close_matches(name, all_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(all_fields)}"
+            raise UsageError(f"{origin}: {name!r} is not a field of a run; {hint}")
+        section, _, kind = all_fields[name]
         sections[section][name] = _typed(name, value, kind, origin)
     return RunConfig(**{section: cls(**sections[section]) for section, cls in SECTIONS.items()})
 
 
 def _typed(name: str, value: Any, kind: Any, origin: str) -> Any:
-    """The value as the field's type; whole numbers serve as floats, one text or a list as a list of texts."""
+    """Return a value in the type of its field: an int becomes a float; one text or a list becomes a tuple of texts.
+
+    Raises:
+        UsageError: the value has another type.
+    """
     if isinstance(kind, types.GenericAlias):
         items = [value] if isinstance(value, str) else value
         if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
@@ -223,5 +252,7 @@ def _typed(name: str, value: Any, kind: Any, origin: str) -> Any:
         raise UsageError(f"{origin}: {name} must be {' or '.join(typing.get_args(kind))}, not {value!r}")
     elif type(value) is kind:
         return value
-    described = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(kind, "texts")
+    described = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
+        kind, "a list of texts"
+    )
     raise UsageError(f"{origin}: {name} must be {described}, not {value!r}")

@@ -1,7 +1,7 @@
-"""One process or many: torch.distributed as `torchrun` starts it, or nothing at all.
+"""Join several training processes that `torchrun` has started, or run alone.
 
-Every rank works out the same global batch and takes its share of the rows, so nothing but gradients, sums and the
-wish to stop is exchanged.
+Every rank computes the same global batch and takes its share of the rows. So ranks exchange only gradients, sums and
+the wish to stop. Knows torch.distributed, and not what the ranks train.
 """
 
 from collections.abc import Iterator
@@ -14,28 +14,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tinystory.errors import UsageError
+from tinystory.model.device import usable_device
 from tinystory.training.ranks import local_rank, place_among_ranks
 
 __all__ = ["Ranks", "joined"]
 
 _TIMEOUT = timedelta(seconds=50)
-"""How long a rank waits for the others in a step: one that hangs ends the run within a minute."""
+"""The longest time that a rank waits for the others in a step. So a rank that hangs ends the run within a minute."""
 
 _PATIENCE = timedelta(hours=6)
-"""How long `wait` does: the first rank may have gigabytes of stories to tokenise."""
+"""The longest time of `wait`: the first rank may have to tokenise gigabytes of stories."""
 
 _patient: list[Any] = []
+"""The process group of `wait`, which has the longer time limit; empty outside `joined`."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers.
+    """This process as one of several ranks.
 
     Attributes:
-        rank: from 0.
-        size: how many there are; 1 without torchrun.
-        device: where this one computes.
+        rank: the number of this rank, from 0.
+        size: how many ranks there are; 1 without torchrun.
+        device: the device of this rank.
     """
 
     rank: int
@@ -44,17 +45,17 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and to the terminal."""
+        """True for the rank that writes to files and to the terminal."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The element-wise sum over all ranks."""
+        """Return the element-wise sum over all ranks; may change `values` in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def largest(self, value: int) -> int:
-        """The largest of the ranks' values; all ranks get the same."""
+        """Return the largest value of all ranks, on every rank."""
         if self.size == 1:
             return value
         shared = torch.tensor(value, device=self.device)
@@ -62,29 +63,25 @@ class Ranks:
         return int(shared)
 
     def wait(self) -> None:
-        """Until every rank has come here, however long one of them prepares."""
+        """Wait until every rank has called this, for up to six hours."""
         if self.size > 1:
             dist.barrier(group=_patient[-1])
 
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Join the group that torchrun's environment describes, and leave it at the end.
+    """Join the group of ranks that the environment describes, and leave it at the end of the `with` block.
 
     Args:
-        device: "cpu" (gloo) or "cuda" (NCCL; each local rank takes the GPU of its number).
+        device: "cpu" (gloo) or "cuda" (NCCL; each rank takes the GPU with its local number).
 
     Raises:
-        UsageError: the device is not there, or the environment makes no sense.
+        UsageError: the device is not available, or the variables of torchrun do not fit together.
     """
     rank, size = place_among_ranks()
-    try:
-        where = torch.device(device)
-        if where.type == "cuda" and size > 1:
-            where = torch.device("cuda", local_rank())
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} is not available here; cpu always is") from error
+    if size > 1 and device.partition(":")[0] == "cuda":
+        device = f"cuda:{local_rank()}"
+    where = usable_device(device)
     if size == 1:
         yield Ranks(0, 1, where)
         return

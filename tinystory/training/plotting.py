@@ -1,11 +1,11 @@
-"""Figures without a display, and the picture of a run: `metrics.jsonl` drawn as `metrics.png` and `metrics.svg`."""
+"""Draw the log of a run, and compare the validation losses of several runs. Knows log records, and not their run."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinystory.evaluation.figures import new_figure, save_figure
+from tinystory.evaluation.plotting import new_figure, save_figure
 
 __all__ = ["PANELS", "plot_metrics", "plot_runs", "read_metrics"]
 
@@ -17,11 +17,11 @@ PANELS = (
     ("learning rate", ("lr",)),
     ("tokens per second", ("tokens_per_second",)),
 )
-"""Title and keys of each panel; x is the tokens seen."""
+"""Title and keys of each plot; the x axis shows the tokens that the run has predicted."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a line cut off by a crash is left out."""
+    """Return the records of a file of JSON lines, such as `metrics.jsonl`, without a line that a crash has cut off."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -34,11 +34,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw a run; the suffix chooses the format. Needs no display.
+    """Draw the log of a run.
 
     Args:
-        records: log lines with `tokens` and any of the keys of `PANELS`.
-        path: .png or .svg, replaced atomically.
+        records: log records with `tokens` and any of the keys of `PANELS`.
+        path: a .png or .svg file, which is replaced atomically.
 
     Raises:
         TinystoryError: matplotlib is not installed, or the file cannot be written.
@@ -62,11 +62,11 @@ def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def plot_runs(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draw the validation loss of several runs over the tokens they have seen.
+    """Draw the validation losses of several runs over the tokens that they have predicted.
 
     Args:
-        runs: the log lines of each, by its name.
-        path: .png or .svg, replaced atomically.
+        runs: the log records of each run, by the name of the run.
+        path: a .png or .svg file, which is replaced atomically.
 
     Raises:
         TinystoryError: matplotlib is not installed, or the file cannot be written.

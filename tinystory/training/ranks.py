@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as the environment of `torchrun` tells it. Does not import torch."""
+"""Read from the environment of `torchrun` which of several processes this one is. Does not import torch."""
 
 import os
 
@@ -8,19 +8,19 @@ __all__ = ["local_rank", "place_among_ranks"]
 
 
 def place_among_ranks() -> tuple[int, int]:
-    """This process's rank, from 0, and how many there are; 0 of 1 where nothing says otherwise.
+    """Return the rank of this process, from 0, and the number of ranks; without torchrun, 0 and 1.
 
     Raises:
-        UsageError: the variables RANK and WORLD_SIZE do not belong together.
+        UsageError: the variables RANK and WORLD_SIZE do not fit together.
     """
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise UsageError(
-            f"the variables RANK={rank} and WORLD_SIZE={size} make no sense: torchrun sets them, or nobody"
+            f"the variables RANK={rank} and WORLD_SIZE={size} do not fit together: start with torchrun, or unset them"
         )
     return int(rank), int(size)
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, and so of its GPU; 0 where nothing says otherwise."""
+    """Return the number of this process on its machine, which is also the number of its GPU; 0 without torchrun."""
     return int(os.environ.get("LOCAL_RANK", "0"))

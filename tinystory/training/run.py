@@ -1,11 +1,13 @@
-"""A training run on disk: its state, its checkpoints, its log.
+"""Keep a training run in a folder: its configuration, its checkpoints with the training state, and its log.
 
-run/run.json                 the resolved configuration
-run/tokenizer.json
-run/metrics.jsonl            a line per log; metrics.png and metrics.svg are its picture
-run/samples.txt              the stories of every validation
-run/step-001000/             a checkpoint that everything loads, with the training state beside the weights
-run/latest, run/best         links to two of these
+run/run.json                 the configuration
+run/tokenizer.json           the vocabulary
+run/metrics.jsonl            the log, one record a line; metrics.png and metrics.svg show it as plots
+run/samples.txt              the stories that were written at each validation
+run/step-001000/             an ordinary checkpoint, with the training state beside the weights
+run/latest, run/best         links to two of the checkpoints
+
+Knows files and the state of a run. Does not know how a step is computed.
 """
 
 import json
@@ -25,6 +27,7 @@ from tinystory.checkpoint import load_model, read_header
 from tinystory.checkpoint.save import save_checkpoint
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.model.transformer import Transformer
+from tinystory.safe.writing import replace_link, write_atomically
 from tinystory.text.tokenizer import Tokenizer
 from tinystory.training.config import RunConfig
 from tinystory.training.distributed import Ranks
@@ -37,17 +40,17 @@ _TENSORS, _COUNTERS = "training_state.safetensors", "training_state.json"
 
 @dataclass
 class TrainState:
-    """Everything that has to survive a restart for the next step to be the same.
+    """Everything that a resumed run needs so that its next step is the same.
 
     Attributes:
-        model: the raw weights, as the optimizer sees them.
-        optimizers: by name.
-        average: exponential average of the weights, by parameter name; empty when off.
-        step: optimizer steps done.
-        n_tokens: tokens learned from.
-        epoch: passes over the data done.
-        batch: batches of this epoch done; which stories they have follows from the seed and the epoch.
-        seconds: time spent on steps.
+        model: has the raw weights, which the optimizers change.
+        optimizers: the optimizers by name.
+        average: exponential average of the weights, by parameter name; empty if averaging is off.
+        step: how many optimizer steps are done.
+        n_tokens: how many tokens were predicted.
+        epoch: how many passes over the data are done.
+        batch: how many batches of this epoch are done; their stories follow from the seed and the epoch.
+        seconds: seconds spent on steps.
         best_loss: lowest validation loss so far, in nats per token.
     """
 
@@ -65,14 +68,18 @@ class TrainState:
 
     @staticmethod
     def step_of(directory: Path) -> int:
-        """The step at which a checkpoint was saved; raises CheckpointError where it has no training state."""
+        """Return the step at which a checkpoint was saved.
+
+        Raises:
+            CheckpointError: the checkpoint has no training state.
+        """
         try:
             return int(json.loads((directory / _COUNTERS).read_text(encoding="utf-8"))["step"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{directory} has no training state to go on from") from error
+            raise CheckpointError(f"{directory} has no training state, so no run can go on from it") from error
 
     def files(self) -> dict[str, bytes]:
-        """Optimizer moments, random state and counters as files to lie beside the weights."""
+        """Return optimizer moments, random state and counters as files to save beside the weights: name -> content."""
         tensors = {"rng.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -80,7 +87,7 @@ class TrainState:
             for name, parameter in self._parameters(optimizer):
                 entries = optimizer.state.get(parameter, {})
                 tensors |= {f"{kind}:{key}:{name}": torch.as_tensor(value) for key, value in entries.items()}
-        if self.average:  # the checkpoint itself then has the averaged weights
+        if self.average:  # then the checkpoint itself has the averaged weights
             tensors |= {f"weights.{name}": p.detach() for name, p in self.model.named_parameters()}
         numbers = {name: getattr(self, name) for name in self._NUMBERS}
         if not math.isfinite(self.best_loss):
@@ -91,21 +98,21 @@ class TrainState:
         }
 
     def _parameters(self, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
-        """An optimizer's parameters with their names, in its own order."""
+        """Return the parameters of an optimizer with their names, in the order of the optimizer."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
 
     def load(self, directory: Path, ranks: Ranks, seed: int) -> None:
-        """Take over a checkpoint and the files of `files` beside it.
+        """Load a checkpoint and the files that `files` made beside it.
 
-        The random state is restored on the rank that wrote it; the others draw a fresh one from seed, rank and step.
+        The first rank, which wrote the random state, gets it back; the others make a new one from seed, rank and step.
 
         Raises:
-            CheckpointError: the checkpoint is missing, damaged, or of another model.
+            CheckpointError: the checkpoint is missing or damaged, has another model, or has no training state.
         """
         saved = load_model(read_header(directory), device=str(ranks.device))
         if saved.config != self.model.config:
-            raise CheckpointError(f"{directory} holds another model than this run trains")
+            raise CheckpointError(f"{directory} has another model than this run trains")
         weights = dict(saved.named_parameters())
         try:
             tensors = load_file(directory / _TENSORS)
@@ -134,44 +141,46 @@ class TrainState:
             else:
                 torch.manual_seed(hash((seed, ranks.rank, self.step)) % 2**63)
         except Exception as error:  # safetensors, json and torch each raise their own
-            raise CheckpointError(f"{directory} has weights, but no training state to go on from: {error}") from error
+            raise CheckpointError(
+                f"{directory} has weights, but no training state that this run can load: {error}"
+            ) from error
 
 
 def _moments(tensors: Mapping[str, Tensor], kind: str, name: str, parameter: Tensor) -> dict[str, Tensor]:
-    """What an optimizer of this kind has remembered of a parameter; nothing where another one had it."""
-    found = {}
+    """Return the saved moments of a parameter; empty if another kind of optimizer had it."""
+    moments = {}
     for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
         tensor = tensors.get(f"{kind}:{key}:{name}")
         if tensor is not None:
             if key != "step" and tensor.shape != parameter.shape:
                 raise ValueError(f"{key} of {name} has the shape {tuple(tensor.shape)}")
-            found[key] = tensor
-    return found
+            moments[key] = tensor
+    return moments
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder."""
+    """The folder of a run."""
 
     folder: Path
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer) -> None:
-        """Write the configuration of a fresh run.
+        """Write the configuration and the vocabulary of a new run.
 
         Raises:
-            UsageError: the folder holds a run already, or cannot be written.
+            UsageError: the folder has a run already, or cannot be written.
         """
         if (self.folder / "latest").exists():
-            raise UsageError(f"{self.folder} holds a run already: go on with --resume, or choose another --out")
+            raise UsageError(f"{self.folder} has a run already: continue it with --resume, or give another --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "tokenizer.json", tokenizer.to_json())
-            _write(self.folder / "run.json", json.dumps(config.to_json(), indent=2) + "\n")
+            write_atomically(self.folder / "tokenizer.json", tokenizer.to_json().encode())
+            write_atomically(self.folder / "run.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())
         except OSError as error:
             raise UsageError(f"{self.folder} cannot be written: {error.strerror}") from error
 
     def configuration(self) -> tuple[RunConfig, Tokenizer]:
-        """What the run was begun with.
+        """Return the configuration and the vocabulary with which the run was begun.
 
         Raises:
             UsageError: the folder holds no run.
@@ -188,18 +197,29 @@ class Run:
         """The newest checkpoint.
 
         Raises:
-            UsageError: there is none yet.
+            UsageError: the run has no checkpoint yet.
         """
         if not (self.folder / "latest").exists():
-            raise UsageError(f"{self.folder} has no checkpoint yet; start it anew in another folder")
+            raise UsageError(f"{self.folder} has no checkpoint yet; start the run again with --out")
         return self.folder / "latest"
 
     def save(
         self, state: TrainState, tokenizer: Tokenizer, provenance: Mapping[str, Any], *, best: bool, keep: int
     ) -> Path:
-        """Write `step-NNNNNN`, point `latest` (and `best`) at it, and remove all but the last `keep` and the best.
+        """Save a checkpoint and delete old ones.
 
-        A crash at any moment leaves `latest` at a whole checkpoint.
+        It is saved as `step-NNNNNN`, and `latest` becomes a link to it. After a crash at any moment, `latest` is a link
+        to a whole checkpoint.
+
+        Args:
+            state: weights and training state.
+            tokenizer: the vocabulary.
+            provenance: the content of `tinystory.json`.
+            best: also make `best` a link to it.
+            keep: how many of the newest checkpoints stay, besides the best one.
+
+        Returns:
+            The folder of the checkpoint.
 
         Raises:
             TinystoryError: the disk is full or cannot be written; earlier checkpoints are untouched.
@@ -218,7 +238,7 @@ class Run:
             )
         try:
             for link in ("latest", "best") if best else ("latest",):
-                _point(self.folder / link, directory.name)
+                replace_link(self.folder / link, directory.name)
         except OSError as error:
             raise TinystoryError(f"cannot write {self.folder}: {error.strerror}") from error
         kept = {directory.name, _target(self.folder / "best")}
@@ -229,20 +249,20 @@ class Run:
         return directory
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`; raises TinystoryError where it cannot be written."""
+        """Append a record to `metrics.jsonl`; raise TinystoryError if it cannot be written."""
         self._append("metrics.jsonl", json.dumps(record) + "\n")
 
     def keep_samples(self, text: str) -> None:
-        """Append to `samples.txt`; raises TinystoryError where it cannot be written."""
+        """Append a text to `samples.txt`; raise TinystoryError if it cannot be written."""
         self._append("samples.txt", text)
 
     def forget_after(self, step: int) -> None:
-        """Drop log lines beyond a step: a run that goes on from an earlier checkpoint writes them again."""
+        """Delete the log lines after a step, because a run that is resumed from this step writes them again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             try:
-                _write(path, "".join(f"{line}\n" for line in kept))
+                write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
             except OSError as error:
                 raise TinystoryError(f"cannot write {path}: {error.strerror}") from error
 
@@ -255,25 +275,11 @@ class Run:
 
 
 def _step_of(line: str) -> float:
-    """The step of a log line; a line cut off by a crash lies beyond all steps."""
+    """Return the step of a log line; infinity for a line that a crash has cut off, so that it is deleted."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _point(link: Path, name: str) -> None:
-    temporary = link.with_name(f".{link.name}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(name)
-    temporary.replace(link)
 
 
 def _target(link: Path) -> str | None:

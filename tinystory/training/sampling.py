@@ -1,4 +1,4 @@
-"""Stories from a model in training: the same prompt, seed and decoders at every look."""
+"""Write sample stories with a model in training, always with the same prompt, seed and decoders. Knows no run."""
 
 import copy
 
@@ -16,12 +16,12 @@ SPECS = ("greedy", "top-k 40 | sample 0.8")
 
 
 def sample_stories(model: Transformer, tokenizer: Tokenizer) -> dict[str, str]:
-    """Write one story with each of `SPECS`; spec -> text. The model and its training are not touched."""
+    """Write one story with each of `SPECS`; return them as spec -> text. The model is not changed."""
     registry = discover(user_folder=None)
-    # A session fuses the weights it is given; the optimizer must keep its own.
+    # A session joins the matrices that it gets, but the optimizer needs its own; so the session gets a copy.
     session = NativeSession(copy.deepcopy(model).eval(), tokenizer.bos_id, tokenizer.eos_ids)
     n = min(MAX_TOKENS, session.max_seq_len - 1)
-    requests = [StoryRequest(PROMPT, parse_spec(spec, registry), SEED, n) for spec in SPECS]
+    requests = [StoryRequest(PROMPT, parse_spec(spec, registry), seed=SEED, max_new_tokens=n) for spec in SPECS]
     ended = (event.result for event in write(session, tokenizer, requests) if isinstance(event, Ended))
     by_decoder = {story.request.decoder: story.text for story in ended}
     return {spec: by_decoder[request.decoder] for spec, request in zip(SPECS, requests, strict=True)}

@@ -1,6 +1,6 @@
-"""Training: the schedule, the optimizers, the loss, the step; pure functions over tensors.
+"""Compute one training step: the learning rate, the loss, the gradients and the optimizers.
 
-`runs.py` keeps a run's state and folder, `scripts/train.py` owns the loop and the command line.
+Knows tensors, batches and ranks. Does not know the folder of a run (`run.py`) or the loop (`loop.py`).
 """
 
 import math
@@ -17,41 +17,40 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.cross_entropy import IGNORE, stretch
 from tinystory.model.transformer import Transformer
 from tinystory.training.distributed import Ranks
+from tinystory.training.schedule import SCHEDULES
 
 __all__ = [
-    "Losses", "TrainConfig", "autocast", "averaged", "backward", "evaluate_loss", "learning_rate_scale", "loss_sum",
-    "make_optimizers", "optimizer_step", "update_average",
+    "Losses", "TrainConfig", "autocast", "averaged", "backward", "evaluate_loss", "loss_sum", "make_optimizers",
+    "optimizer_step", "update_average",
 ]  # fmt: skip
-
-SCHEDULES = ("wsd", "cosine", "constant")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a run is optimised; stored with it.
+    """The optimisation of a run; it is stored with the run.
 
     Attributes:
-        epochs: passes over the data, where `steps` is 0.
-        steps: optimizer steps in all; 0 follows from `epochs`.
-        max_minutes: end after so much time, the schedule with it; 0 is no limit.
-        rows: rows of a step, over all ranks and micro-batches.
-        micro_rows: rows of one forward pass on one rank; gradients add up over them.
-        lr: peak learning rate of AdamW (embeddings, norms, biases; everything where muon_lr is 0).
-        muon_lr: peak learning rate of Muon (hidden matrices); 0 gives them to AdamW.
-        weight_decay: decoupled, on matrices.
-        schedule: after the warmup, "wsd" holds and then falls linearly to zero, "cosine" falls to a tenth,
-            "constant" stays.
-        warmup: share of the run with a rising rate.
-        decay: share of the run, at its end, in which "wsd" falls.
-        clip: largest gradient norm; 0 is off.
-        dropout: of residual writes and embeddings.
-        ema: decay of an average of the weights, which is then what is validated and saved; 0 is off.
-        seed: of weights, shuffling and dropout.
-        bf16: bfloat16 autocast.
-        compile: `torch.compile` the model.
-        teachers: checkpoints with the same vocabulary, whose mean probabilities are learned beside the data
+        epochs: passes over the data, if steps is 0.
+        steps: number of optimizer steps; 0 means that epochs gives it.
+        max_minutes: end the run, and the schedule with it, after this many minutes; 0 is no limit.
+        rows: rows of one step, over all ranks and micro-batches.
+        micro_rows: rows of one forward pass on one rank; the gradients of a step add up over the passes.
+        lr: peak learning rate of AdamW, for embeddings, norms and biases; for everything if muon_lr is 0.
+        muon_lr: peak learning rate of Muon, for the matrices of the blocks; 0 trains these with AdamW.
+        weight_decay: decoupled weight decay of the matrices.
+        schedule: the learning rate after the warmup: "wsd" holds and then falls linearly to zero, "cosine" falls to a
+            tenth, "constant" stays.
+        warmup: share of the run in which the learning rate rises.
+        decay: share of the run, at its end, in which the learning rate of "wsd" falls.
+        clip: largest gradient norm; larger gradients are scaled down; 0 is off.
+        dropout: dropout of embeddings and of the outputs of attention and feed-forward parts.
+        ema: decay of an exponential average of the weights; the average is validated and saved; 0 is off.
+        seed: seed of the first weights, of shuffling and of dropout.
+        bf16: compute in bfloat16 (autocast); the weights stay float32.
+        compile: compile the model with torch.compile.
+        teachers: checkpoints with the same vocabulary; the run learns their mean probabilities besides the data
             (distillation, Hinton et al. 2015).
-        distill: weight of the teachers in the loss, from 0 (the data alone) to 1 (the teachers alone).
+        distill: weight of the teachers in the loss, from 0 (only the data) to 1 (only the teachers).
     """
 
     epochs: int = 5
@@ -75,10 +74,10 @@ class TrainConfig:
     distill: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check ranges.
+        """Check the ranges.
 
         Raises:
-            UsageError: a value is out of range; the message names the range.
+            UsageError: a value is outside its range; the message gives the range.
         """
         for name in ("epochs", "rows", "micro_rows"):
             if getattr(self, name) < 1:
@@ -100,31 +99,10 @@ class TrainConfig:
             )
 
 
-def learning_rate_scale(progress: float, config: TrainConfig) -> float:
-    """The factor on the peak learning rates.
-
-    Args:
-        progress: how much of the run is done, from 0 to 1.
-        config: its schedule.
-
-    Returns:
-        A factor above 0 and at most 1 while progress is below 1.
-    """
-    rising = (progress + 1e-3) / config.warmup if config.warmup > 0 else 1.0
-    if config.schedule == "constant":
-        falling = 1.0
-    elif config.schedule == "cosine":
-        since = max(0.0, (progress - config.warmup) / max(1 - config.warmup, 1e-9))
-        falling = 0.1 + 0.9 * (1 + math.cos(math.pi * min(since, 1.0))) / 2
-    else:
-        falling = (1 - progress) / config.decay if config.decay > 0 else 1.0
-    return max(0.0, min(1.0, rising, falling))
-
-
 def make_optimizers(model: Transformer, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for the rest; by name.
+    """Return the optimizers by name: Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for the rest.
 
-    Weight decay is on matrices only: norms and biases have none.
+    Only matrices have weight decay; norms and biases have none.
     """
     named = dict(model.named_parameters())
     hidden = [p for name, p in named.items() if name.startswith("blocks.") and p.ndim == 2]
@@ -151,12 +129,12 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> dict[str, torch.
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 matrix products where the config asks for them."""
+    """Return a context in which matrix products are bfloat16, if the config says so."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if config.bf16 else nullcontext()
 
 
 def placed(batch: Batch, config: TrainConfig, device: torch.device) -> Batch:
-    """The batch on its device; without padding on a CPU, while a GPU and a compiled model want shapes that stay."""
+    """Return the batch on its device; on a CPU without padding, because only a GPU or a compiled model needs it."""
     batch = batch.to(device)
     return batch.joined() if device.type == "cpu" and not config.compile else batch
 
@@ -164,10 +142,10 @@ def placed(batch: Batch, config: TrainConfig, device: torch.device) -> Batch:
 def loss_sum(
     forward: Callable[..., Tensor], batch: Batch, teachers: Sequence[nn.Module] = (), distill: float = 0.0
 ) -> Tensor:
-    """Sum over a batch's labels of their negative log-likelihoods, in nats; a scalar, float32.
+    """Return the sum of the negative log-likelihoods of a batch's labels: a float32 scalar, in nats.
 
-    With teachers it is the cross-entropy with a mixture: `distill` of the mean of their probabilities, the rest of
-    the label; all logits are then held at once.
+    With teachers, it is the cross-entropy with a mixture: the mean of their probabilities has the weight `distill`, and
+    the label has the rest. All logits are then in memory at once.
     """
     inputs = batch.token_ids, batch.positions, batch.mask()
     if not teachers:
@@ -191,21 +169,21 @@ def backward(
     ranks: Ranks,
     teachers: Sequence[nn.Module] = (),
 ) -> Tensor:
-    """Accumulate the gradient of the mean loss over a global batch.
+    """Add the gradient of the mean loss over a global batch to the gradients of the weights.
 
-    Every token weighs the same, whichever rank and micro-batch it is in: each sum is divided by the global count,
-    and multiplied by the number of ranks because DistributedDataParallel averages over them.
+    Every token has the same weight, in any rank and micro-batch: each sum is divided by the global count, and
+    multiplied by the number of ranks, because DistributedDataParallel averages over the ranks.
 
     Args:
-        forward: the model, compiled or wrapped as may be.
-        micro_batches: this rank's; at least one, which may be all padding.
-        n_tokens: scored tokens of the global batch, over all ranks.
-        config: the run's.
+        forward: the model, which may be compiled or wrapped.
+        micro_batches: the batches of this rank: at least one, which may have only padding.
+        n_tokens: predicted tokens of the global batch, over all ranks.
+        config: the training of the run.
         ranks: all of them call this together.
-        teachers: models to learn from beside the labels.
+        teachers: models to learn from besides the labels.
 
     Returns:
-        This rank's share of the mean loss, in nats per token; the shares add up to it.
+        The share of this rank in the mean loss, in nats per token. The shares of all ranks add up to the loss.
     """
     total = torch.zeros((), device=ranks.device)
     for index, batch in enumerate(micro_batches):
@@ -221,17 +199,17 @@ def backward(
 def optimizer_step(
     model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], scale: float, config: TrainConfig
 ) -> float:
-    """Clip, step at `scale` times the peak learning rates, clear the gradients.
+    """Clip the gradients, step at `scale` times the peak learning rates, and clear the gradients.
 
     Returns:
-        The gradient's norm before clipping.
+        The norm of the gradient before clipping.
 
     Raises:
-        TinystoryError: the norm is not finite; nothing was changed.
+        TinystoryError: the norm is not finite; the weights are unchanged.
     """
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
     if not math.isfinite(norm):
-        raise TinystoryError(f"the gradient is {norm}")
+        raise TinystoryError(f"the norm of the gradient is {norm}; try a smaller --lr and --muon-lr")
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
@@ -242,7 +220,7 @@ def optimizer_step(
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
-    """Move an exponential average of the weights on by a step, in place; early steps forget faster."""
+    """Add a step's weights to their exponential average, in place; in early steps the average forgets faster."""
     decay = min(decay, (step + 1) / (step + 10))
     for name, parameter in model.named_parameters():
         average[name].lerp_(parameter, 1 - decay)
@@ -250,11 +228,11 @@ def update_average(average: dict[str, Tensor], model: nn.Module, decay: float, s
 
 @contextmanager
 def averaged(model: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, the model has the averaged weights; an empty average changes nothing."""
+    """Give the model the averaged weights inside the `with` block; an empty average changes nothing."""
     if not average:
         yield
         return
-    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    raw = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(average[name])
@@ -263,12 +241,18 @@ def averaged(model: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(own[name])
+                parameter.copy_(raw[name])
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a validation found: nats per token and next-token accuracy (0 to 1), over so many tokens."""
+    """The result of a validation.
+
+    Attributes:
+        loss: nats per token.
+        accuracy: share of tokens for which the most likely token is right, from 0 to 1.
+        n_tokens: how many tokens were predicted.
+    """
 
     loss: float
     accuracy: float
@@ -276,13 +260,16 @@ class Losses:
 
     @property
     def perplexity(self) -> float:
-        """Exp of the loss; infinite where that is beyond a float."""
+        """The exponential of the loss; infinite if it is too large for a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
 @torch.no_grad()
 def evaluate_loss(model: Transformer, loaded: Iterable[Batch], config: TrainConfig, ranks: Ranks) -> Losses:
-    """Loss and accuracy over batches, dropout off; every rank brings its own batches and gets the same result."""
+    """Return loss and accuracy over batches, without dropout.
+
+    Every rank brings its own batches, and all ranks get the same result.
+    """
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
@@ -292,8 +279,8 @@ def evaluate_loss(model: Transformer, loaded: Iterable[Batch], config: TrainConf
             scored = batch.labels != IGNORE
             hidden = model.hidden(batch.token_ids, batch.positions, batch.mask())[scored]
             n = stretch(len(hidden), model.config.vocab_size)
-            for own, labels in zip(torch.split(hidden, n), torch.split(batch.labels[scored], n), strict=True):
-                logits = model.head(own).float()
+            for part, labels in zip(torch.split(hidden, n), torch.split(batch.labels[scored], n), strict=True):
+                logits = model.head(part).float()
                 loss = F.cross_entropy(logits, labels, reduction="sum")
                 correct = (logits.argmax(-1) == labels).sum()
                 sums += torch.stack((loss.double(), correct.double(), sums.new_tensor(len(labels))))

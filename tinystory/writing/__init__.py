@@ -1,1 +1,1 @@
-"""From decoder events to text: stop texts, healing, batches, files of finished stories."""
+"""Turn decoder events into text: stop texts, healing, batches, and files of finished stories."""

@@ -1,30 +1,31 @@
-"""Many stories to write, put into batches of prompts of like length: little is computed for padding."""
+"""Put stories with prompts of similar length into one batch, so that little is computed for padding."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from tinystory.model.config import ModelConfig
 from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["PromptStory", "prompt_batches", "rows_that_fit"]
+__all__ = ["PlannedStory", "rows_that_fit", "story_batches"]
 
 _MOST_ROWS = 32
-"""Stories of one batch: the fastest number measured on a CPU."""
+"""The largest number of stories in a batch; more were not faster on a CPU."""
 _CACHE_BYTES = 2**31
+"""The largest memory for keys and values that `rows_that_fit` accepts."""
 _SORTED_BATCHES = 64
-"""So many batches are sorted at a time: what is held does not grow with the file."""
+"""The number of batches that are sorted together, so that memory does not grow with the file."""
 
 
 @dataclass(frozen=True, slots=True)
-class PromptStory:
-    """One story among those of a file of prompts.
+class PlannedStory:
+    """One story that is still to be written, from a prompt of a file.
 
     Attributes:
-        index: of the prompt, from 0.
-        number: among the siblings of the prompt, from 0.
-        prompt: the text.
-        prompt_ids: its tokens, BOS included; filled in by `prompt_batches`.
+        index: the index of the prompt in its file, from 0.
+        number: the number of the branch among the stories of this prompt, from 0.
+        prompt: the text of the prompt.
+        prompt_ids: the tokens of the prompt, BOS included; `story_batches` fills them in.
     """
 
     index: int
@@ -33,29 +34,33 @@ class PromptStory:
     prompt_ids: tuple[int, ...] = ()
 
 
-def prompt_batches(places: Iterable[PromptStory], tokenizer: Tokenizer, rows: int) -> Iterator[list[PromptStory]]:
-    """Tokenise prompts and put those of like length together, the longest of each stretch first.
+def story_batches(stories: Iterable[PlannedStory], tokenizer: Tokenizer, rows: int) -> Iterator[list[PlannedStory]]:
+    """Tokenise the prompts and put stories with prompts of similar length into one batch.
 
     Args:
-        places: any number; they are taken a stretch at a time.
-        tokenizer: the model's.
-        rows: of a batch, at most.
+        stories: any number of them. 64 batches are read and sorted at a time, the longest prompts first.
+        tokenizer: the tokenizer of the model.
+        rows: the largest number of stories in a batch.
 
     Yields:
-        Batches of 1 to `rows` stories. `prompt_ids` is empty where a prompt has no token.
+        Batches of 1 to `rows` stories. `prompt_ids` is empty if a prompt has no token.
     """
-    places = iter(places)
-    while stretch := list(islice(places, _SORTED_BATCHES * rows)):
-        texts = list(dict.fromkeys(place.prompt for place in stretch))
+    stories = iter(stories)
+    bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+    while group := list(islice(stories, _SORTED_BATCHES * rows)):
+        texts = list(dict.fromkeys(story.prompt for story in group))
         ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-        bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
-        known = [PromptStory(one.index, one.number, one.prompt, (*bos, *ids[one.prompt])) for one in stretch]
-        known.sort(key=lambda place: len(place.prompt_ids), reverse=True)
-        yield from (known[start : start + rows] for start in range(0, len(known), rows))
+        group = [replace(story, prompt_ids=(*bos, *ids[story.prompt])) for story in group]
+        group.sort(key=lambda story: len(story.prompt_ids), reverse=True)
+        yield from (group[start : start + rows] for start in range(0, len(group), rows))
 
 
 def rows_that_fit(config: ModelConfig | None) -> int:
-    """How many rows of a model make a good batch: 32, fewer where their keys and values in float32 exceed 2 GiB."""
+    """Return a good number of rows for a batch: 32, or fewer if their keys and values need more than 2 GiB.
+
+    Args:
+        config: the shape of the model; None if only transformers knows it. Keys and values count as float32.
+    """
     if config is None:
         return _MOST_ROWS
     bytes_per_row = 4 * 2 * config.n_layer * config.n_kv_head * config.d_head * config.max_seq_len

@@ -1,7 +1,8 @@
-"""Token healing: a text that was cut within a token goes on as if it had not been.
+"""Heal tokens: make a story go on well after a text that ends within a word.
 
-The last token of the text is taken back, and what is generated has to begin with its letters (as in Microsoft's
-guidance, 2023): after "Once upon a ti" the model may still write " time".
+Example: a writer cuts the story to "Once upon a ti". Its last tokens spell "ti", and after them the model has hardly
+seen "me". So the last word is taken back, and the model is asked for tokens that begin with " ti" again. It may now
+write the one token " time". The idea comes from Microsoft's library guidance (2023).
 """
 
 import math
@@ -19,33 +20,45 @@ __all__ = ["Healing"]
 
 @dataclass(frozen=True)
 class Healing(LogitsProcessor):
-    """Keep the tokens that spell the text taken back, or begin with what is left of it."""
+    """A processor that makes the first tokens spell a given text again. No spec shows it.
+
+    Its state is the part of the text, in bytes, that is not spelled yet. While that is not empty, a token is kept if
+    it spells the beginning of that part, or if it begins with all of it.
+
+    Attributes:
+        text: the text that was taken back from the end of the prompt.
+        token_bytes: the bytes of each token, by token id.
+    """
 
     name = "healing"
     text: str
     token_bytes: Mapping[int, bytes] = field(repr=False)
 
     def __post_init__(self) -> None:
-        """Nothing to check: no user writes this stage."""
+        """Check nothing: no user writes the options of this stage."""
 
     def start(self, request: Request) -> bytes:
-        """All of the text is still to come."""
+        """Return the whole text in bytes: nothing of it is spelled yet."""
         return self.text.encode()
 
     def observe(self, state: bytes, token_id: int, logits: "Tensor") -> bytes:
-        """What is left after a token."""
+        """Return the part of the text that is not spelled after a token."""
         return state[len(self.token_bytes.get(token_id, b"")) :]
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
-        """Mask all other tokens; where none is left, or nothing is to come any more, none."""
-        due: bytes = step.state
-        if not due:
+        """Remove the tokens that do not spell the text; remove none if the text is spelled, or if no token fits."""
+        missing: bytes = step.state
+        if not missing:
             return logits
         import torch
 
-        fits = [i for i, own in self.token_bytes.items() if own and (own.startswith(due) or due.startswith(own))]
-        if not fits:
+        fitting = [
+            token_id
+            for token_id, spelled in self.token_bytes.items()
+            if spelled and (spelled.startswith(missing) or missing.startswith(spelled))
+        ]
+        if not fitting:
             return logits
         healed = torch.full_like(logits, -math.inf)
-        healed[fits] = logits[fits]
+        healed[fitting] = logits[fitting]
         return healed

@@ -1,12 +1,19 @@
-"""XXX-DOC."""
+"""Find the stop text in a growing text at which a story ends. It knows only text."""
 
 from collections.abc import Sequence
 
-__all__: list[str] = []
+__all__ = ["StopFilter"]
 
 
 class StopFilter:
-    """Passes text on, up to the first stop text; holds back an end that may turn out to be the start of one."""
+    """A filter that passes text on up to the first stop text.
+
+    It holds back the end of the text while this may be the beginning of a stop text.
+
+    Attributes:
+        stops: the stop texts, none of them empty.
+        hit: True once a stop text was complete; nothing is passed on after that.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops = stops
@@ -14,6 +21,7 @@ class StopFilter:
         self._held = ""
 
     def add(self, text: str) -> str:
+        """Take the next part of the text, and return what is certain to be part of the story."""
         if not self.stops or self.hit:
             return "" if self.hit else text
         self._held += text
@@ -21,19 +29,20 @@ class StopFilter:
         if end is not None:
             self.hit = True
             return self._release(end)
-        maybe = max((n for stop in self.stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        return self._release(len(self._held) - maybe)
+        beginnings = (n for stop in self.stops for n in range(1, len(stop)) if self._held.endswith(stop[:n]))
+        return self._release(len(self._held) - max(beginnings, default=0))
 
     def peek(self, text: str) -> str:
-        """What would be shown after what has been passed on, if nothing followed this text."""
+        """Return what would be passed on if this were the last part of the text; the filter stays as it is."""
         text = self._held + text
         return "" if self.hit else text[: self._end(text)]
 
     def finish(self) -> str:
+        """Return the text that is still held back; call it after the last part."""
         return "" if self.hit else self._release(len(self._held))
 
     def _end(self, text: str) -> int | None:
-        """Where the first stop text begins."""
+        """Return the index at which the first stop text begins; None if there is none."""
         return min((at for stop in self.stops if (at := text.find(stop)) >= 0), default=None)
 
     def _release(self, n: int) -> str:

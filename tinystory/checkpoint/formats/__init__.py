@@ -1,1 +1,1 @@
-"""Models in foreign formats, made into checkpoints."""
+"""Turn models in other formats into checkpoints."""

@@ -1,19 +1,19 @@
-"""llama2.c's version-0 `.bin` files -> a checkpoint directory (https://github.com/karpathy/llama2.c).
+"""Turn version-0 `.bin` files of llama2.c (https://github.com/karpathy/llama2.c) into a checkpoint directory.
 
-The model file is seven int32, then float32 arrays, one per kind of tensor over all layers. Its rotary positions
-turn adjacent pairs of a head, Hugging Face's turn its two halves, so the rows of q and k change places. The
-tokenizer file becomes a `tokenizer.json` that encodes as llama2.c does.
+The model file is seven int32, followed by float32 arrays: one array for each kind of tensor, over all layers. Its
+rotary positions rotate adjacent pairs of a head, while Hugging Face pairs the two halves; so the rows of q and k are
+reordered. The tokenizer file becomes a `tokenizer.json` that encodes as llama2.c does.
 """
 
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tinystory.checkpoint.header import save_checkpoint
 from tinystory.checkpoint.load import meta_model
+from tinystory.checkpoint.save import save_checkpoint
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
 from tinystory.safe.reading import regular_file_size, shown
@@ -28,16 +28,16 @@ __all__ = ["import_llama2c", "tokenizer_json"]
 _HEADER = struct.Struct("<7i")  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 _VERSIONED_MAGIC = 0x616B3432
 _MAX_TOKENIZER_BYTES = 64 * 2**20
-_BOS_ID, _EOS_ID, _FIRST_BYTE_ID, _FIRST_PIECE_ID = 1, 2, 3, 259
+_BOS_ID, _EOS_ID, _FIRST_BYTE_ID, _FIRST_TEXT_ID = 1, 2, 3, 259
 _SPECIAL = ("<unk>", "<s>", "</s>")
 
-TokenText = tuple[float, bytes]
+_ScoredToken = tuple[float, bytes]
 
 
 def import_llama2c(weights: Path, tokenizer: Path, out: Path) -> None:
     """Turn a llama2.c model and its tokenizer into a checkpoint directory.
 
-    BOS (1) also ends a story there, and so it does here, beside EOS (2).
+    In llama2.c, BOS (1) ends a story as well as EOS (2). The checkpoint has both as EOS ids.
 
     Args:
         weights: a version-0 model file, such as stories260K.bin.
@@ -45,8 +45,8 @@ def import_llama2c(weights: Path, tokenizer: Path, out: Path) -> None:
         out: the directory to make.
 
     Raises:
-        CheckpointError: a file is not what it should be, or the two do not belong together.
-        TinystoryError: `out` cannot be written or holds other things.
+        CheckpointError: a file is damaged or of another format, or the two files do not belong together.
+        TinystoryError: `out` cannot be written, or has files that do not belong to a checkpoint.
     """
     config = _read_config(weights)
     tokenizer_text = tokenizer_json(tokenizer, config.vocab_size)
@@ -65,8 +65,8 @@ def import_llama2c(weights: Path, tokenizer: Path, out: Path) -> None:
 
 
 def _read_config(path: Path) -> ModelConfig:
-    """The config in a model file's header, checked against the size of the file."""
-    size = regular_file_size(path)
+    """Read the config from the header of a model file, and check it against the size of the file."""
+    size = regular_file_size(path, raises=CheckpointError)
     with _opened(path) as file:
         raw = file.read(_HEADER.size)
     if len(raw) < _HEADER.size:
@@ -84,7 +84,7 @@ def _read_config(path: Path) -> ModelConfig:
             d_model=d_model,
             max_seq_len=max_seq_len,
             d_ff=d_ff,
-            n_kv_head=n_kv_head or -1,  # 0 would mean "as many as heads" to the constructor
+            n_kv_head=n_kv_head or -1,  # the constructor would read 0 as "the same as n_head"
             tied_head=vocab_size > 0,
             norm_eps=1e-5,
         )
@@ -99,7 +99,7 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _arrays(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each float32 array, in the order of the file; * stands for the layer."""
+    """Yield the name and shape of each float32 array, in the order of the file; `*` stands for the layer."""
     n, c, d_ff = config.n_layer, config.d_model, config.d_ff
     d_kv = config.n_kv_head * config.d_head
     yield "embed.weight", (config.vocab_size, c)
@@ -113,7 +113,7 @@ def _arrays(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "blocks.*.ff.down.weight", (n, c, d_ff)
     yield "blocks.*.ff.up.weight", (n, d_ff, c)
     yield "norm.weight", (c,)
-    yield "", (config.max_seq_len, config.d_head)  # cosines and sines of the rotary positions, no longer read
+    yield "", (config.max_seq_len, config.d_head)  # tables for rotary positions, which llama2.c no longer reads
     if not config.tied_head:
         yield "head.weight", (config.vocab_size, c)
 
@@ -142,7 +142,7 @@ def _read_model(path: Path, config: ModelConfig) -> "Transformer":
 
 
 def _halves_from_pairs(weight: "Tensor", d_head: int) -> "Tensor":
-    """Reorder the rows of each head: pairs (0, 1), (2, 3) … become (0, D/2), (1, D/2 + 1) …; (n_layer, H·D, C)."""
+    """Reorder the rows of each head, so that pairs (0, 1), (2, 3) … become (0, D/2), (1, D/2 + 1) …; (L, H·D, C)."""
     n_layer, n_rows, n_columns = weight.shape
     pairs = weight.view(n_layer, n_rows // d_head, d_head // 2, 2, n_columns)
     return pairs.transpose(2, 3).reshape(n_layer, n_rows, n_columns)
@@ -152,37 +152,54 @@ def _halves_from_pairs(weight: "Tensor", d_head: int) -> "Tensor":
 
 
 def tokenizer_json(path: Path, vocab_size: int) -> str:
-    """The content of a tokenizer.json that encodes and decodes like a llama2.c tokenizer file.
+    """Return the content of a tokenizer.json that encodes and detokenizes like a llama2.c tokenizer file.
 
-    llama2.c puts a space before a text, splits it into characters (unknown ones into bytes) and joins the
-    neighbours whose union has the best score, the leftmost first, until none is a token. A BPE that lists the
-    unions by score does the same, but for unions of equal score that overlap. As in every tokenizer.json, the
-    name of a special token in a text (`<s>`) is that token, where llama2.c would spell it out.
+    llama2.c puts a space before a text and splits it into characters; unknown characters become bytes. Then it joins
+    the two neighbours that make the token with the best score, the leftmost first, until no two make a token. A BPE
+    whose merges are sorted by score does the same. There are two differences. Merges of equal score that overlap may
+    be done in another order. And the name of a special token in a text, like `<s>`, is that token, as in every
+    tokenizer.json; llama2.c would spell it out.
+
+    Args:
+        path: the tokenizer file.
+        vocab_size: the number of tokens of the model.
 
     Raises:
         CheckpointError: the file is damaged, or does not have `vocab_size` tokens.
     """
-    pieces = _read_pieces(path, vocab_size)
+    scored_tokens = _read_tokens(path, vocab_size)
     tokens = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
-    if [piece for _, piece in pieces[_FIRST_BYTE_ID:_FIRST_PIECE_ID]] != [t.encode() for t in tokens[3:]]:
+    byte_tokens = [token_bytes for _, token_bytes in scored_tokens[_FIRST_BYTE_ID:_FIRST_TEXT_ID]]
+    if byte_tokens != [token.encode() for token in tokens[_FIRST_BYTE_ID:]]:
         raise CheckpointError(f"{path}: tokens 3 to 258 are not the 256 bytes; this is no llama2.c tokenizer")
-    for i, (_, piece) in enumerate(pieces[_FIRST_PIECE_ID:], start=_FIRST_PIECE_ID):
+    for i, (_, token_bytes) in enumerate(scored_tokens[_FIRST_TEXT_ID:], start=_FIRST_TEXT_ID):
         try:
-            tokens.append(piece.decode())
+            tokens.append(token_bytes.decode())
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path}: token {i} is {shown(piece)}, not UTF-8") from error
+            raise CheckpointError(f"{path}: token {i} is {shown(token_bytes)}, not UTF-8") from error
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) != vocab_size:
         raise CheckpointError(f"{path} has {vocab_size - len(vocab)} tokens twice")
+    merges = _merges(vocab, [score for score, _ in scored_tokens])
+    return json.dumps(_document(vocab, merges), ensure_ascii=False)
 
+
+def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[list[str]]:
+    """Return every pair of text tokens that makes a token, the best score first."""
     merges: list[tuple[float, int, list[str]]] = []
-    for i in range(_FIRST_PIECE_ID, vocab_size):
-        token = tokens[i]
+    for token, i in vocab.items():
+        if i < _FIRST_TEXT_ID:
+            continue
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
-            if vocab.get(left, 0) >= _FIRST_PIECE_ID and vocab.get(right, 0) >= _FIRST_PIECE_ID:
-                merges.append((-pieces[i][0], i, [left, right]))
-    document = {
+            if vocab.get(left, 0) >= _FIRST_TEXT_ID and vocab.get(right, 0) >= _FIRST_TEXT_ID:
+                merges.append((-scores[i], i, [left, right]))
+    return [pair for _, _, pair in sorted(merges, key=lambda merge: merge[:2])]
+
+
+def _document(vocab: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
+    """Return the object of the tokenizer.json."""
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -213,36 +230,35 @@ def tokenizer_json(path: Path, vocab_size: int) -> str:
         "model": {
             "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": True, "ignore_merges": False,
-            "vocab": vocab, "merges": [pair for _, _, pair in sorted(merges, key=lambda merge: merge[:2])],
+            "vocab": vocab, "merges": merges,
         },
     }  # fmt: skip
-    return json.dumps(document, ensure_ascii=False)
 
 
-def _read_pieces(path: Path, vocab_size: int) -> list[TokenText]:
-    """Score and bytes of each token."""
-    size = regular_file_size(path)
+def _read_tokens(path: Path, vocab_size: int) -> list[_ScoredToken]:
+    """Read the score and the bytes of each token."""
+    size = regular_file_size(path, raises=CheckpointError)
     if not 4 <= size <= _MAX_TOKENIZER_BYTES:
         raise CheckpointError(f"{path} has {size} bytes; a llama2.c tokenizer has 4 to {_MAX_TOKENIZER_BYTES}")
     with _opened(path) as file:
         raw = file.read(_MAX_TOKENIZER_BYTES)
     longest, position = struct.unpack_from("<i", raw)[0], 4
-    pieces: list[TokenText] = []
+    scored_tokens: list[_ScoredToken] = []
     while position + 8 <= len(raw):
         score, length = struct.unpack_from("<fi", raw, position)
         position += 8
         if not 0 <= length <= min(longest, len(raw) - position) or not math.isfinite(score):
-            raise CheckpointError(f"{path}: token {len(pieces)} is damaged; this is no llama2.c tokenizer")
-        pieces.append((score, raw[position : position + length]))
+            raise CheckpointError(f"{path}: token {len(scored_tokens)} is damaged; this is no llama2.c tokenizer")
+        scored_tokens.append((score, raw[position : position + length]))
         position += length
     if position != len(raw):
-        raise CheckpointError(f"{path} is cut short after token {len(pieces)}; this is no llama2.c tokenizer")
-    if len(pieces) != vocab_size or len(pieces) < _FIRST_PIECE_ID:
+        raise CheckpointError(f"{path} is cut short after token {len(scored_tokens)}; this is no llama2.c tokenizer")
+    if len(scored_tokens) != vocab_size or len(scored_tokens) < _FIRST_TEXT_ID:
         raise CheckpointError(
-            f"{path} has {len(pieces)} tokens, the model {vocab_size} (at least {_FIRST_PIECE_ID}); "
+            f"{path} has {len(scored_tokens)} tokens, the model {vocab_size} (at least {_FIRST_TEXT_ID}); "
             "the two files do not belong together"
         )
-    return pieces
+    return scored_tokens
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -1,6 +1,5 @@
-"""`tinystory decoders check FILE`: the conformance kit, and what a decoder costs, as a report."""
+"""`tinystory decoders check FILE`: report whether a decoder keeps the contract, and what it costs."""
 
-import argparse
 import json
 import os
 import sys
@@ -9,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tinystory.commands.decoders import DecodersOptions
+from tinystory.commands.shared.notices import warn
 from tinystory.decoding import Decoder, Stage
 from tinystory.decoding.options import is_neutral
 from tinystory.decoding.plugins import Registry, discover, source_text
@@ -24,25 +25,27 @@ _STYLES = {"ok": "green", "failed": "bold red", "not run": "dim"}
 
 @dataclass(frozen=True)
 class _Subject:
-    """A stage, and the whole decoder that its example makes of it."""
+    """A stage to check, and the whole decoder of its example."""
 
     stage: Stage
     decoder: Decoder
 
 
-def run(args: argparse.Namespace) -> int:
-    """Check every decoder of a file, one that is installed, or a spec; 1 when a check fails."""
-    if not args.subject:
+def run(options: DecodersOptions) -> int:
+    """Check every decoder of a file, an installed decoder, or a spec. Return 1 if a check fails, else 0.
+
+    Raises:
+        UsageError: there is nothing to check, or it is no decoder.
+    """
+    text = options.subject
+    if not text:
         raise UsageError("say what to check: a file, the name of a decoder, or a spec")
-    text, files = args.subject, list(args.decoder_file)
     is_file = text.endswith(".py") or os.path.isfile(text)
-    registry = discover([*files, Path(text)] if is_file else files)
+    registry = discover((*options.decoder_file, Path(text)) if is_file else options.decoder_file)
     subjects = list(_of_file(text, registry) if is_file else _of_spec(text, registry))
-    if not args.quiet:
-        for line in registry.warnings:
-            sys.stderr.write(f"tinystory: {visible(line)}\n")
+    warn(options, registry.warnings)
     reports = [_report(subject) for subject in subjects]
-    if args.json:
+    if options.json:
         sys.stdout.write(json.dumps(reports, ensure_ascii=False) + "\n")
     else:
         _print(reports)
@@ -68,7 +71,7 @@ def _example(cls: type[Stage], registry: Registry) -> _Subject:
 
 
 def _report(subject: _Subject) -> dict[str, Any]:
-    """What the kit finds and what the stage costs, as plain data."""
+    """Return the results of the checks and the cost of the stage, as plain data."""
     from tinystory.testing import examine
     from tinystory.testing.cost import measure
 
@@ -92,7 +95,7 @@ def _report(subject: _Subject) -> dict[str, Any]:
 
 
 def _decode_step() -> float | None:
-    """How long the shipped model takes for a token, in microseconds; None where it is not there."""
+    """Return the microseconds that the shipped model takes for a token, or None if it is not installed."""
     from tinystory.session.loading import load
     from tinystory.testing.cost import decode_microseconds
 
@@ -106,9 +109,9 @@ def _print(reports: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from tinystory.screen.console import PipeConsole
+    from tinystory.screen.console import table_console
 
-    console = PipeConsole(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    console = table_console()
     for report in reports:
         table = Table(box=None, pad_edge=False, show_header=False)
         for check in report["checks"]:
@@ -120,16 +123,16 @@ def _print(reports: list[dict[str, Any]]) -> None:
 
 
 def _summary(report: dict[str, Any]) -> str:
-    """The last lines of a report."""
-    failed = sum(check["outcome"] == "failed" for check in report["checks"])
-    if failed:
-        return f"{failed} failed; what comes after a failure may not have run"
+    """Return the last lines of a report."""
+    n_failed = sum(check["outcome"] == "failed" for check in report["checks"])
+    if n_failed:
+        return f"{n_failed} failed; the checks after a failure may not have run"
     if report["neutral"]:
-        return "it stands at its neutral value and was never called: set `example` to something that bites"
+        return "it stands at its neutral value and was never called: set `example` to a value that changes something"
     cost, step = report["microseconds_per_token"], report["decode_step_microseconds"]
     lines = [f"passed; {cost:.0f} microseconds a token on this CPU at V={report['vocab_size']}"]
     if step:
         lines.append(f"that is {100 * cost / step:.1f} % of the shipped model's {step:.0f} microseconds")
     if report["kind"] == "search":
-        lines.append(f"the model computes {report['model_tokens_per_token']:.1f} tokens for each one of the story")
+        lines.append(f"the model computes {report['model_tokens_per_token']:.1f} tokens for each token of the story")
     return "\n".join(lines)

@@ -1,10 +1,15 @@
-"""The slash commands: a function each, entered in a table by `@command`, from which `/help` and completion come."""
+"""The slash commands: one function each. `/help` and completion are made from their table."""
 
-# Each module enters its commands when it is imported; /help lists them in this order.
-from tinystory.repl.commands import writing, tree, decoding, seeing, comparing, keeping, system  # noqa: I001
-from tinystory.repl.commands.base import COMMANDS, Argument, Command, Reply, execute, find, split_line
+from importlib import import_module
+
+from tinystory.repl.commands.base import COMMANDS, Argument, Command, DeskStory, Reply, execute, find, split_line
 
 __all__ = [
-    "COMMANDS", "Argument", "Command", "Reply", "comparing", "decoding", "execute", "find", "keeping", "seeing",
-    "split_line", "system", "tree", "writing",
+    "COMMANDS", "MODULES", "Argument", "Command", "DeskStory", "Reply", "execute", "find", "split_line",
 ]  # fmt: skip
+
+MODULES = ("writing", "tree", "decoding", "seeing", "funnel", "surprise", "comparing", "keeping", "system")
+"""The modules of commands, in the order of /help. Each enters its commands in the table when it is imported."""
+
+for _module in MODULES:
+    import_module(f"{__name__}.{_module}")

@@ -1,7 +1,7 @@
-"""The table of slash commands, and how a line that begins with a slash is carried out.
+"""The table of slash commands, and how a line that begins with a slash is run.
 
-A command gets the studio and its argument, changes the one, and says in a `Reply` what to show and to do next. It
-raises TinystoryError for wrong input, and has then changed nothing.
+A command gets the studio and its argument. It changes the studio and gives a `Reply`: what to show and to do next. For
+wrong input it raises TinystoryError and changes nothing.
 """
 
 import re
@@ -12,35 +12,40 @@ from typing import Literal
 
 from tinystory.errors import SessionError, UsageError, nearest
 from tinystory.safe.reading import shown
-from tinystory.screen.blocks import DeskStory, Printable
+from tinystory.screen.blocks import Printable
 from tinystory.studio.backend import Backend
 from tinystory.studio.keeper import Keeper
 from tinystory.studio.studio import Studio
 from tinystory.studio.turn_request import TurnRequest
 
 __all__ = [
-    "COMMANDS", "Argument", "Command", "Reply", "command", "execute", "find", "keeping_command", "split_line", "texts",
-    "whole_number",
+    "COMMANDS", "Argument", "Command", "DeskStory", "Reply", "command", "execute", "find", "keeping_command",
+    "split_line", "texts", "whole_number",
 ]  # fmt: skip
 
 Argument = Literal[
     "", "command", "decoder", "file", "folder", "folders", "preset", "seed", "session", "spec", "specs", "stage", "view"
 ]
-"""What a command's argument is, for completion."""
+"""The kind of a command's argument, for completion."""
+
+
+@dataclass(frozen=True)
+class DeskStory:
+    """A block that stands for the story on the desk; the chat knows how to print it."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What comes of a command.
+    """The result of a command.
 
     Attributes:
-        blocks: to print.
-        requests: what to write after that; several are written at once, side by side.
-        titles: over several turns.
-        versus: models that write the desk's story once more, side by side, for the eye alone.
-        edit: a text to open in the user's editor; what comes back is what the story goes on from.
-        clipboard: a text for it.
-        leave: whether the chat is over.
+        blocks: the blocks to print first.
+        requests: the turns to write next. With titles, they are written at once, side by side.
+        titles: the titles of the columns, one for each request or model.
+        versus: the models that write the story on the desk again, side by side. Their stories are only shown.
+        edit: a text to open in the user's editor. The story goes on from the edited text.
+        clipboard: a text to put on the clipboard.
+        leave: whether the chat ends.
     """
 
     blocks: tuple[Printable | DeskStory, ...] = ()
@@ -57,12 +62,12 @@ class Command:
     """A slash command.
 
     Attributes:
-        name: without the slash.
-        usage: its argument as shown in help, empty when it takes none.
-        help: one line.
-        run: does it, with the studio, the argument, and who keeps the session; its docstring is the longer help.
-        argument: for completion.
-        aliases: other names.
+        name: its name, without the slash.
+        usage: its argument as /help shows it; empty if it takes none.
+        help: one line of help.
+        run: the function that gets the studio, the argument and the keeper. Its docstring is the longer help.
+        argument: the kind of its argument.
+        aliases: its other names.
     """
 
     name: str
@@ -74,12 +79,12 @@ class Command:
 
     @property
     def synopsis(self) -> str:
-        """As it is typed."""
+        """The command as it is typed."""
         return f"/{self.name} {self.usage}".rstrip()
 
 
 COMMANDS: dict[str, Command] = {}
-"""By name, in the order of /help; aliases are not in it."""
+"""The commands by name, in the order of /help, without aliases."""
 
 StudioCommand = Callable[[Studio, str], Reply]
 KeeperCommand = Callable[[Keeper, str], Reply]
@@ -88,7 +93,7 @@ KeeperCommand = Callable[[Keeper, str], Reply]
 def command(
     name: str, usage: str, help: str, argument: Argument = "", aliases: tuple[str, ...] = ()
 ) -> Callable[[StudioCommand], StudioCommand]:
-    """Enter a function of studio and argument as the command `/name`."""
+    """Return a decorator that enters a function of studio and argument as the command `/name`."""
 
     def enter(run: StudioCommand) -> StudioCommand:
         @wraps(run)
@@ -104,7 +109,10 @@ def command(
 def keeping_command(
     name: str, usage: str, help: str, argument: Argument = ""
 ) -> Callable[[KeeperCommand], KeeperCommand]:
-    """Enter a function of keeper and argument as the command `/name`; a chat that keeps nothing refuses it."""
+    """Return a decorator that enters a function of keeper and argument as the command `/name`.
+
+    A chat that keeps no session refuses the command with a SessionError.
+    """
 
     def enter(run: KeeperCommand) -> KeeperCommand:
         @wraps(run)
@@ -120,62 +128,68 @@ def keeping_command(
 
 
 def find(name: str) -> Command:
-    """A command by name or alias.
+    """Return the command of a name or an alias.
 
     Raises:
-        UsageError: there is none; the message tells the nearest.
+        UsageError: there is none; the message has the nearest name.
     """
-    names = {alias: one for one in COMMANDS.values() for alias in (one.name, *one.aliases)}
+    names = {alias: entry for entry in COMMANDS.values() for alias in (entry.name, *entry.aliases)}
     if name in names:
         return names[name]
     near = nearest(name, names) if name else None
     hint = f"did you mean /{near}?" if near else "/help lists them"
-    raise UsageError(f"{shown('/' + name)[1:-1]} is no command: {hint} (a story begins with a slash after `//`)")
+    raise UsageError(f"{shown('/' + name)[1:-1]} is no command: {hint} (to begin a story with a slash, type `//`)")
 
 
 def execute(studio: Studio, line: str, keeper: Keeper | None = None) -> Reply:
     """Run a line that begins with a slash.
 
     Args:
-        studio: to act on.
-        line: as typed.
-        keeper: of the studio's session; None where it is not kept.
+        studio: the studio that the command changes.
+        line: the typed line.
+        keeper: the keeper of the session; None if the chat keeps none.
 
     Raises:
-        TinystoryError: wrong input, or the command failed.
+        TinystoryError: the input is wrong, or the command failed.
     """
     name, argument = split_line(line)
-    found = find(name)
-    if argument and not found.usage:
-        raise UsageError(f"/{found.name} takes nothing after it")
-    return found.run(studio, argument, keeper)
+    entry = find(name)
+    if argument and not entry.usage:
+        raise UsageError(f"/{entry.name} takes nothing after it")
+    return entry.run(studio, argument, keeper)
 
 
 def split_line(line: str) -> tuple[str, str]:
-    """Name and argument of a line that begins with a slash."""
+    """Return the name and the argument of a line that begins with a slash."""
     name, _, argument = re.sub(r"\s", " ", line[1:], count=1).partition(" ")
     return name, argument.strip()
 
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
-
-
 _ESCAPES = {"n": "\n", "t": "\t"}
 
 
 def texts(argument: str, origin: str) -> tuple[str, ...]:
-    r"""Words, or texts in double quotes with \n, \t and \"; raises UsageError for an empty text or a lone quote."""
-    found = [
+    r"""Return the words of an argument, and its texts in double quotes, in which \n, \t and \" are escapes.
+
+    Raises:
+        UsageError: a text is empty, or a quote is not closed.
+    """
+    parts = [
         re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), match[1]) if match[1] is not None else match[2]
         for match in _QUOTED.finditer(argument)
     ]
-    if not all(found) or any(text.startswith('"') for text in found):
-        raise UsageError(f'{origin}: a text with spaces stands in double quotes, and none is empty: {origin} "The end"')
-    return tuple(found)
+    if not all(parts) or any(text.startswith('"') for text in parts):
+        raise UsageError(f'{origin}: put a text with spaces in double quotes; no text may be empty: {origin} "The end"')
+    return tuple(parts)
 
 
 def whole_number(argument: str, origin: str, least: int, most: int | None = None) -> int:
-    """A number in a command's argument; raises UsageError that names the range."""
+    """Return the number in a command's argument, from `least` to `most`.
+
+    Raises:
+        UsageError: it is no such number; the message has the range.
+    """
     limits = f"from {least} to {most:,}" if most is not None else f"of at least {least}"
     try:
         number = int(argument)

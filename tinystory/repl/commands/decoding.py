@@ -1,4 +1,4 @@
-"""Commands that show and change how tokens are picked."""
+"""Commands that show and change the decoder."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from tinystory.safe.reading import shown
 from tinystory.screen.blocks import Line, Printable, Table
 from tinystory.story.tracing import changed
 from tinystory.studio.presets import SUGGESTED, check_name, read_presets, unknown_preset, write_presets
-from tinystory.studio.recall import eos_ids, telling
+from tinystory.studio.recall import eos_ids, turn_logits
 from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
@@ -22,11 +22,11 @@ __all__: list[str] = []
 
 @command("decoder", "[SPEC]", "show or change how each token is picked", argument="spec")
 def _decoder(studio: Studio, argument: str) -> Reply:
-    """A spec is stages joined by `|`: logits processors in the order they act, then a sampler, then a search.
+    """Give SPEC as stages joined by `|`: logits processors in their order, then a sampler, then a search.
 
     greedy · sample 0.8 · top-k 40 | sample 0.8 · temperature 0.8 | top-p 0.9 | sample
-    Nothing is on unless it is written. /decoders lists the stages. Without SPEC: the stages, and in how many tokens
-    of the latest piece the pick would have been another without each of them.
+    Only the stages of the spec are used. /decoders lists all stages. Without SPEC, /decoder shows the stages in use,
+    and how many picks of the latest turn each of them changed.
     """
     if argument:
         return _use(studio, parse_spec(argument, studio.registry))
@@ -37,9 +37,9 @@ def _decoder(studio: Studio, argument: str) -> Reply:
 
 @command("set", "STAGE OPTION=VALUE…", "change one stage of the decoder", argument="stage")
 def _set(studio: Studio, argument: str) -> Reply:
-    """/set top-k 20 · /set sample temperature=0.7 · /set top-p#2 0.5, of a stage that stands twice the second.
+    """Change only the options that are given.
 
-    The rest of the stage and of the decoder stays as it is.
+    /set top-k 20 · /set sample temperature=0.7 · /set top-p#2 0.5 (the second top-p of the decoder)
     """
     name, _, values = argument.partition(" ")
     if not name:
@@ -52,16 +52,17 @@ def _set(studio: Studio, argument: str) -> Reply:
     return _use(studio, _with_stage(studio.decoder, place, change_stage(stage, values)))
 
 
-@command("reset", "", "go back to the decoder that the chat began with")
+@command("reset", "", "go back to the decoder with which the chat began")
 def _reset(studio: Studio, argument: str) -> Reply:
     return _use(studio, studio.first_decoder)
 
 
-@command("preset", "save|load|list|rm …", "decoders under names of your own", "preset")
+@command("preset", "save|load|list|rm …", "keep decoders under names of your own", "preset")
 def _preset(studio: Studio, argument: str) -> Reply:
-    """They are kept in presets.toml, in the configuration folder, for all chats. Without SPEC the decoder in use.
+    """Keep the decoder in use with /preset save NAME, or another one with /preset save NAME SPEC.
 
-    One is there from the beginning, `suggested`: the decoder whose stories are nearest to real ones (docs/study.md).
+    All chats share the presets, which are in the file presets.toml of the configuration folder. One preset always
+    exists, `suggested`: the decoder whose stories are nearest to real ones (docs/study.md).
     """
     action, _, rest = argument.partition(" ")
     name, _, spec = rest.strip().partition(" ")
@@ -71,7 +72,7 @@ def _preset(studio: Studio, argument: str) -> Reply:
         raise UsageError(f"/preset does not know {shown(action)}: {hint}" if action else f"/preset: {hint}")
     if (spec and action != "save") or (name and action == "list"):
         raise UsageError(f"/preset {action} takes {'nothing' if action == 'list' else 'just a NAME'} after it")
-    if action == "save":  # what is wrong shows before a file is looked at
+    if action == "save":  # refuse a wrong name before a file is read
         check_name(name)
     decoder = parse_spec(spec, studio.registry) if spec else studio.decoder
     presets, warning = read_presets()
@@ -87,10 +88,10 @@ def _save_preset(studio: Studio, presets: dict[str, str], name: str, decoder: De
 
 
 def _load_preset(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
-    known = {"suggested": SUGGESTED, **presets}
-    if name not in known:
-        raise unknown_preset(name, known)
-    return _use(studio, parse_spec(known[name], studio.registry))
+    specs = {"suggested": SUGGESTED, **presets}
+    if name not in specs:
+        raise unknown_preset(name, specs)
+    return _use(studio, parse_spec(specs[name], studio.registry))
 
 
 def _list_presets(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
@@ -102,15 +103,15 @@ def _remove_preset(studio: Studio, presets: dict[str, str], name: str, decoder: 
     if name not in presets:
         raise unknown_preset(name, presets)
     write_presets({other: spec for other, spec in presets.items() if other != name})
-    return Reply((Line(f"{name} is gone; it was {presets[name]}"),))
+    return Reply((Line(f"{name} is removed; it was {presets[name]}"),))
 
 
 _PRESET_ACTIONS = {"save": _save_preset, "load": _load_preset, "list": _list_presets, "rm": _remove_preset}
 
 
-@command("decoders", "[NAME]", "list the stages a decoder is made of, or explain one", argument="decoder")
+@command("decoders", "[NAME]", "list the stages of which decoders are made, or explain one", argument="decoder")
 def _decoders(studio: Studio, argument: str) -> Reply:
-    """Stages come with tinystory, from installed packages, from the decoders folder and from --decoder-file."""
+    """List the stages of tinystory, of installed packages, of the decoders folder and of --decoder-file."""
     if not argument:
         rows: list[tuple[str, ...]] = []
         for name, cls, _ in studio.registry.classes():
@@ -131,25 +132,26 @@ def _use(studio: Studio, decoder: Decoder) -> Reply:
 
 
 def _find_stage(studio: Studio, name: str) -> int:
-    """The index in the chain of a stage as users address it: by name, and by number where it stands twice."""
+    """Return the index of a stage that a user named: by its name, and by its number if the name stands twice."""
     plain, _, number = name.partition("#")
-    plain = studio.registry.get(plain).name  # also of an alias
+    plain = studio.registry.get(plain).name  # resolves an alias
     stages = studio.decoder.stages
     places = [index for index, stage in enumerate(stages) if stage.name == plain]
     if not places:
-        hint = _added(studio, plain)
-        raise UsageError(f"{plain} is no stage of {studio.spec}" + (f"; add it with /decoder {hint}" if hint else ""))
+        spec = _spec_with(studio, plain)
+        hint = f"; add it with /decoder {spec}" if spec else ""
+        raise UsageError(f"{plain} is no stage of {studio.spec}{hint}")
     if not number and len(places) == 1:
         return places[0]
     if number.isdecimal() and 1 <= int(number[:9]) <= len(places):
         return places[int(number) - 1]
     if len(places) == 1:
-        raise UsageError(f"{plain} stands once in {studio.spec}: leave the #{number[:20]} out")
-    raise UsageError(f"{plain} stands {len(places)} times: say {plain}#1 to {plain}#{len(places)}")
+        raise UsageError(f"{plain} stands once in {studio.spec}: leave out #{number[:20]}")
+    raise UsageError(f"{plain} stands {len(places)} times: choose from {plain}#1 to {plain}#{len(places)}")
 
 
-def _added(studio: Studio, name: str) -> str:
-    """The decoder's spec with a stage in its place, as an example; empty where it has none to show."""
+def _spec_with(studio: Studio, name: str) -> str:
+    """Return the decoder's spec with a stage added at its place, as an example; empty if it is no valid spec."""
     cls, decoder = studio.registry.get(name), studio.decoder
     stages = [format_stage(stage) for stage in decoder.processors]
     stages.append(cls.example or name)
@@ -162,7 +164,7 @@ def _added(studio: Studio, name: str) -> str:
 
 
 def _with_stage(decoder: Decoder, place: int, stage: Stage) -> Decoder:
-    """The decoder with another stage at an index of `stages`."""
+    """Return the decoder with another stage at an index of its `stages`."""
     if isinstance(stage, LogitsProcessor):
         before, after = decoder.processors[:place], decoder.processors[place + 1 :]
         return replace(decoder, processors=(*before, stage, *after))
@@ -172,33 +174,37 @@ def _with_stage(decoder: Decoder, place: int, stage: Stage) -> Decoder:
 
 
 def _effects(studio: Studio) -> Iterator[Printable]:
-    """How often each stage made the difference in the piece on the desk, or why that is not told."""
+    """Yield how many picks of the latest turn each stage changed, or why that is not known."""
     turn = studio.tree.turn
     if turn is None or turn.written is None:
         return
     if studio.backend.loading:
-        yield Line("how many tokens each stage changed is told once the model is loaded", "dim")
+        yield Line("when the model is loaded, /decoder also shows how many picks each stage changed", "dim")
         return
     if turn.written.spec != studio.spec:
-        yield Line(f"the piece on the desk was written by {turn.written.spec}; what this decoder changes, /whatif "
-                   "and /compare tell", "dim")  # fmt: skip
+        text = (
+            f"the turn on the desk was written by {turn.written.spec};"
+            " /whatif and /compare show what this decoder changes"
+        )
+        yield Line(text, "dim")
         return
     try:
-        decoder, request, ids, logits = telling(studio, turn)
+        decoder, request, ids, logits = turn_logits(studio, turn)
     except UsageError as error:
         yield Line(str(error), "dim")
         return
     stages = decoder.chain.stages
     counts = changed(decoder, request, ids, logits, eos_ids=eos_ids(studio))
     n_tokens = len(ids) - len(request.prompt_ids)
-    yield Line(f"in the {n_tokens} tokens of the piece on the desk:", "dim")
-    *others, own = zip(map(format_stage, stages), counts, strict=True)
-    rows = [(spec, f"changed {n} pick{'' if n == 1 else 's'}" if n else "changed nothing") for spec, n in others]
-    yield Table((*rows, (own[0], f"took another than the likeliest it was left in {own[1]}")), indent=2)
+    yield Line(f"in the {n_tokens} tokens of the turn on the desk:", "dim")
+    *processors, (sampler, n_unlikely) = zip(map(format_stage, stages), counts, strict=True)
+    rows = [(spec, f"changed {n} pick{'' if n == 1 else 's'}" if n else "changed nothing") for spec, n in processors]
+    unlikely = f"did not pick the likeliest possible token {n_unlikely} time{'' if n_unlikely == 1 else 's'}"
+    yield Table((*rows, (sampler, unlikely)), indent=2)
 
 
 def _stage_rows(stages: Sequence[Stage], place: int) -> list[tuple[str, ...]]:
-    """A stage of the chain: its values and what they mean."""
+    """Return the rows of one stage: its options, their values and what they mean."""
     stage = stages[place]
     off = is_neutral(stage)
     rows = [

@@ -5,8 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from tinystory.errors import SessionError, UsageError
-from tinystory.repl.commands.base import Reply, command, keeping_command
-from tinystory.screen.blocks import DeskStory, Line, Table
+from tinystory.repl.commands.base import DeskStory, Reply, command, keeping_command
+from tinystory.screen.blocks import Line, Table
 from tinystory.story.session_file import read_summary
 from tinystory.studio.keeper import Keeper, session_names
 from tinystory.studio.studio import Studio
@@ -16,16 +16,14 @@ __all__: list[str] = []
 _MOST_SESSIONS = 50
 
 
-@keeping_command(
-    "save", "[NAME]", "give this session a name; it is saved by itself after each turn", argument="session"
-)
+@keeping_command("save", "[NAME]", "give this session a name; each turn is saved in any case", argument="session")
 def _save(keeper: Keeper, argument: str) -> Reply:
-    """Sessions are files for you alone; `tinystory chat --resume NAME` or /load NAME opens one again.
+    """Keep the session in a file that only you can read; `tinystory chat --resume NAME` or /load NAME opens it again.
 
     A name has letters, digits, dashes, underscores and dots.
     """
     if not keeper.studio.tree.turns:
-        raise UsageError("nothing has been written yet that could be saved")
+        raise UsageError("nothing has been written yet, so there is nothing to save")
     if argument:
         keeper.rename(argument)
     else:
@@ -41,7 +39,7 @@ def _load(keeper: Keeper, argument: str) -> Reply:
     return Reply((*(Line(notice, "note") for notice in notices), DeskStory()))
 
 
-@keeping_command("sessions", "", "list the sessions that have been kept, the latest first")
+@keeping_command("sessions", "", "list the saved sessions, the latest first")
 def _sessions(keeper: Keeper, argument: str) -> Reply:
     names = session_names(keeper.folder)
     if not names:
@@ -56,13 +54,13 @@ def _sessions(keeper: Keeper, argument: str) -> Reply:
 
 @command("export", "FILE", "write the story to a file: .txt .md .json .html .svg", argument="file")
 def _export(studio: Studio, argument: str) -> Reply:
-    """The ending says how.
+    """Choose the format by the ending of FILE.
 
-    .txt is the story, .md has a table of its turns, .json all that `tinystory replay` needs; .html and .svg show the
-    colours of its tokens (those of /color; surprise where they are off).
-    A file that is there already is replaced only where a ! stands after its name: /export story.md !
+    .txt has the story, .md also a table of its turns, and .json everything that `tinystory replay` needs. .html and
+    .svg show the colours of its tokens: those of /color, or surprise if /color is off.
+    An existing file is replaced only if a ! stands after its name: /export story.md !
     """
-    # With it comes rich, which the prompt does not wait for.
+    # It imports rich; the input line does not wait for that.
     from tinystory.repl.export import FORMATS, export
 
     name = argument.removesuffix("!").rstrip()
@@ -75,14 +73,14 @@ def _export(studio: Studio, argument: str) -> Reply:
 
 @command("copy", "", "put the story on the clipboard")
 def _copy(studio: Studio, argument: str) -> Reply:
-    """Through the terminal (OSC 52), also from another computer; some terminals have to be told to allow it."""
+    """Send the story to the clipboard of your terminal (OSC 52), also over ssh. Some terminals must allow it first."""
     if not studio.text:
         raise UsageError("there is no story on the desk to copy")
     return Reply(clipboard=studio.text)
 
 
 def _row(keeper: Keeper, name: str) -> tuple[str, ...]:
-    """A session in the list; the present one is marked."""
+    """Return the row of a session in the list; a dot marks the session of this chat."""
     path = keeper.folder / f"{name}.json"
     try:
         when = f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"

@@ -1,4 +1,4 @@
-"""Commands about the chat itself: model, figures, help, leaving."""
+"""Commands about the chat itself: model, figures, settings, help, leaving."""
 
 import inspect
 import os
@@ -7,17 +7,17 @@ import re
 from tinystory.decoding.spec import format_spec
 from tinystory.folders import config_file
 from tinystory.repl.commands.base import COMMANDS, Reply, command, find
-from tinystory.repl.stream import REASONS
 from tinystory.screen.blocks import Line, Printable, Table
 from tinystory.studio.presets import SUGGESTED
 from tinystory.studio.studio import Studio
+from tinystory.writing.statistics import REASONS
 
 __all__: list[str] = []
 
 
-@command("model", "[DIR or hub id]", "show the model, or write with another one", argument="folder")
+@command("model", "[DIR or hub id]", "show the model, or go on with another one", argument="folder")
 def _model(studio: Studio, argument: str) -> Reply:
-    """The story on the desk goes on with the new model. `default` is the model that comes with tinystory."""
+    """Let the story on the desk go on with the new model. `default` is the model that comes with tinystory."""
     if not argument:
         return Reply((Table(tuple(studio.backend.facts())),))
     backend = studio.open_model(os.path.expanduser(argument))
@@ -26,11 +26,11 @@ def _model(studio: Studio, argument: str) -> Reply:
     return Reply((Table(tuple(backend.facts())),))
 
 
-@command("stats", "", "figures of the piece that was written last")
+@command("stats", "", "show the figures of the latest turn")
 def _stats(studio: Studio, argument: str) -> Reply:
     last = studio.results.get(studio.tree.current)
     if last is None:
-        return Reply((Line("the model has written nothing here since the studio was opened", "dim"),))
+        return Reply((Line("the model has written nothing here since the chat began", "dim"),))
     figures = last.statistics
     rows = [
         ("decoder", format_spec(last.request.decoder)),
@@ -45,29 +45,30 @@ def _stats(studio: Studio, argument: str) -> Reply:
     return Reply((Table(tuple(rows)),))
 
 
-@command("config", "", "the settings that the chat began with, and where each comes from")
+@command("config", "", "show the settings with which the chat began, and where each one comes from")
 def _config(studio: Studio, argument: str) -> Reply:
-    """A flag wins over the environment, that over the configuration file, and that over what is built in.
+    """Take each setting from a flag first, then from the environment, then from the configuration file.
 
-    /model, /decoder, /seed and /len change theirs for this chat alone; the file is for all chats.
+    /model, /decoder, /seed and /len change a setting for this chat only; the file holds for all chats.
     """
     path = config_file()
-    rows = [("setting", "value", "from"), *((one.name, one.shown, one.origin) for one in studio.settings)]
+    settings = [(setting.name, setting.shown, setting.origin) for setting in studio.settings]
     missing = "" if path.exists() else " (not there yet)"
-    return Reply((Table(tuple(rows)), Line(""), Line(f"configuration file: {path}{missing}", "dim")))
+    table = Table((("setting", "value", "from"), *settings))
+    return Reply((table, Line(""), Line(f"configuration file: {path}{missing}", "dim")))
 
 
-@command("help", "[COMMAND]", "this list, or more about one command", argument="command")
+@command("help", "[COMMAND]", "show this list, or more about one command", argument="command")
 def _help(studio: Studio, argument: str) -> Reply:
     if argument:
-        found = find(argument.removeprefix("/"))
-        blocks: list[Printable] = [Line(found.synopsis, "bold"), Line(found.help)]
-        if found.run.__doc__:
-            blocks.append(Line(_JOINT.sub(" ", inspect.getdoc(found.run) or "")))
-        if found.aliases:
-            blocks.append(Line("also " + ", ".join(f"/{alias}" for alias in found.aliases)))
+        entry = find(argument.removeprefix("/"))
+        blocks: list[Printable] = [Line(entry.synopsis, "bold"), Line(entry.help)]
+        if entry.run.__doc__:
+            blocks.append(Line(_LINE_BREAK.sub(" ", inspect.getdoc(entry.run) or "")))
+        if entry.aliases:
+            blocks.append(Line("also " + ", ".join(f"/{alias}" for alias in entry.aliases)))
         return Reply(tuple(blocks))
-    rows = [(one.synopsis, one.help) for one in COMMANDS.values()]
+    rows = [(entry.synopsis, entry.help) for entry in COMMANDS.values()]
     suggested = f"/preset load suggested: {SUGGESTED}, nearest to real stories (docs/study.md)"
     return Reply((Table(_KEYS), Line(""), Table(tuple(rows)), Line(""), Line(suggested, "dim")))
 
@@ -81,16 +82,16 @@ _KEYS = (
     ("text", "begins a story, or goes on with an unfinished one; //text begins it with a slash"),
     ("Enter", "alone: the story goes on"),
     ("Tab", "completes commands, decoders, options and values"),
-    ("Alt-Enter, Ctrl-J", "a new line in what you type; a paste is never sent by itself"),
-    ("Ctrl-R, Up", "what you typed before"),
-    ("Alt-Left, Alt-Right", "the branch before, the branch after"),
-    ("Alt-Up", "walk through the story's tokens, see what else each could be, take one"),
-    ("Ctrl-X Ctrl-E", "what you are typing, in $EDITOR"),
-    ("Ctrl-C", "stops the story and keeps it; clears what is typed; twice leaves"),
+    ("Alt-Enter, Ctrl-J", "begins a new line in what you type; a pasted text is never sent by itself"),
+    ("Ctrl-R, Up", "brings back what you typed before"),
+    ("Alt-Left, Alt-Right", "goes to the branch before, or to the branch after"),
+    ("Alt-Up", "opens the token browser: walk through the tokens, see the alternatives, take one"),
+    ("Ctrl-X Ctrl-E", "opens what you are typing in $EDITOR"),
+    ("Ctrl-C", "stops the story and keeps it; clears what you typed; pressed twice, it leaves"),
     ("Ctrl-D", "leaves"),
 )
 
-_JOINT = re.compile(r"(?<![.:!?·\n])\n(?=[a-z(])")
-"""Where a docstring breaks a line within a sentence; the screen has its own width."""
+_LINE_BREAK = re.compile(r"(?<![.:!?·\n])\n(?=[a-z(])")
+"""A line break within a sentence of a docstring. The screen breaks lines at its own width."""
 
 _SHOWN_FIGURES = {"tokens", "seconds", "first_token_seconds", "tokens_per_second", "bits_per_token"}

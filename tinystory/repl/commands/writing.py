@@ -1,16 +1,16 @@
-"""Commands that write: begin, go on, try again, go back, cut, edit."""
+"""Commands that write: begin a story, go on, write a turn again, go back, cut, edit."""
 
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import UsageError
-from tinystory.repl.commands.base import Reply, command, texts, whole_number
-from tinystory.screen.blocks import DeskStory, Line
+from tinystory.repl.commands.base import DeskStory, Reply, command, texts, whole_number
+from tinystory.screen.blocks import Line
 from tinystory.settings import parse
 from tinystory.studio.studio import Studio
 from tinystory.text.words import checklist
 
 __all__: list[str] = []
 
-MAX_SIBLINGS = 64
+MAX_BRANCHES = 64
 
 
 @command("new", "[PROMPT]", "put the story away; begin another one with PROMPT, or with what you type next")
@@ -18,7 +18,7 @@ def _new(studio: Studio, argument: str) -> Reply:
     if argument:
         return Reply(requests=(studio.begin(argument),))
     studio.goto(0)
-    return Reply((Line("a blank page: type a beginning, or press Enter and the model finds one", "dim"),))
+    return Reply((Line("a blank page: type a beginning, or press Enter to let the model begin", "dim"),))
 
 
 @command("go", "[N]", "let the model go on, by at most N tokens")
@@ -27,42 +27,46 @@ def _go(studio: Studio, argument: str) -> Reply:
     return Reply(requests=(studio.go(n_tokens),))
 
 
-@command("retry", "[SPEC]", "write the latest piece again with fresh luck, as a branch of its own", argument="spec")
+@command("retry", "[SPEC]", "write the latest turn again with a fresh seed, as a new branch", argument="spec")
 def _retry(studio: Studio, argument: str) -> Reply:
-    """With SPEC by another decoder, for this once. What was there stays: Alt-Left and Alt-Right go between the two."""
+    """Use the decoder SPEC, if it is given, for this turn only.
+
+    The old branch stays: Alt-Left and Alt-Right go from one branch to the other.
+    """
     return Reply(requests=(studio.retry(parse_spec(argument, studio.registry) if argument else None),))
 
 
-@command("more", "N", "write the latest piece N more times at once, side by side, each a branch")
+@command("more", "N", "write the latest turn N more times at once, side by side, each as a branch")
 def _more(studio: Studio, argument: str) -> Reply:
-    """/goto takes one of them; Alt-Left and Alt-Right go from one to the next."""
-    turns = studio.more(whole_number(argument, "/more", 1, MAX_SIBLINGS))
-    return Reply(requests=tuple(turns), titles=tuple(f"{n + 1} of {len(turns)}" for n in range(len(turns))))
+    """Give N from 1 to 64. /goto, Alt-Left and Alt-Right go to the other branches."""
+    requests = studio.more(whole_number(argument, "/more", 1, MAX_BRANCHES))
+    titles = tuple(f"{n + 1} of {len(requests)}" for n in range(len(requests)))
+    return Reply(requests=tuple(requests), titles=titles)
 
 
-@command("undo", "[N]", "go back by a turn, or N; nothing is lost")
+@command("undo", "[N]", "go back by one turn, or by N; nothing is lost")
 def _undo(studio: Studio, argument: str) -> Reply:
     n = whole_number(argument, "/undo", 1) if argument else 1
     if not studio.tree.undo(n):
-        raise UsageError("this is the blank page; there is nothing before it")
+        raise UsageError("this is the blank page; no turn comes before it")
     studio.on_change()
     return Reply((DeskStory(),))
 
 
-@command("redo", "[N]", "go forward again by a turn, or N, where you were before /undo")
+@command("redo", "[N]", "go forward again by one turn, or by N, to where you were before /undo")
 def _redo(studio: Studio, argument: str) -> Reply:
     n = whole_number(argument, "/redo", 1) if argument else 1
     if not studio.tree.redo(n):
-        raise UsageError("nothing comes after this; /tree shows the other branches")
+        raise UsageError("no turn comes after this one; /tree shows the other branches")
     studio.on_change()
     return Reply((DeskStory(),))
 
 
-@command("edit", "", "open the story in $EDITOR; the model goes on from what you leave there")
+@command("edit", "", "open the story in $EDITOR; the model goes on from the edited text")
 def _edit(studio: Studio, argument: str) -> Reply:
-    """A word that you cut short is made whole again: after "a ti" the model may write " time".
+    """Let the model finish a word that you cut short: after "a ti" it may write " time".
 
-    The story as it was stays in the tree. Ctrl-X Ctrl-E does the same with what you are typing.
+    The old story stays in the tree. Ctrl-X Ctrl-E opens the text that you are typing instead.
     """
     return Reply(edit=studio.text)
 
@@ -74,43 +78,43 @@ def _trim(studio: Studio, argument: str) -> Reply:
     return Reply((DeskStory(),))
 
 
-@command("stop", "[TEXT… | off]", "end a piece before one of these texts")
+@command("stop", "[TEXT… | off]", "end a turn before one of these texts")
 def _stop(studio: Studio, argument: str) -> Reply:
-    r"""Words, or texts in double quotes: /stop "The end" "\n\n". Enter goes on past a stop text."""
+    r"""Put a text with spaces in double quotes: /stop "The end" "\n\n". Enter goes on past a stop text."""
     if argument == "off":
         studio.stop = ()
     elif argument:
         studio.stop = texts(argument, "/stop")
     shown = ", ".join(f'"{text}"' for text in studio.stop).replace("\n", "\\n")
-    return Reply((Line(f"a piece ends before {shown}" if studio.stop else "no stop text is set"),))
+    return Reply((Line(f"a turn ends before {shown}" if studio.stop else "no stop text is set"),))
 
 
-@command("len", "[N]", "write at most N tokens at a time")
+@command("len", "[N]", "set max-tokens: write at most N tokens in one turn")
 def _len(studio: Studio, argument: str) -> Reply:
     if argument:
         studio.max_tokens = parse("max_tokens", argument, "/len")
-    return Reply((Line(f"at most {studio.max_tokens} tokens at a time"),))
+    return Reply((Line(f"at most {studio.max_tokens} tokens in one turn"),))
 
 
-@command("seed", "[N|random]", "the luck of the draw: the same seed writes the same story", argument="seed")
+@command("seed", "[N|random]", "set the seed of the noise: the same seed gives the same story", argument="seed")
 def _seed(studio: Studio, argument: str) -> Reply:
     if argument:
         studio.set_seed(parse("seed", argument, "/seed"))
-    fixed = "random, a fresh one for each story" if studio.seed is None else str(studio.seed)
-    return Reply((Line(f"seed: {fixed}"),))
+    seed = "random, a fresh seed for each story" if studio.seed is None else str(studio.seed)
+    return Reply((Line(f"seed: {seed}"),))
 
 
-@command("words", "[A,B,C | off]", "words that you want in the story: a list that ticks them off")
+@command("words", "[A,B,C | off]", "tick these words off when they come in the story")
 def _words(studio: Studio, argument: str) -> Reply:
-    """It only watches; whether a word comes is up to the model, and to you.
+    """Watch for these words only; this does not make the model write them.
 
-    The decoder `words` makes the model write them, as in /decoder sample 0.8 | words owl,kite; its words are on the
-    list too.
+    The decoder `words` makes the model write its words, as in /decoder sample 0.8 | words owl,kite. They are on the
+    list, too.
     """
     if argument:
         given = () if argument == "off" else tuple(filter(None, map(str.strip, argument.split(","))))
         if argument != "off" and not given:
-            raise UsageError("/words takes words with commas between, like /words owl,kite")
+            raise UsageError("/words takes words with commas between them, like /words owl,kite")
         studio.words = given
     if not studio.wanted:
         return Reply((Line("no words are wanted"),))

@@ -1,1 +1,1 @@
-"""One step of a model for a few tokens, in NumPy or in C."""
+"""Compute one step of a model for a few tokens, in NumPy or in C."""

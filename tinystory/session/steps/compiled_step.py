@@ -1,4 +1,4 @@
-"""Any model of ours in compiled code: its weights and cache, given to the functions of `step.c`.
+"""Compute a GPT-2 or Llama model in compiled code: hand its weights and its cache to the functions of `step.c`.
 
 Shapes: B rows, T new positions, N tokens, S cached positions, K key/value heads, D d_head, C d_model, V vocab_size.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinystory.dtypes import DTYPES
 from tinystory.model.config import ModelConfig
 from tinystory.session.steps.weights import Affine, Array, ModelWeights, Rotations
 
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledStep", "PackedModel"]
 
-# As `step.c` numbers them.
+# The numbers that `step.c` uses for kinds of matrices and for activations.
 _FLOAT32, _BFLOAT16, _INT8 = range(3)
 _ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 
-_BYTES = {_FLOAT32: 4, _BFLOAT16: 2, _INT8: 1}
-"""Of a weight, by kind of matrix."""
+_WEIGHT_BYTES = [DTYPES[name].n_bytes for name in ("float32", "bfloat16", "int8")]
+"""Bytes per weight, by kind of matrix."""
 
 _MOST_TOKENS = 64
-"""Tokens of one call: what they need in between stays in the processor's cache."""
+"""The most tokens of one call. Their intermediate results still fit into the processor's cache."""
 
 _LINE = 64
-"""Bytes of a line of that cache."""
+"""Bytes of one line of the processor's cache."""
 
 
 class _Matrix(ctypes.Structure):
@@ -73,13 +74,19 @@ class _Cache(ctypes.Structure):
 
 
 class PackedModel:
-    """A model's weights as `step.c` wants them: each matrix once, in panels; what is small stays where it is."""
+    """A model's weights in the layout of `step.c`: its matrices are copied into panels, small arrays stay in place."""
 
     def __init__(self, code: "CompiledCode", config: ModelConfig, weights: ModelWeights) -> None:
-        """Pack them."""
+        """Pack the weights of a model.
+
+        Args:
+            code: the compiled functions.
+            config: the shape of the model.
+            weights: float32, or int8 for the matrices of the blocks; they are not needed afterwards.
+        """
         self.functions = code.library
         self.config = config
-        self._held: list[Any] = []  # the structures hold addresses only
+        self._held: list[Any] = []  # keeps the arrays alive, since the structures have only their addresses
         self._panel_rows = int(self.functions.step_panel_rows())
         layers = (_Layer * config.n_layer)()
         for packed, layer in zip(layers, weights.layers, strict=True):
@@ -95,11 +102,11 @@ class PackedModel:
         self.address = ctypes.addressof(self._model)
 
     def _padded(self, n_rows: int) -> int:
-        """Rows of whole panels."""
+        """Round a number of rows up to whole panels."""
         return -(-n_rows // self._panel_rows) * self._panel_rows
 
     def _address(self, array: Array | None, n_more: int = 0) -> int | None:
-        """Of an array, which is kept, with so many zeros after it."""
+        """Return the address of an array in float32, followed by `n_more` zeros; the array is kept alive."""
         if array is None:
             return None
         array = np.ascontiguousarray(np.pad(array, (0, n_more)) if n_more else array, np.float32)
@@ -111,12 +118,12 @@ class PackedModel:
 
     def _matrix(self, affine: Affine) -> _Matrix:
         matrix = affine.weight
-        given, scale = (matrix, None) if isinstance(matrix, np.ndarray) else matrix.integers()
-        rows: NDArray[Any] = np.ascontiguousarray(given)
+        values, scale = (matrix, None) if isinstance(matrix, np.ndarray) else matrix.integers()
+        rows: NDArray[Any] = np.ascontiguousarray(values)
         kind = _kind(rows)
         n_out, n_in = rows.shape
         padded = self._padded(n_out)
-        panels = _aligned(padded * n_in * _BYTES[kind], np.uint8)
+        panels = _aligned(padded * n_in * _WEIGHT_BYTES[kind], np.uint8)
         self._held.append(panels)
         self.functions.step_pack(rows.ctypes.data, kind, n_out, n_in, panels.ctypes.data)
         scales, biases = (self._address(vector, padded - n_out) for vector in (scale, affine.bias))
@@ -124,14 +131,14 @@ class PackedModel:
 
 
 class CompiledStep:
-    """A model with the cache of its rows, which a step writes."""
+    """A model together with the cache of its rows; each step writes into the cache."""
 
     def __init__(self, model: PackedModel, rotations: Rotations | None, caches: Sequence[tuple[Array, Array]]) -> None:
-        """Put both together.
+        """Put model and cache together.
 
         Args:
-            model: the weights.
-            rotations: None where positions are learned.
+            model: the packed weights.
+            rotations: the tables for at least as many positions as the cache has; None for learned positions.
             caches: keys and values of each layer, (B, K, S, D) float32.
         """
         self._model, self._functions = model, model.functions
@@ -148,55 +155,56 @@ class CompiledStep:
         self._one = np.zeros((3, 1), np.int64)  # id, row, position
 
     def one(self, token_id: int, position: int, row: int = 0) -> tuple[Array, Array]:
-        """Feed a token to one row: the normed last hidden state (C,), and the next token's logits (V,)."""
+        """Feed one token to one row; return the normed last hidden state (C,) and the logits of the next token (V,)."""
         self._one[:, 0] = token_id, row, position
         hidden = self._hidden(self._one)
         return hidden[0], self.logits(hidden)[0]
 
     def several(self, token_ids: NDArray[np.int64], starts: NDArray[np.int64]) -> Array:
-        """Feed (B, T) ids to the rows, row i from position starts[i] on: the normed last hidden states, (B, T, C)."""
+        """Feed (B, T) ids, row i from position starts[i] on; return the normed last hidden states (B, T, C)."""
         n_rows, n_new = token_ids.shape
         rows = np.repeat(np.arange(n_rows), n_new)
         positions = (starts[:, None] + np.arange(n_new)).ravel()
         tokens = np.stack((token_ids.ravel(), rows, positions))
-        pieces = [
+        parts = [
             self._hidden(np.ascontiguousarray(tokens[:, start : start + _MOST_TOKENS]))
             for start in range(0, tokens.shape[1], _MOST_TOKENS)
         ]
-        return np.concatenate(pieces).reshape(n_rows, n_new, -1)
+        return np.concatenate(parts).reshape(n_rows, n_new, -1)
 
     def logits(self, hidden: Array) -> Array:
-        """(N, C) -> (N, V)."""
+        """Compute logits from hidden states: (N, C) -> (N, V)."""
         hidden = np.ascontiguousarray(hidden)
         logits = np.empty((len(hidden), self._model.padded_vocab), np.float32)
         for start in range(0, len(hidden), _MOST_TOKENS):
-            some, place = hidden[start : start + _MOST_TOKENS], logits[start:]
+            part, target = hidden[start : start + _MOST_TOKENS], logits[start:]
             self._functions.step_logits(
-                self._model.address, len(some), some.ctypes.data, self._scratch.ctypes.data, place.ctypes.data
+                self._model.address, len(part), part.ctypes.data, self._scratch.ctypes.data, target.ctypes.data
             )
         return logits[:, : self._model.config.vocab_size]
 
     def _hidden(self, tokens: NDArray[np.int64]) -> Array:
-        """Ids, rows and positions, (3, N), to (N, C)."""
+        """Feed at most `_MOST_TOKENS` tokens: ids, rows and positions (3, N) -> normed last hidden states (N, C)."""
         n_tokens = tokens.shape[1]
         hidden = np.empty((n_tokens, self._model.config.d_model), np.float32)
-        at = tokens.ctypes.data
+        ids = tokens.ctypes.data
+        rows, positions = ids + 8 * n_tokens, ids + 16 * n_tokens  # the three rows of int64 follow each other
         self._functions.step_hidden(
             *(self._model.address, ctypes.addressof(self._cache), n_tokens),
-            *(at, at + 8 * n_tokens, at + 16 * n_tokens, self._scratch.ctypes.data, hidden.ctypes.data),
+            *(ids, rows, positions, self._scratch.ctypes.data, hidden.ctypes.data),
         )
         return hidden
 
 
 def _kind(rows: NDArray[Any]) -> int:
-    """How a matrix is kept; bfloat16 where that loses nothing."""
+    """Return the kind of a matrix; float32 becomes bfloat16 if all its values are exact in that format."""
     if rows.dtype == np.int8:
         return _INT8
     return _FLOAT32 if any((row & 0xFFFF).any() for row in rows.view(np.uint32)) else _BFLOAT16
 
 
 def _aligned(n_bytes: int, dtype: Any) -> NDArray[Any]:
-    """Memory that begins at a line of the processor's cache."""
+    """Return `n_bytes` of memory that begins at a line of the processor's cache."""
     memory = np.empty(n_bytes + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
     return memory[start : start + n_bytes].view(dtype)

@@ -1,8 +1,8 @@
-"""Weight-only int8: a matrix in a byte a weight, multiplied by torch's own kernel (`_weight_int8pack_mm`).
+"""Multiply by matrices that take one byte per weight, with torch's own kernel (`_weight_int8pack_mm`).
 
 Each row of a matrix has one scale, its largest weight divided by 127 (Zafrir et al. 2019, "Q8BERT", arXiv 1910.06188).
-The kernel takes vectors in bfloat16 and sums in float32. Nothing else of a model is rounded: not the embedding, not the
-norms, not the cache, and not the head, whose logits would lose what tells close tokens apart.
+The kernel takes vectors in bfloat16 and sums in float32. Only the matrices of the blocks are rounded: embedding, norms
+and cache stay in floats. So does the head, because rounded logits could not tell close tokens apart.
 """
 
 from typing import Any
@@ -16,23 +16,23 @@ from torch import Tensor
 __all__ = ["Int8Matrix"]
 
 _MOST_COLUMNS = 32
-"""Vectors up to which the kernel is faster than a float32 product with the weights written out."""
+"""The most vectors for which the kernel is faster than converting the weights to floats and multiplying those."""
 
 
 class Int8Matrix:
-    """An (out, in) matrix of 8-bit integers with a scale for each row."""
+    """An (out, in) matrix of 8-bit integers, with one scale for each row."""
 
     def __init__(self, weight: Tensor) -> None:
-        """Round a float matrix."""
+        """Round a float matrix (out, in)."""
         largest = weight.float().abs().amax(dim=1).clamp_min(1e-30)
         scale = (largest / 127).bfloat16()
-        # The kernel takes scales in bfloat16; one that was rounded down would cut the largest weights off.
+        # The kernel takes scales in bfloat16. A scale that was rounded down would clip the largest weights.
         scale = torch.where(scale.float() * 127 < largest, (scale.float() * (1 + 2**-7)).bfloat16(), scale)
         self._integers = (weight.float() / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
         self._scale = scale
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out), in the dtype of x."""
+        """Multiply vectors: (..., in) -> (..., out), in the dtype of x."""
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) > _MOST_COLUMNS:
             return F.linear(x, (self._integers * self._scale.float()[:, None]).to(x.dtype))
@@ -40,15 +40,15 @@ class Int8Matrix:
         return out.to(x.dtype).view(*x.shape[:-1], -1)
 
     def vector(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """(in,) -> (out,) in float32."""
-        found: NDArray[np.float32] = self(torch.from_numpy(x)[None])[0].numpy()
-        return found
+        """Multiply one vector: (in,) -> (out,) in float32."""
+        out: NDArray[np.float32] = self(torch.from_numpy(x)[None])[0].numpy()
+        return out
 
     def columns(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """(in, N) -> (out, N) in float32."""
-        found: NDArray[np.float32] = self(torch.from_numpy(np.ascontiguousarray(x.T))).T.contiguous().numpy()
-        return found
+        """Multiply N vectors: (in, N) -> (out, N) in float32."""
+        out: NDArray[np.float32] = self(torch.from_numpy(np.ascontiguousarray(x.T))).T.contiguous().numpy()
+        return out
 
     def integers(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """(out, in), and the scale of each row, (out,)."""
+        """Return the integers (out, in), and the scale of each row, (out,)."""
         return self._integers.numpy(), self._scale.float().numpy()

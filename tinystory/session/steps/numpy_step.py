@@ -1,10 +1,10 @@
-"""A few tokens in NumPy: `model.Transformer` for one or several positions of a small llama model on the CPU.
+"""Compute one or several positions of a small llama model on the CPU in NumPy, equal to `model.Transformer`.
 
-A small model's step is a few hundred short operations, and a NumPy call costs a third of a torch call. Weights and
-cache are the session's own memory; a test holds this equal to the torch form.
+A step of a small model is a few hundred short operations, and calling NumPy costs a third of calling torch. Weights and
+cache are the memory of the session, not a copy. A test holds the results equal to those of the torch form.
 
-One token of one row uses `vecdot`, which reads a matrix as it lies and on one thread whatever BLAS is installed.
-Several tokens at once share each reading of the weights in a matrix product; see `product` for how.
+One token of one row is multiplied with `vecdot`: it reads a matrix in place, on one thread, with every BLAS. Several
+tokens at once share each reading of the weights in a matrix product; `product` shows how.
 
 Shapes: B rows, T new positions, N = B · T tokens, S cached positions, H query heads, K key/value heads, D d_head, C
 d_model, V vocab_size.
@@ -20,32 +20,33 @@ from numpy.typing import NDArray
 from tinystory.model.config import ModelConfig
 from tinystory.session.steps.weights import Array, Matrix, ModelWeights, Rotations
 
-__all__ = ["MOST_TOKENS", "NumpyStep", "is_plain", "pays"]
+__all__ = ["MOST_TOKENS", "NumpyStep", "beats_torch", "is_plain"]
 
 MOST_TOKENS = 32
-"""Tokens up to which this is faster than torch."""
+"""The most tokens at once for which NumPy is faster than torch."""
 
 _LARGEST = 20_000_000
-"""Weights up to which this is faster than torch; above, reading them takes the time, and torch has threads."""
+"""The most weights for which NumPy is faster than torch. Larger models spend their time on reading weights, and torch
+has threads for that."""
 
 _LARGEST_PRODUCT = 2**18
-"""Multiplications up to which OpenBLAS uses neither threads of its own, which would not heed torch's setting, nor a
-copy of the matrix, which costs more than the product of a few columns."""
+"""The most multiplications for which OpenBLAS neither starts threads nor copies the matrix. Its threads would ignore
+the number set in torch, and a copy costs more than the product with a few columns."""
 
 
 def is_plain(config: ModelConfig) -> bool:
-    """Whether a model is one that `NumpyStep` computes."""
+    """Return whether `NumpyStep` can compute a model: a llama with SiLU and without biases."""
     biased = config.attention_bias or config.attention_out_bias or config.ff_bias
     return config.family == "llama" and config.activation == "silu" and not biased
 
 
-def pays(config: ModelConfig) -> bool:
-    """Whether it is one, and small enough for NumPy to be faster than torch."""
+def beats_torch(config: ModelConfig) -> bool:
+    """Return whether NumPy can compute a model, and beats torch for it."""
     return is_plain(config) and config.n_parameters <= _LARGEST
 
 
 def times(matrix: Matrix, x: Array) -> Array:
-    """(out, in) @ (in,) -> (out,)."""
+    """Multiply a matrix by one vector: (out, in) @ (in,) -> (out,)."""
     if not isinstance(matrix, np.ndarray):
         return matrix.vector(x)
     out: Array = np.vecdot(matrix, x)
@@ -53,7 +54,10 @@ def times(matrix: Matrix, x: Array) -> Array:
 
 
 def product(matrix: Matrix, x: Array) -> Array:
-    """(out, in) @ (in, N) -> (out, N), in pieces of the matrix that are small enough; N is small."""
+    """Multiply a matrix by N vectors, N small: (out, in) @ (in, N) -> (out, N).
+
+    The matrix is multiplied in slices of rows that OpenBLAS handles without threads or copies.
+    """
     if not isinstance(matrix, np.ndarray):
         return matrix.columns(x)
     out = np.empty((len(matrix), x.shape[1]), x.dtype)
@@ -64,7 +68,7 @@ def product(matrix: Matrix, x: Array) -> Array:
 
 
 class _Block(NamedTuple):
-    """A layer's weights without biases, and keys and values (B, K, S, D)."""
+    """The weights of one layer, without biases, and its keys and values (B, K, S, D)."""
 
     attn_norm: Array
     qkv: Matrix
@@ -77,10 +81,16 @@ class _Block(NamedTuple):
 
 
 class NumpyStep:
-    """A model with the cache of its rows, which a step writes."""
+    """A model together with the cache of its rows; each step writes into the cache."""
 
     def __init__(self, weights: ModelWeights, rotations: Rotations, caches: Sequence[tuple[Array, Array]]) -> None:
-        """Put them together; `caches` are keys and values of each layer, (B, K, S, D)."""
+        """Put weights and cache together.
+
+        Args:
+            weights: the weights of a model for which `is_plain` is true.
+            rotations: the tables for at least as many positions as the cache has.
+            caches: keys and values of each layer, (B, K, S, D).
+        """
         self._embed, self._head, self._norm, self._eps = weights.embed, weights.head, weights.norm.weight, weights.eps
         self._cos, self._sin = rotations
         self._blocks = []
@@ -89,8 +99,8 @@ class NumpyStep:
             self._blocks.append(_Block(attn_norm, qkv, o, ff_norm, up, down, *cache))
 
     def one(self, token_id: int, position: int, row: int = 0) -> tuple[Array, Array]:
-        """Feed a token to one row: the normed last hidden state (C,), and the next token's logits (V,)."""
-        with np.errstate(all="ignore"):  # SiLU may overflow on its way to 0; NaN logits are refused by the chain
+        """Feed one token to one row; return the normed last hidden state (C,) and the logits of the next token (V,)."""
+        with np.errstate(all="ignore"):  # SiLU may overflow before it becomes 0; the decoder refuses NaN logits
             x = self._embed[token_id]
             for layer in self._blocks:
                 x = x + self._attention(layer, self._rms_norm(x, layer.attn_norm), position, row)
@@ -99,19 +109,19 @@ class NumpyStep:
             return hidden, np.vecdot(self._head, hidden)
 
     def several(self, token_ids: NDArray[np.int64], starts: NDArray[np.int64]) -> Array:
-        """Feed (B, T) ids to the rows, row i from position starts[i] on: the normed last hidden states, (B, T, C)."""
+        """Feed (B, T) ids, row i from position starts[i] on; return the normed last hidden states (B, T, C)."""
         n_rows, n_new = token_ids.shape
         place = _Place(starts, n_new)
         cos, sin = (table[place.positions.ravel()].T for table in (self._cos, self._sin))  # (D, N)
         with np.errstate(all="ignore"):
-            x = np.ascontiguousarray(self._embed[token_ids.ravel()].T)  # (C, N): a token is a column
+            x = np.ascontiguousarray(self._embed[token_ids.ravel()].T)  # (C, N), one column for each token
             for layer in self._blocks:
                 x = x + _attention(layer, self._rms_norms(x, layer.attn_norm), place, cos, sin)
                 x = x + _feed_forward(layer, self._rms_norms(x, layer.ff_norm))
             return self._rms_norms(x, self._norm).T.reshape(n_rows, n_new, -1)
 
     def logits(self, hidden: Array) -> Array:
-        """(N, C) -> (N, V)."""
+        """Compute logits from hidden states: (N, C) -> (N, V)."""
         with np.errstate(all="ignore"):
             return np.ascontiguousarray(product(self._head, np.ascontiguousarray(hidden.T)).T)
 
@@ -148,20 +158,21 @@ class NumpyStep:
 
 
 class _Place:
-    """Where new tokens stand: their positions (B, T), and what each may see."""
+    """The positions (B, T) of new tokens, and the positions that each must not see."""
 
     def __init__(self, starts: NDArray[np.int64], n_new: int) -> None:
         self.positions = starts[:, None] + np.arange(n_new)
         self.end = int(starts.max()) + n_new
-        self.hidden: NDArray[np.bool_] | None = None  # (B, 1, T, S): later ones, and those of longer rows
+        # (B, 1, T, S): true for later tokens, and where only longer rows have tokens.
+        self.masked: NDArray[np.bool_] | None = None
         even = bool((starts == starts[0]).all())
         if n_new > 1 or not even:
-            self.hidden = (np.arange(self.end) > self.positions[..., None])[:, None]
+            self.masked = (np.arange(self.end) > self.positions[..., None])[:, None]
         self._columns = slice(int(starts[0]), self.end) if even else None
         self._rows = np.arange(len(starts))[:, None]
 
     def write(self, cache: Array, new: Array) -> None:
-        """Put (B, T, K, D) into the (B, K, S, D) cache."""
+        """Write new keys or values (B, T, K, D) into the cache (B, K, S, D)."""
         if self._columns:
             cache[:, :, self._columns] = new.transpose(0, 2, 1, 3)
         else:
@@ -169,7 +180,7 @@ class _Place:
 
 
 def _attention(layer: _Block, x: Array, place: _Place, cos: Array, sin: Array) -> Array:
-    """(C, N) -> (C, N); cos and sin (D, N)."""
+    """Compute the attention of several tokens: (C, N) -> (C, N); cos and sin are (D, N)."""
     n_rows, n_kv_head, _, d_head = layer.keys.shape
     n_new, half = place.positions.shape[1], d_head // 2
     qkv = product(layer.qkv, x).reshape(-1, d_head, n_rows * n_new)  # (H + 2 K, D, N)
@@ -181,9 +192,9 @@ def _attention(layer: _Block, x: Array, place: _Place, cos: Array, sin: Array) -
     q = qk[:-n_kv_head].reshape(n_kv_head, -1, d_head, n_rows, n_new).transpose(3, 0, 1, 4, 2)
     q = q.reshape(n_rows, n_kv_head, -1, d_head)  # (B, K, H / K · T, D)
     scores = q @ layer.keys[:, :, : place.end].transpose(0, 1, 3, 2)  # (B, K, H / K · T, S)
-    if place.hidden is not None:
+    if place.masked is not None:
         by_token = scores.reshape(n_rows, -1, n_new, place.end)
-        by_token[np.broadcast_to(place.hidden, by_token.shape)] = -np.inf
+        by_token[np.broadcast_to(place.masked, by_token.shape)] = -np.inf
     scores -= scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores * d_head**-0.5)
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -193,7 +204,7 @@ def _attention(layer: _Block, x: Array, place: _Place, cos: Array, sin: Array) -
 
 
 def _feed_forward(layer: _Block, x: Array) -> Array:
-    """(C, N) -> (C, N)."""
+    """Compute the feed-forward of several tokens: (C, N) -> (C, N)."""
     gate, up = product(layer.up, x).reshape(2, -1, x.shape[1])
     up *= gate
     up /= 1 + np.exp(-gate)

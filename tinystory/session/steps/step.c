@@ -1,9 +1,11 @@
-/* A few tokens of a model on the CPU, for `--compile`: `model.Transformer` with a cache, Llama and GPT-2 families.
-   `compiling.py` builds it for the processor it runs on, `compiled_step.py` calls it.
+/* Compute a few tokens of a model on the CPU, for `--compile`: `model.Transformer` with a cache, in the Llama and GPT-2
+   families. `compiling.py` builds this file for the processor of the computer, and `compiled_step.py` calls it.
 
-   It uses vectors as GCC and Clang have them, so that one text serves AVX-512, AVX2 and NEON. One thread, no
-   allocation, float32 throughout but for the weights: a matrix whose values all are bfloat16 is kept as such, which
-   halves what a token reads and changes no result; an int8 one is multiplied as integers, a scale a row afterwards.
+   The code uses the vector types of GCC and Clang, so the same source serves AVX-512, AVX2 and NEON. It runs in one
+   thread, allocates no memory, and computes in float32. Only weights may have other formats:
+   - A matrix whose values are all exact in bfloat16 is kept in bfloat16. Then a token reads half as many bytes, and no
+     result changes.
+   - The integers of an int8 matrix are multiplied as floats, and each row of the result is multiplied by its scale.
 
    Shapes: n tokens, C d_model, H query heads, K key/value heads, D d_head, F inner width, V vocab_size. */
 
@@ -14,12 +16,12 @@
 #if defined(__AVX512F__)
 enum { LANES = 16, MOST_TOKENS = 4 };
 #elif defined(__AVX__)
-enum { LANES = 8, MOST_TOKENS = 2 }; /* 16 registers hold the sums of two tokens, not of four */
+enum { LANES = 8, MOST_TOKENS = 2 }; /* 16 registers hold the sums of two tokens, but not of four */
 #else
 enum { LANES = 4, MOST_TOKENS = 4 };
 #endif
 
-enum { VECTORS = 4, PANEL = VECTORS * LANES }; /* rows of a matrix that are multiplied together */
+enum { VECTORS = 4, PANEL = VECTORS * LANES }; /* a panel is the rows of a matrix that are multiplied together */
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -29,19 +31,19 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 enum kind { FLOAT32, BFLOAT16, INT8 };
 
 struct matrix {
-    const int32_t *panels; /* as `step_pack` leaves them */
-    const float *scale;    /* int8: of each row, padded to whole panels */
-    const float *bias;     /* of each row, as much padded; or none */
+    const int32_t *panels; /* as `step_pack` writes them */
+    const float *scale;    /* one for each row of an int8 matrix, padded to whole panels; else null */
+    const float *bias;     /* one for each row, padded in the same way; or null */
     int64_t kind, n_out, n_in;
 };
 
 struct norm {
-    const float *weight, *bias; /* without a bias it is RMSNorm, with one LayerNorm */
+    const float *weight, *bias; /* RMSNorm if the bias is null, else LayerNorm */
 };
 
 struct layer {
     struct norm attn_norm, ff_norm;
-    struct matrix qkv, o, up, down; /* `up` is gate and up where there is a gate */
+    struct matrix qkv, o, up, down; /* `up` is gate and up joined if there is a gate */
 };
 
 enum activation { SILU, GELU_TANH, GELU };
@@ -49,27 +51,27 @@ enum activation { SILU, GELU_TANH, GELU };
 struct model {
     int64_t d_model, n_layer, n_head, n_kv_head, d_head, d_ff, gated, activation;
     float eps;
-    const float *embed, *positions; /* (V, C), and (S, C) or none */
+    const float *embed, *positions; /* (V, C); (S, C) or null */
     struct norm norm;
     struct matrix head;
     const struct layer *layers;
 };
 
 struct cache {
-    float *const *keys, *const *values; /* of each layer, (rows, K, S, D) with these strides of rows and heads */
+    float *const *keys, *const *values; /* one array for each layer: (rows, K, S, D) with the strides below */
     int64_t row_stride, head_stride;
-    const float *cos, *sin; /* (S, D), the first half of sin negated; none without rotary positions */
+    const float *cos, *sin; /* (S, D), the first half of sin negated; null without rotary positions */
 };
 
 /* ---- matrices ---------------------------------------------------------------------------------------------------- */
 
-/* How many words of 32 bits, in vectors, hold one column of a panel. */
+/* Return the number of vectors, of 32-bit words, that hold one column of a panel. */
 INLINE int64_t vectors_of(enum kind kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
 
 int64_t step_panel_rows(void) { return PANEL; }
 
-/* Write a matrix, (n_out, n_in) floats or int8, as panels of PANEL rows each, column by column; what is missing in the
-   last panel is 0. A word holds one float, or two bfloat16s or four int8s that belong to rows LANES apart. */
+/* Write a matrix, (n_out, n_in) floats or int8, as panels of PANEL rows, column by column. Rows that are missing in the
+   last panel are 0. A word holds one float, two bfloat16 or four int8; the values of a word are of rows LANES apart. */
 void step_pack(const void *rows, int64_t kind, int64_t n_out, int64_t n_in, uint32_t *panels) {
     const uint32_t *words = rows;
     const uint8_t *bytes = rows;
@@ -88,7 +90,7 @@ void step_pack(const void *rows, int64_t kind, int64_t n_out, int64_t n_in, uint
         }
 }
 
-/* One column of a panel, from the words at `word`. */
+/* Convert one column of a panel, which begins at `word`, into floats. */
 INLINE void unpack(enum kind kind, const int32_t *word, floats columns[VECTORS]) {
     const ints *words = (const ints *)word;
     if (kind == FLOAT32)
@@ -102,7 +104,7 @@ INLINE void unpack(enum kind kind, const int32_t *word, floats columns[VECTORS])
         for (int i = 0; i < VECTORS; i++) columns[i] = __builtin_convertvector(words[0] << (24 - 8 * i) >> 24, floats);
 }
 
-/* A panel times `n` tokens, which are constants where it is called; x is (n_in, n). */
+/* Multiply a panel by n tokens; x is (n_in, n). Callers pass constants as `kind` and `n`, so loops are unrolled. */
 INLINE void multiply(
     enum kind kind, int n, const int32_t *panel, const float *scale, const float *bias, int64_t n_in, const float *x,
     float *out, int64_t out_stride) {
@@ -122,7 +124,7 @@ INLINE void multiply(
         }
 }
 
-/* Tokens are multiplied MOST_TOKENS at a time, then 2, then 1. */
+/* Return how many of the tokens that are left are multiplied together: MOST_TOKENS, 2 or 1. */
 INLINE int64_t together(int64_t n_left) { return n_left >= MOST_TOKENS ? MOST_TOKENS : n_left >= 2 ? 2 : 1; }
 
 INLINE void product_of(
@@ -142,11 +144,11 @@ INLINE void product_of(
     }
 }
 
-/* (n, n_in) in rows of x_stride -> (n, n_out) in rows of out_stride, which has to be a multiple of PANEL: the last
-   panel is written whole. `tiles` has room for (n, n_in). */
+/* Multiply a matrix by n tokens: (n, n_in) in rows of x_stride -> (n, n_out) in rows of out_stride. The last panel is
+   written whole, so out_stride must be a multiple of PANEL. `tiles` is memory for (n, n_in) floats. */
 static void product(
     const struct matrix *m, int64_t n, const float *x, int64_t x_stride, float *tiles, float *out, int64_t out_stride) {
-    for (int64_t token = 0, width; token < n; token += width) { /* tokens that are multiplied together, interleaved */
+    for (int64_t token = 0, width; token < n; token += width) { /* interleave the tokens of one group */
         width = together(n - token);
         float *tile = tiles + token * m->n_in;
         for (int64_t i = 0; i < m->n_in; i++)
@@ -166,13 +168,14 @@ static float dot(const float *a, const float *b, int64_t n) {
     return sum;
 }
 
-/* e^x within 2 units in the last place, x held between -87 and 88; NaN, whose lowest bits are 0, stays NaN. The range
-   is reduced by Cody and Waite's two-part ln 2, the polynomial is that of Cephes' expf (Moshier 1984). */
+/* Return e^x, with an error of at most 2 units in the last place; x is first limited to -87 .. 88. A NaN whose lowest
+   bits are 0 stays NaN. The range is reduced with Cody and Waite's ln 2 in two parts; the polynomial is the one of
+   Cephes' expf (Moshier 1984). */
 INLINE floats exponential(floats x) {
     const floats lowest = (floats){0} - 87.0f, highest = (floats){0} + 88.0f;
     ints low = x < lowest, high = x > highest;
     floats t = (floats)(((ints)x & ~(low | high)) | ((ints)lowest & low) | ((ints)highest & high));
-    floats rounded = t * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to an integer */
+    floats rounded = t * 1.44269504f + 12582912.0f; /* adding 1.5 * 2^23 rounds to an integer */
     floats k = rounded - 12582912.0f;
     floats r = t - k * 0.693359375f + k * 2.12194440e-4f;
     floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -202,13 +205,13 @@ static void normalize(const float *x, struct norm norm, int64_t n, float eps, fl
 
 INLINE floats activated(enum activation kind, floats x) {
     if (kind == SILU) return x / (1.0f + exponential(-x));
-    if (kind == GELU_TANH) /* tanh written as a logistic function */
+    if (kind == GELU_TANH) /* tanh, written as a logistic function */
         return x / (1.0f + exponential((x + x * x * x * 0.044715f) * -1.5957691216f)); /* -2 sqrt(2 / pi) */
     for (int i = 0; i < LANES; i++) x[i] *= 0.5f + 0.5f * erff(x[i] * 0.7071067812f);
     return x;
 }
 
-/* Rotary embedding of one head, in Hugging Face's layout of halves. */
+/* Apply the rotary embedding to one head of d numbers; as in Hugging Face, pairs are (x[i], x[i + d/2]). */
 static void rotate(float *x, const float *cos, const float *sin, int64_t d) {
     for (int64_t i = 0, j = d / 2; j < d; i++, j++) {
         float first = x[i], second = x[j];
@@ -217,7 +220,8 @@ static void rotate(float *x, const float *cos, const float *sin, int64_t d) {
     }
 }
 
-/* One query of d over n keys and values; `scores` has room for n and one vector more. */
+/* Compute attention of one query of d numbers over n keys and values. `scores` is memory for n floats and one vector
+   more, since the last vector may be partly used. */
 static void attend(
     const float *q, const float *keys, const float *values, int64_t n, int64_t d, float *scores, float *out) {
     float most = -INFINITY, scale = 1 / sqrtf(d), sum = 0;
@@ -250,10 +254,10 @@ static void attend(
 
 static int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
 
-/* Places in the memory that is lent for one call. */
+/* The parts of the memory that the caller lends for one call. */
 struct scratch {
     float *normed, *qkv, *mixed, *inner, *activated, *tiles, *scores;
-    int64_t c, heads, f; /* widths of rows: of C, of (H + 2 K) D and H D, of the inner layer */
+    int64_t c, heads, f; /* padded widths of rows: C; (H + 2 K) D; the inner layer */
 };
 
 static struct scratch divide(const struct model *m, int64_t n, float *memory) {
@@ -274,7 +278,7 @@ static struct scratch divide(const struct model *m, int64_t n, float *memory) {
     return s;
 }
 
-/* Floats of memory for n tokens. */
+/* Return how many floats of memory a call with n tokens needs. */
 int64_t step_scratch(const struct model *m, int64_t n, int64_t capacity) {
     float *nowhere = 0;
     return divide(m, n, nowhere).scores - nowhere + padded(capacity) + PANEL;
@@ -285,7 +289,7 @@ static void attention(
     const int64_t *rows, const int64_t *positions, struct scratch s) {
     int64_t d = m->d_head, n_head = m->n_head, n_kv_head = m->n_kv_head;
     product(&layer->qkv, n, s.normed, s.c, s.tiles, s.qkv, s.heads);
-    for (int64_t token = 0; token < n; token++) { /* all keys and values first: later tokens of a row see earlier ones */
+    for (int64_t token = 0; token < n; token++) { /* keys and values first: later tokens see them */
         float *q = s.qkv + token * s.heads, *k = q + n_head * d, *v = k + n_kv_head * d;
         int64_t at = positions[token] * d, place = rows[token] * cache->row_stride + at;
         for (int64_t head = 0; cache->cos && head < n_head + n_kv_head; head++)
@@ -309,7 +313,7 @@ static void feed_forward(const struct model *m, const struct layer *layer, int64
     for (int64_t token = 0; token < n; token++) {
         const float *first = s.inner + token * s.f, *second = first + m->d_ff;
         float *out = s.activated + token * s.f;
-        for (int64_t i = 0; i < m->d_ff; i += LANES) { /* past the end, too, into what nobody reads */
+        for (int64_t i = 0; i < m->d_ff; i += LANES) { /* the last vector may pass the end, into padding */
             floats x = activated(m->activation, *(const floats *)(first + i));
             if (m->gated) x *= *(const floats *)(second + i);
             *(floats *)(out + i) = x;
@@ -318,7 +322,7 @@ static void feed_forward(const struct model *m, const struct layer *layer, int64
     product(&layer->down, n, s.activated, s.f, s.tiles, s.normed, s.c);
 }
 
-/* The tokens' activations, (n, C), normed into rows of `stride`. */
+/* Normalize the activations of n tokens, (n, C), and write them into rows of `stride`. */
 static void normalize_all(
     const struct model *m, struct norm norm, int64_t n, const float *x, float *out, int64_t stride) {
     for (int64_t token = 0; token < n; token++)
@@ -330,7 +334,8 @@ static void add(const struct model *m, int64_t n, const float *term, int64_t str
         for (int64_t i = 0; i < m->d_model; i++) x[token * m->d_model + i] += term[token * stride + i];
 }
 
-/* Feed n tokens, those of a row in order, to rows of the cache: the normed last hidden states, (n, C). */
+/* Feed n tokens to rows of the cache, and write the normed last hidden states (n, C) into x. Tokens of one row must be
+   in the order of their positions. */
 void step_hidden(
     const struct model *m, const struct cache *cache, int64_t n, const int64_t *token_ids, const int64_t *rows,
     const int64_t *positions, float *memory, float *x) {
@@ -352,7 +357,7 @@ void step_hidden(
     normalize_all(m, m->norm, n, x, x, c);
 }
 
-/* Hidden states, (n, C), to logits, (n, V) in rows of padded length. */
+/* Compute logits from hidden states: (n, C) -> (n, V), in rows that are padded to whole panels. */
 void step_logits(const struct model *m, int64_t n, const float *hidden, float *memory, float *logits) {
     product(&m->head, n, hidden, m->d_model, memory, logits, padded(m->head.n_out));
 }

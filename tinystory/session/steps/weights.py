@@ -1,6 +1,6 @@
-"""A model's weights as arrays, each block's matrices joined: what the steps in NumPy and in compiled code compute with.
+"""Describe a model's weights as arrays, in the form that the NumPy step and the compiled step compute with.
 
-Shapes: V vocab_size, C d_model, S positions.
+Matrices of one block that are multiplied with the same vector are joined. Shapes: V vocab_size, C d_model, S positions.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ Array = NDArray[np.floating[Any]]
 
 
 class Rounded(Protocol):
-    """A matrix (out, in) in int8, which multiplies by itself."""
+    """A matrix (out, in) in int8 that has methods to multiply vectors."""
 
     def vector(self, x: Array) -> Array:
-        """(in,) -> (out,)."""
+        """Multiply one vector: (in,) -> (out,)."""
         ...
 
     def columns(self, x: Array) -> Array:
-        """(in, N) -> (out, N)."""
+        """Multiply N vectors: (in, N) -> (out, N)."""
         ...
 
     def integers(self) -> tuple[NDArray[np.int8], Array]:
-        """(out, in), and the scale of each row, (out,)."""
+        """Return the integers (out, in), and the scale of each row, (out,)."""
         ...
 
 
@@ -34,14 +34,14 @@ Matrix = Array | Rounded
 
 
 class Affine(NamedTuple):
-    """A matrix (out, in), or the (C,) weights of a norm, with a bias where there is one."""
+    """A matrix (out, in) or the weights (C,) of a norm, and its bias; None stands for no bias."""
 
-    weight: Any  # a Matrix; of a norm an Array
+    weight: Any  # a Matrix, or an Array for a norm
     bias: Array | None = None
 
 
 class LayerWeights(NamedTuple):
-    """One block, q/k/v and, where there is a gate, gate/up each joined into one."""
+    """The weights of one block. q, k and v are joined into one matrix; so are gate and up if there is a gate."""
 
     attn_norm: Affine
     qkv: Affine
@@ -52,15 +52,15 @@ class LayerWeights(NamedTuple):
 
 
 class ModelWeights(NamedTuple):
-    """A model in floats, matrices of its blocks perhaps in int8.
+    """The weights of a model in floats; the matrices of its blocks may be in int8.
 
     Attributes:
-        embed: (V, C).
-        positions: (S, C) of learned positions; None where they are rotary.
+        embed: the embedding, (V, C).
+        positions: learned positions, (S, C); None for rotary positions.
         layers: the blocks.
-        norm: the last one.
+        norm: the norm before the head.
         head: (V, C).
-        eps: of the norms.
+        eps: the small number that every norm adds to the variance.
     """
 
     embed: Array
@@ -72,4 +72,4 @@ class ModelWeights(NamedTuple):
 
 
 Rotations = tuple[Array, Array]
-"""Cosines and sines of every position, (S, D) each: `model.rope_tables`, the first half of the sines negated."""
+"""Cosines and sines of every position, (S, D) each: as from `rope_tables`, with the first half of the sines negated."""

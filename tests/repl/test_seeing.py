@@ -1,4 +1,4 @@
-"""The commands that look into a story, with the model that is shipped."""
+"""The commands that show what the model saw, with the shipped model."""
 
 import copy
 import io
@@ -12,8 +12,8 @@ import pytest
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError, UsageError
-from tinystory.repl.commands import execute
-from tinystory.screen.blocks import Bars, DeskStory, Spans
+from tinystory.repl.commands import DeskStory, execute
+from tinystory.screen.blocks import Bars, Spans
 from tinystory.screen.screen import Screen
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.recall import desk_ids
@@ -36,18 +36,20 @@ def backend():
 
 @pytest.fixture
 def studio(registry, backend):
-    return Studio(registry, parse_spec(SPEC, registry), backend, lambda name: backend, seed=7, max_tokens=40)
+    return Studio(
+        registry, parse_spec(SPEC, registry), backend=backend, open_model=lambda name: backend, seed=7, max_tokens=40
+    )
 
 
 @pytest.fixture
 def told(studio):
-    """A studio with a story on the desk: 9 typed tokens and 40 written ones."""
+    """Return a studio with a story on the desk: 9 typed tokens and 40 that the model wrote."""
     write(studio, studio.next_turn("Once upon a time, there was a little"))
     return studio
 
 
-def write(studio, *turns):
-    for _ in studio.write(turns, lambda: False):
+def write(studio, *requests):
+    for _ in studio.write(requests, lambda: False):
         pass
 
 
@@ -79,7 +81,7 @@ def test_where_there_are_no_colours_color_says_why(told):
 
 
 def test_top_shows_what_the_model_saw_and_marks_what_was_taken(told, backend):
-    index = 1 + 9  # the BOS, and the typed tokens: the first written one
+    index = 1 + 9  # the BOS and the typed tokens come before the first token of the model
     bars = execute(told, "/top 10 5").blocks[-1]
     assert isinstance(bars, Bars)
     expected = backend.logits(told.token_ids, index)[0].softmax(-1).topk(5).values.tolist()
@@ -132,19 +134,19 @@ def test_bars_stay_within_the_terminal(told, monkeypatch, width):
 @pytest.mark.parametrize(("token", "text"), [('" dog"', " dog"), ("dog", " dog"), ("#1", None), ('"."', ".")])
 def test_pick_takes_a_token_and_goes_on_as_a_branch(told, backend, token, text):
     before = told.tree.current
-    (turn,) = execute(told, f"/pick 5 {token}").requests
-    assert turn.kept == 5
-    assert turn.parent == before
+    (request,) = execute(told, f"/pick 5 {token}").requests
+    assert request.kept == 5
+    assert request.parent == before
     likeliest = backend.token_text(int(backend.logits(told.token_ids, 5)[0].argmax()))
-    assert turn.typed == (likeliest if text is None else text)
-    write(told, turn)
+    assert request.typed == (likeliest if text is None else text)
+    write(told, request)
     assert told.tree.turn.parent == before
-    assert told.text.startswith(f"Once upon a time{turn.typed}")
+    assert told.text.startswith(f"Once upon a time{request.typed}")
 
 
 def test_pick_of_an_exact_text_goes_before_one_after_a_space(told, backend):
-    (turn,) = execute(told, "/pick 5 s").requests
-    assert backend.token_text(turn.typed_ids[0]) == "s"
+    (request,) = execute(told, "/pick 5 s").requests
+    assert backend.token_text(request.typed_ids[0]) == "s"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ def test_whatif_of_plain_sampling_is_the_models_own_surprise(told):
     recorded = -sum(token.logprob for token in told.tree.turn.written.tokens) / math.log(2)
     shown = run(told, "/whatif sample")
     assert "could have written all of the 40 tokens" in shown
-    assert f"{recorded / 40:.3f} bits per token under it, together 2^-{recorded:.1f}" in shown
+    assert f"{recorded / 40:.3f} bits per token with this decoder, together 2^-{recorded:.1f}" in shown
 
 
 def test_whatif_answers_at_once(studio, stories):
@@ -276,7 +278,7 @@ def test_whatif_answers_at_once(studio, stories):
 
 
 def _seconds(action):
-    """Of processor time, which does not depend on who else is at work here."""
+    """Return the processor seconds of an action. They do not depend on other programs on this machine."""
     start = time.process_time()
     action()
     return time.process_time() - start

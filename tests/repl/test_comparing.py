@@ -1,4 +1,4 @@
-"""The commands that hold decoders, stories and models side by side, with the model that is shipped."""
+"""The commands that compare decoders, stories and models, with the shipped model."""
 
 import copy
 import io
@@ -11,7 +11,7 @@ from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.repl.commands import execute
-from tinystory.repl.versus import show_versus
+from tinystory.repl.stream import show_versus
 from tinystory.screen.screen import Screen
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.studio import Studio
@@ -36,16 +36,18 @@ def studio(registry, backend):
             raise CheckpointError(f"there is no directory {name}")
         return ModelBackend.open(None, dtype="float32", device="cpu")
 
-    return Studio(registry, parse_spec("sample 0.8", registry), backend, open_model, seed=7, max_tokens=40)
+    return Studio(
+        registry, parse_spec("sample 0.8", registry), backend=backend, open_model=open_model, seed=7, max_tokens=40
+    )
 
 
-def write(studio, *turns):
-    for _ in studio.write(turns, lambda: False):
+def write(studio, *requests):
+    for _ in studio.write(requests, lambda: False):
         pass
 
 
 def compare(studio, line):
-    """Write the columns; the numbers of their turns."""
+    """Write the columns; return the numbers of their turns."""
     before = set(studio.tree.turns)
     write(studio, *execute(studio, line).requests)
     return sorted(set(studio.tree.turns) - before)
@@ -57,11 +59,11 @@ def run(studio, line):
     return " ".join(stream.getvalue().split())
 
 
-def test_compare_goes_on_by_each_decoder_with_the_same_luck(studio):
+def test_compare_goes_on_by_each_decoder_with_the_same_noise(studio):
     write(studio, studio.next_turn("Once upon a time"))
     reply = execute(studio, '/compare greedy; top-k 5|sampling 0.8 ;temperature "2" ;')
     assert reply.titles == ("greedy", "top-k 5 | sample 0.8", "temperature 2 | sample")
-    assert {(turn.parent, turn.seed, turn.number) for turn in reply.requests} == {(1, 7, 0)}
+    assert {(request.parent, request.seed, request.number) for request in reply.requests} == {(1, 7, 0)}
     write(studio, *reply.requests)
     assert [turn.written.spec for turn in studio.tree.children(1)] == list(reply.titles)
 
@@ -72,7 +74,7 @@ def test_compare_alone_is_the_decoder_in_use_and_greedy(studio, registry):
     assert execute(studio, "/compare").titles == ("greedy", "sample 0.8")
 
 
-def test_compare_writes_the_latest_piece_of_a_finished_story_once_more(studio):
+def test_compare_writes_the_latest_turn_of_a_finished_story_once_more(studio):
     write(studio, studio.next_turn("Once upon a time"))
     turn = studio.tree.turn
     studio.tree.turns[1] = replace(turn, written=replace(turn.written, finish_reason="eos"))
@@ -120,8 +122,8 @@ def test_diff_of_two_seeds_says_so(studio):
     assert "why: the seeds differ: 7 and 8" in run(studio, "/diff 1 2")
 
 
-def test_diff_of_a_piece_and_one_that_began_within_it(studio, registry):
-    """The prompts differ, the tokens before the parting do not."""
+def test_diff_of_a_turn_and_one_that_began_within_it(studio, registry):
+    """The prompts differ, but the tokens before the place where they part are the same."""
     write(studio, studio.next_turn("Once upon a time"))
     long = studio.tree.current
     first = studio.tree.turn
@@ -168,7 +170,7 @@ def test_versus_shows_models_side_by_side_and_leaves_the_tree(studio, monkeypatc
     assert left.startswith(f"default {' '.join(written.split())}")
     assert all(row[0].strip() == row[1].strip() for row in rows if "tokens/s" not in row[0])
     assert studio.tree.turns == before
-    assert notices == ["loading default …"] * 2 + ["sample 0.8 · seed 7 · to look at only: the tree is as it was"]
+    assert notices == ["loading default …"] * 2 + ["sample 0.8 · seed 7 · only shown: the tree has not changed"]
 
 
 def test_versus_can_be_interrupted(studio):

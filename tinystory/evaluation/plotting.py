@@ -1,15 +1,18 @@
-"""XXX-DOC."""
+"""Make matplotlib figures without a display, and write them to files. Does not know what a figure shows."""
 
 from pathlib import Path
 from typing import Any
 
 from tinystory.errors import TinystoryError
+from tinystory.safe.writing import write_atomically
 
 __all__ = ["new_figure", "save_figure"]
 
+_DPI = 110
+
 
 def new_figure(size: tuple[float, float]) -> Any:
-    """An empty figure that needs no display.
+    """Return an empty figure that needs no display.
 
     Args:
         size: width and height in inches.
@@ -28,15 +31,12 @@ def new_figure(size: tuple[float, float]) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure; the suffix chooses the format.
+    """Write a figure, atomically; the ending of the file, .png or .svg, is its format.
 
     Raises:
-        TinystoryError: it cannot be written; what was there is untouched.
+        TinystoryError: the file cannot be written; the old one is untouched.
     """
-    temporary = path.with_name(f".{path.name}")
     try:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
-        temporary.replace(path)
+        write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=_DPI))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise TinystoryError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""The chat on a pseudo-terminal: what only a terminal, signals and processes can show."""
+"""The chat on a pseudo-terminal: tests that need a terminal, signals or processes."""
 
 import os
 import re
@@ -12,7 +12,7 @@ pexpect = pytest.importorskip("pexpect")
 pytestmark = [pytest.mark.tty, pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX pseudo-terminal")]
 
 READY = re.escape("\x1b[?2004h")
-"""What prompt_toolkit sends when it begins to read a line, and the chat when it begins to write a story."""
+"""The sequence that prompt_toolkit sends when it begins to read a line, and the chat when it begins to write."""
 
 SCRIPTED = """
 import signal, sys, time
@@ -59,7 +59,10 @@ def end(number, frame): raise SystemExit(143)
 
 signal.signal(signal.SIGTERM, end)
 registry = discover(user_folder=None)
-studio = Studio(registry, parse_spec("greedy", registry), Words(), lambda name: Words(), seed=1, max_tokens=100_000)
+studio = Studio(
+    registry, parse_spec("greedy", registry), backend=Words(), open_model=lambda name: Words(), seed=1,
+    max_tokens=100_000,
+)
 settings = ChatSettings(color=False)
 sys.exit(App(studio, Screen(sys.stdout, color=False), settings).run())
 """
@@ -90,7 +93,7 @@ sys.exit(chat(ChatSettings(model=sys.argv[2], seed=1, color=False, max_tokens=30
 
 
 class Terminal:
-    """A child on a pseudo-terminal, with everything it has printed."""
+    """A process on a pseudo-terminal, with everything that it has printed."""
 
     def __init__(self, code, *args, folder, term="xterm", size=(24, 80)):
         environment = {
@@ -110,7 +113,7 @@ class Terminal:
         self.child.delaybeforesend = None
 
     def expect(self, pattern):
-        """Wait for a pattern; what came before it."""
+        """Wait for a pattern; return the text before it."""
         try:
             self.child.expect(pattern)
         except (pexpect.TIMEOUT, pexpect.EOF) as error:
@@ -210,7 +213,7 @@ def test_ctrl_c_keeps_the_story_and_twice_leaves(terminal):
 
 
 def test_ctrl_c_ends_what_looks_and_compares(terminal, tmp_path):
-    """/versus runs with Ctrl-C as a flag, /ppl with Ctrl-C as an exception; both give the prompt back."""
+    """In /versus Ctrl-C is a flag, in /ppl it is an exception. The input line comes back after both."""
     (tmp_path / "stories.txt").write_text("Once.")
     chat = terminal(SCRIPTED)
     chat.expect(READY)
@@ -223,7 +226,7 @@ def test_ctrl_c_ends_what_looks_and_compares(terminal, tmp_path):
     chat.expect("│ w1[0-9] ")
     chat.child.sendintr()
     chat.expect("cancelled +│ cancelled")
-    chat.expect("the tree is as it was")
+    chat.expect("the tree has not changed")
     chat.expect(READY)
     chat.send(f"/ppl {tmp_path / 'stories.txt'}\r")
     chat.expect(re.escape("stories.txt\r\n"))

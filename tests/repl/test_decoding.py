@@ -35,12 +35,12 @@ def backend():
 @pytest.fixture
 def studio(registry, backend):
     decoder = parse_spec("temperature 0.9 | top-k 40 | sample 0.8", registry)
-    return Studio(registry, decoder, backend, lambda name: backend, seed=7, max_tokens=30)
+    return Studio(registry, decoder, backend=backend, open_model=lambda name: backend, seed=7, max_tokens=30)
 
 
 @pytest.fixture(autouse=True)
 def config(monkeypatch, tmp_path):
-    """No file of the user's own is touched."""
+    """Keep the user's own files out of the tests."""
     monkeypatch.setattr(platformdirs, "user_config_path", lambda name: tmp_path / "config" / name)
 
 
@@ -117,9 +117,9 @@ def test_decoder_tells_how_many_picks_each_stage_changed(studio, backend):
     backend.wait(lambda: False)
     write(studio, "Once upon a time")
     shown = run(studio, "/decoder")
-    assert "in the 30 tokens of the piece on the desk:" in shown
+    assert "in the 30 tokens of the turn on the desk:" in shown
     assert re.search(r"^  temperature 0.9 +changed ", shown, re.MULTILINE)
-    assert re.search(r"^  sample 0.8 +took another than the likeliest", shown, re.MULTILINE)
+    assert re.search(r"^  sample 0.8 +did not pick the likeliest possible token", shown, re.MULTILINE)
     run(studio, "/set top-k 5")
     assert "was written by temperature 0.9 | top-k 40 | sample 0.8" in " ".join(run(studio, "/decoder").split())
 
@@ -128,7 +128,7 @@ def test_decoder_does_not_wait_for_the_model(studio, backend):
     backend.wait(lambda: False)
     write(studio, "Once")
     studio.backend = SimpleNamespace(loading=True)
-    assert "once the model is loaded" in run(studio, "/decoder")
+    assert "when the model is loaded" in run(studio, "/decoder")
 
 
 def test_presets_are_saved_listed_loaded_and_removed(studio):
@@ -138,14 +138,14 @@ def test_presets_are_saved_listed_loaded_and_removed(studio):
     assert run(studio, "/preset save cold greedy") == "cold: greedy (it was sample 0.2)\n"
     assert run(studio, "/preset list").split("\n")[0].split() == ["cold", "greedy"]
     assert run(studio, "/preset load cold") == "decoder: greedy\n"
-    assert run(studio, "/preset rm cold") == "cold is gone; it was greedy\n"
+    assert run(studio, "/preset rm cold") == "cold is removed; it was greedy\n"
     assert preset_names() == ["suggested", "warm"]
     with pytest.raises(UsageError, match="did you mean warm"):
         execute(studio, "/preset load warn")
 
 
 def test_one_preset_is_suggested_until_the_user_has_one_of_that_name(studio):
-    """It is what docs/study.md found; nothing is switched on by itself."""
+    """The preset is the winner of docs/study.md. It is not used unless the user asks for it."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
     assert f"Nearest to real stories: `{presets.SUGGESTED}`" in page
     before = studio.spec

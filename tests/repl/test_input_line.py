@@ -1,0 +1,43 @@
+"""The history of the input line, and the toolbar under it."""
+
+import os
+import stat
+
+from prompt_toolkit.history import InMemoryHistory
+
+from tinystory.repl.history import open_history
+from tinystory.repl.input_line import toolbar
+
+
+def test_history_is_private_and_survives_whatever_happens_to_it(tmp_path):
+    path = tmp_path / "new" / "history"
+    history = open_history(path)
+    history.append_string("one\ntwo")
+    history.append_string("half \udcff")
+    history.append_string("x" * 100_000)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(open_history(path).load_history_strings()) == ["half ?", "one\ntwo"]
+    assert history.get_strings()[-1] == "x" * 100_000
+    path.chmod(0o644)
+    open_history(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.unlink()
+    path.mkdir()
+    history.append_string("kept")
+    assert history.get_strings()[-1] == "kept"
+    assert list(history.load_history_strings()) == []
+
+
+def test_history_is_in_memory_where_there_can_be_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "file" / "history"):
+        assert isinstance(open_history(path), InMemoryHistory)
+
+
+def test_toolbar_drops_what_does_not_fit():
+    pieces = ["default", "sample 0.8", "seed 42", "0 of 512 tokens"]
+    assert toolbar(pieces, 80) == " default · sample 0.8 · seed 42 · 0 of 512 tokens"
+    assert toolbar(pieces, 40) == " default · sample 0.8 · seed 42"
+    assert toolbar(pieces, 3) == ""
+    assert toolbar(["a\nb\x1b"], 80) == " a b␛"

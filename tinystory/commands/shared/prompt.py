@@ -1,0 +1,42 @@
+"""The prompt, the seed and the stop texts of a command, with a value for each that the command line lacks."""
+
+import random
+import sys
+from collections.abc import Sequence
+
+from tinystory.errors import UsageError
+
+__all__ = ["prompt_of", "seed_of", "stops_of"]
+
+
+def prompt_of(prompt: str | None) -> str:
+    """Return the prompt of the command line, or else standard input without its last newline.
+
+    Without a prompt, a terminal as standard input gives an empty prompt.
+    """
+    if prompt is not None:
+        return _utf8(prompt)
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
+
+
+def seed_of(seed: int | None) -> int:
+    """Return the seed of the command line, or else a random one below 2**32."""
+    return random.SystemRandom().randrange(2**32) if seed is None else seed
+
+
+def stops_of(stops: Sequence[str]) -> tuple[str, ...]:
+    """Return the stop texts as valid UTF-8.
+
+    Raises:
+        UsageError: a stop text is empty.
+    """
+    if not all(stops):
+        raise UsageError("a stop text is empty; it would end the story before its first word")
+    return tuple(map(_utf8, stops))
+
+
+def _utf8(text: str) -> str:
+    """Replace the surrogates that stand for invalid bytes: no tokenizer takes them."""
+    return text.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")

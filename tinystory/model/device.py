@@ -1,0 +1,29 @@
+"""The device of a model, checked before anything is loaded onto it. It imports torch only when it is called."""
+
+from typing import TYPE_CHECKING
+
+from tinystory.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["usable_device"]
+
+
+def usable_device(name: str) -> "torch.device":
+    """Return the torch device of a name, after computing something on it.
+
+    Args:
+        name: the name of the device as torch writes it, like "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        UsageError: torch does not know the device, or this computer does not have it.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch raises several kinds of errors for a device that it does not know or have
+        raise UsageError(f"device {name!r} is not available here; use cpu, which always works") from error
+    return device

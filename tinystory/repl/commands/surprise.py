@@ -1,0 +1,72 @@
+"""The command /ppl: perplexity and bits per byte of a story, or of the stories in a file."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinystory.errors import UsageError
+from tinystory.repl.commands.base import Reply, command
+from tinystory.safe.reading import regular_file_size
+from tinystory.screen.blocks import Table
+from tinystory.studio.recall import whole_story
+from tinystory.studio.studio import Studio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__: list[str] = []
+
+_MAX_FILE_BYTES = 2_000_000
+
+
+@command("ppl", "[FILE]", "show how surprised the model is by the story, or by the stories of a text file", "file")
+def _ppl(studio: Studio, argument: str) -> Reply:
+    """Compare models with the same vocabulary by perplexity, and all models by bits per byte.
+
+    A file has at most 2 MB. In a .txt file, `<|endoftext|>` stands between stories. Ctrl-C stops.
+    """
+    if argument:
+        return Reply((Table(tuple(_file_figures(studio, Path(os.path.expanduser(argument))))),))
+    ids = whole_story(studio)
+    start = max(1, len(studio.backend.encode("", bos=True)))
+    if len(ids) <= start:
+        raise UsageError("the page is blank; write something first, or give a FILE")
+    studio.backend.wait(lambda: False)
+    bits = _bits(studio.backend.logits(ids, start), ids[start:])
+    rows = [("tokens", f"{len(bits):,}"), *_figures(sum(bits) / len(bits))]
+    rows.append(("bits per byte", f"{sum(bits) / max(1, len(studio.text.encode())):.3f}"))
+    path = studio.tree.path(studio.tree.current)
+    written = [cost for cost, token in zip(bits, path[start:], strict=False) if token.token is not None]
+    if len(path) == len(studio.token_ids) and 0 < len(written) < len(bits):
+        bits_per_token = sum(written) / len(written)
+        rows.append(("written by the model", f"{bits_per_token:.3f} bits per token, of {len(written):,}"))
+    return Reply((Table(tuple(rows)),))
+
+
+def _bits(logits: "Tensor", token_ids: tuple[int, ...]) -> list[float]:
+    """Return the model's surprise at each token, in bits, from (T, V) logits."""
+    rows = logits.log_softmax(dim=-1)
+    return [-float(row[token_id]) / math.log(2) for row, token_id in zip(rows, token_ids, strict=True)]
+
+
+def _figures(bits_per_token: float) -> tuple[tuple[str, str], ...]:
+    perplexity = 2**bits_per_token if bits_per_token < 1000 else math.inf
+    return (("perplexity", f"{perplexity:,.2f}"), ("bits per token", f"{bits_per_token:.3f}"))
+
+
+def _file_figures(studio: Studio, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the figures of the stories in a file. Ctrl-C stops the model between two batches."""
+    size = regular_file_size(path)
+    if size > _MAX_FILE_BYTES:
+        raise UsageError(f"{path} has {size:,} bytes; /ppl takes at most 2 MB, `tinystory eval` takes any file")
+    studio.backend.wait(lambda: False)
+    from tinystory.data.sources import read_stories
+
+    evaluation = studio.backend.evaluate(read_stories([path]))
+    yield "stories", f"{evaluation.stories:,}"
+    yield "tokens", f"{evaluation.tokens:,}, the ends included"
+    yield from _figures(evaluation.nats_per_token / math.log(2))
+    yield "bits per byte", f"{evaluation.bits_per_byte:.3f}"
+    yield "likeliest token right", f"{evaluation.accuracy:.1%}"

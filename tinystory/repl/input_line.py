@@ -1,0 +1,160 @@
+"""The input line: its keys, its history, its completion and the toolbar under it.
+
+These keys are added to those of prompt_toolkit (Emacs or vi, history, search, completion).
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
+from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import has_focus
+from prompt_toolkit.history import History
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import ColorDepth
+from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import get_cwidth
+
+from tinystory.folders import sessions_folder
+from tinystory.repl.browser import LONE_ESCAPE_SECONDS
+from tinystory.repl.completion import Names, StudioCompleter
+from tinystory.repl.settings import ChatSettings
+from tinystory.safe.showing import visible
+from tinystory.studio.keeper import session_names
+from tinystory.studio.presets import preset_names
+from tinystory.studio.studio import Studio
+
+__all__ = ["PROMPT", "bindings", "input_line", "toolbar"]
+
+PROMPT = "> "
+
+
+def input_line(
+    studio: Studio,
+    settings: ChatSettings,
+    history: History,
+    go_aside: Callable[[int], None],
+    browse: Callable[[], None],
+) -> PromptSession[str]:
+    """Return the input line of a chat; its `prompt` reads one text.
+
+    Args:
+        studio: the studio that completion and toolbar ask.
+        settings: gives the keys and the colours.
+        history: the earlier texts.
+        go_aside: goes to another branch, as in `bindings`.
+        browse: opens the token browser, as in `bindings`.
+    """
+    session: PromptSession[str] = PromptSession(
+        PROMPT,
+        multiline=True,
+        prompt_continuation=" " * len(PROMPT),
+        history=history,
+        key_bindings=bindings(go_aside, browse),
+        vi_mode=settings.keys == "vi",
+        enable_open_in_editor=True,
+        tempfile_suffix=".txt",
+        completer=StudioCompleter(studio.registry, Names(preset_names, lambda: session_names(sessions_folder()))),
+        complete_while_typing=False,
+        enable_suspend=True,
+        bottom_toolbar=lambda: toolbar(_toolbar_pieces(studio), get_app().output.get_size().columns),
+        style=Style.from_dict({"bottom-toolbar": "reverse" if settings.color else "noreverse"}),
+        color_depth=None if settings.color else ColorDepth.DEPTH_1_BIT,
+        # The typed text is printed again, as a part of the story or as a command.
+        erase_when_done=True,
+    )
+    session.app.ttimeoutlen = LONE_ESCAPE_SECONDS
+    # Importing torch blocks Python for long moments, so it begins when the input line is on the screen.
+    session.app.after_render += lambda _: studio.backend.start()
+    return session
+
+
+def bindings(
+    go_aside: Callable[[int], None] = lambda step: None, browse: Callable[[], None] = lambda: None
+) -> KeyBindings:
+    """Return the key bindings of the input line.
+
+    Enter sends. Alt-Enter and Ctrl-J begin a new line. Tab completes. Ctrl-C clears the line; on an empty line it
+    raises KeyboardInterrupt. prompt_toolkit inserts a bracketed paste with its newlines, so a paste never sends.
+
+    Args:
+        go_aside: goes to the branch that is `step` places further, for Alt-Left (-1) and Alt-Right (1).
+        browse: opens the token browser, for Alt-Up.
+    """
+    keys = KeyBindings()
+    typing = has_focus(DEFAULT_BUFFER)  # while the history is searched, these keys have other meanings
+
+    @keys.add("enter", filter=typing)
+    def _send(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("c-j", filter=typing)
+    @keys.add("escape", "enter", filter=typing)
+    def _new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    @keys.add("tab", filter=typing)
+    def _complete(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state:
+            buffer.complete_next()
+        else:
+            # Complete at once. A task of its own would be cancelled by the next key when keys come in a burst.
+            request = CompleteEvent(completion_requested=True)
+            completions = list(buffer.completer.get_completions(buffer.document, request))
+            common_suffix = get_common_complete_suffix(buffer.document, completions)
+            if common_suffix:
+                buffer.insert_text(common_suffix)
+            elif completions:
+                buffer.start_completion()
+
+    @keys.add("c-c", filter=typing)
+    @keys.add("<sigint>")
+    def _clear(event: KeyPressEvent) -> None:
+        buffer = event.app.current_buffer
+        if buffer.text:
+            buffer.append_to_history()  # Up brings it back
+            buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt())
+
+    @keys.add("escape", "left", filter=typing)
+    def _branch_before(event: KeyPressEvent) -> None:
+        go_aside(-1)
+
+    @keys.add("escape", "right", filter=typing)
+    def _branch_after(event: KeyPressEvent) -> None:
+        go_aside(1)
+
+    @keys.add("escape", "up", filter=typing)
+    def _open_browser(event: KeyPressEvent) -> None:
+        browse()
+
+    return keys
+
+
+def toolbar(pieces: Sequence[str], width: int) -> str:
+    """Return as many of the pieces, from the first on, as fit on one line of `width` cells."""
+    text = ""
+    for piece in map(visible, pieces):
+        longer = f"{text} · {piece}" if text else f" {piece}"
+        if get_cwidth(longer) + 1 > width:
+            break
+        text = longer
+    return text.replace("\n", " ")
+
+
+def _toolbar_pieces(studio: Studio) -> list[str]:
+    """Return model, decoder, seed and context, the most important first."""
+    n_tokens = len(studio.tree.token_ids(studio.tree.current))
+    context = studio.backend.max_seq_len
+    return [
+        os.path.basename(studio.backend.name.rstrip(os.sep)) or studio.backend.name,
+        studio.spec,
+        "random seed" if studio.seed is None else f"seed {studio.seed}",
+        f"{n_tokens} tokens, context {context}"
+        if context and n_tokens > context
+        else f"{n_tokens} of {context or '?'} tokens",
+    ]
