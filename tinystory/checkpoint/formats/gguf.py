@@ -14,8 +14,8 @@ from tinystory.checkpoint.formats.gguf_config import ROPE_FACTORS, read_config
 from tinystory.checkpoint.formats.gguf_header import GgufHeader, read_gguf_header
 from tinystory.checkpoint.formats.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from tinystory.checkpoint.formats.gguf_values import INSTALL_HINT, PLAIN_TYPES, has_gguf_package, opened, read_values
-from tinystory.checkpoint.header import save_checkpoint
-from tinystory.checkpoint.load import _check_memory, meta_model
+from tinystory.checkpoint.load import check_memory, meta_model
+from tinystory.checkpoint.save import save_checkpoint
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
 from tinystory.safe.reading import parse_json_object, shown
@@ -188,7 +188,7 @@ def pairs_from_halves(weight: "Tensor", n_head: int) -> "Tensor":
 
 def _read_model(source: GgufModel) -> "Transformer":
     config, header = source.config, source.header
-    _check_memory(4 * config.n_parameters, "cpu")
+    check_memory(4 * config.n_parameters, "cpu")
     import torch
 
     model = meta_model(config)

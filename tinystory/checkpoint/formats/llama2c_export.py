@@ -102,7 +102,7 @@ def _model_file(model: "Transformer") -> bytes:
             config.max_seq_len,
         )
     ]  # fmt: skip
-    for name, shape in llama2c._arrays(config):
+    for name, shape in llama2c.file_arrays(config):
         if name:
             layers = range(config.n_layer) if "*" in name else [0]
             weights = [state[name.replace("*", str(layer))] for layer in layers]
