@@ -191,7 +191,7 @@ def test_a_mistake_is_one_or_two_lines_with_its_exit_code(tiny, argv, code, word
         (["generate", "-n", "0"], "whole number from 1"),
         (["generate", "-s", "x"], "whole number or random"),
         (["generate", "--dtype", "int3"], "float32, bfloat16, float16 or int8"),
-        (["import", "x.bin"], "--tokenizer"),
+        (["import", "x.bin"], "-o/--out"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_2(capsys, argv, word):

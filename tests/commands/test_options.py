@@ -20,6 +20,7 @@ NEEDED = {
     "eval": ["stories.txt"],
     "study": ["--real", "stories.txt", "-o", "out"],
     "import": ["model.bin", "--tokenizer", "tokenizer.bin", "-o", "out"],
+    "export": ["mini", "--to", "gguf", "-o", "mini.gguf"],
     "completion": ["bash"],
 }
 """The arguments that a command does not work without."""

@@ -48,7 +48,7 @@ def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "
         )
     if dtype not in LOADED_DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; choose one of {', '.join(LOADED_DTYPES)}")
-    _check_memory(config.n_parameters * DTYPES[dtype].n_bytes, device)
+    check_memory(config.n_parameters * DTYPES[dtype].n_bytes, device)
     import torch
 
     target_dtype, target = getattr(torch, dtype), usable_device(device)
@@ -91,7 +91,7 @@ def meta_model(config: ModelConfig) -> "Transformer":
         return Transformer(config)
 
 
-def _check_memory(n_bytes: int, device: str) -> None:
+def check_memory(n_bytes: int, device: str) -> None:
     """Refuse a model that is larger than this computer's memory, before loading it makes the computer swap."""
     try:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -23,7 +23,8 @@ COMMAND_SUMMARIES = {
     "study": "write with many decoders from many prompts, and measure how close each decoder comes to real stories",
     "decoders": "list the decoders, show one, write a new one or check one",
     "info": "show what a checkpoint is",
-    "import": "make a checkpoint from a llama2.c model",
+    "import": "make a checkpoint from a GGUF file or a llama2.c model",
+    "export": "write a model as a GGUF file for llama.cpp, or in llama2.c's format",
     "config": "show the settings, and where each one comes from",
     "completion": "print a script that lets a shell complete the commands, flags and decoders of tinystory",
 }
@@ -262,9 +263,20 @@ def _info(parser: argparse.ArgumentParser) -> None:
 
 def _import(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="weights in llama2.c's version-0 format (.bin)")
-    add("--tokenizer", type=Path, required=True, metavar="FILE", help="their tokenizer in llama2.c's format")
+    add("file", type=Path, metavar="FILE", help="a GGUF file, or weights in llama2.c's version-0 format (.bin)")
+    add("--tokenizer", type=Path, metavar="FILE", help="the tokenizer of the .bin file, in llama2.c's format")
     add("-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="the name of a shipped model, a folder or a hub id")
+    formats = ("gguf", "llama2c")
+    add("--to", choices=formats, required=True, metavar="FORMAT", help=f"the format: {' or '.join(formats)}")
+    add("-o", "--out", type=Path, required=True, metavar="FILE", help="the file to write; an old one is replaced")
+    types = ("F32", "F16", "Q8_0")
+    described = f"how a GGUF file stores the weights: {', '.join(types)} (default {types[0]})"
+    add("--type", dest="file_type", choices=types, metavar="T", help=described)
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
@@ -285,6 +297,7 @@ _FLAGS: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
     "decoders": _decoders,
     "info": _info,
     "import": _import,
+    "export": _export,
     "config": _config,
     "completion": _completion,
 }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tinystory.model.transformer import Transformer
 
-__all__ = ["import_llama2c", "tokenizer_json"]
+__all__ = ["file_arrays", "import_llama2c", "tokenizer_json"]
 
 _HEADER = struct.Struct("<7i")  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 _VERSIONED_MAGIC = 0x616B3432
@@ -90,7 +90,7 @@ def _read_config(path: Path) -> ModelConfig:
         )
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a llama2.c model file of version 0: {error}") from error
-    expected = _HEADER.size + 4 * sum(math.prod(shape) for _, shape in _arrays(config))
+    expected = _HEADER.size + 4 * sum(math.prod(shape) for _, shape in file_arrays(config))
     if size != expected:
         raise CheckpointError(
             f"{path} has {size} bytes, its header describes {expected}; the file is damaged or not from llama2.c"
@@ -98,7 +98,7 @@ def _read_config(path: Path) -> ModelConfig:
     return config
 
 
-def _arrays(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def file_arrays(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the name and shape of each float32 array, in the order of the file; `*` stands for the layer."""
     n, c, d_ff = config.n_layer, config.d_model, config.d_ff
     d_kv = config.n_kv_head * config.d_head
@@ -125,7 +125,7 @@ def _read_model(path: Path, config: ModelConfig) -> "Transformer":
     state: dict[str, Tensor] = {}
     with _opened(path) as file:
         file.seek(_HEADER.size)
-        for name, shape in _arrays(config):
+        for name, shape in file_arrays(config):
             values = torch.empty(shape)
             if file.readinto(values.view(-1).view(torch.uint8).numpy().data) != 4 * values.numel():  # type: ignore[attr-defined]
                 raise CheckpointError(f"{path} became shorter while it was read; try again")
