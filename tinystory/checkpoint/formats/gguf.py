@@ -116,7 +116,9 @@ def _provenance(header: GgufHeader) -> dict[str, Any]:
             provenance["imported_from"][key] = value[:200]
     original = header.fields.get("tinystory.provenance")
     if isinstance(original, str) and len(original) <= _MAX_PROVENANCE:
-        provenance["original"] = parse_json_object(original, f"{header.path}: tinystory.provenance")
+        provenance["original"] = parse_json_object(
+            original, f"{header.path}: tinystory.provenance", raises=CheckpointError
+        )
     return provenance
 
 

@@ -127,7 +127,7 @@ class GgufHeader:
 def is_gguf(path: Path) -> bool:
     """Return whether a readable regular file begins as a GGUF file does."""
     try:
-        regular_file_size(path)
+        regular_file_size(path, raises=CheckpointError)
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except (CheckpointError, OSError):
@@ -141,7 +141,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
         CheckpointError: the file cannot be read, is no GGUF file of version 2 or 3, or is damaged. Counts, lengths,
             offsets and sizes that do not fit the file are damage.
     """
-    size = regular_file_size(path)
+    size = regular_file_size(path, raises=CheckpointError)
     try:
         with path.open("rb") as file:
             raw = file.read(min(size, _MAX_HEADER_BYTES))
