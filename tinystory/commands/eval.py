@@ -23,12 +23,14 @@ from tinystory.screen.console import progress_bar, table_console
 from tinystory.session.loading import LoadedModel
 
 if TYPE_CHECKING:
+    from tinystory.evaluation.cloze import Cloze
     from tinystory.evaluation.perplexity import Evaluation
     from tinystory.writing.generate import Story
 
 __all__ = ["EvalOptions", "run"]
 
 MAX_WRITTEN = 10_000
+FEWEST_CLOZE = 4
 
 _TOGETHER = 32
 """Stories in one batch: the fastest number measured on a CPU. It never changes, so that a story never changes."""
@@ -59,6 +61,7 @@ class EvalOptions(StoryOptions):
         data: the real stories: a file, a saved dataset or the name of one on the hub.
         limit: the number of stories to take, from the first on; None takes all.
         cut: score only the part of a long story that fits into the context.
+        cloze: with how many of the stories the model is asked for the right ending; None asks for none.
         stories: how many stories the model writes for the report; None for no report.
         train: the training text, in which the report looks up words and 8-grams.
         json: print one JSON object.
@@ -68,6 +71,7 @@ class EvalOptions(StoryOptions):
     data: str
     limit: int | None
     cut: bool
+    cloze: int | None
     stories: int | None
     train: str | None
     json: bool
@@ -82,6 +86,8 @@ def run(options: EvalOptions) -> int:
     """
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit is {options.limit}; it must be at least 1")
+    if options.cloze is not None and options.cloze < FEWEST_CLOZE:
+        raise UsageError(f"--cloze is {options.cloze}; it must be at least {FEWEST_CLOZE}")
     decoder = _decoder(options)
     name, header = find_model(options.model)
     from tinystory.data.sources import read_stories
@@ -95,12 +101,23 @@ def run(options: EvalOptions) -> int:
 
     with progress_bar("scoring", len(stories), quiet=options.quiet, color=options.color) as progress:
         result = evaluate(model.session, model.tokenizer, stories, cut=options.cut, progress=progress)
+    endings = _cloze(options, model, stories) if options.cloze else None
     report = _story_report(options, model, decoder, stories, training) if decoder else None
     if options.json:
-        _print_json(model, result, report)
+        _print_json(model, result, endings, report)
     else:
-        _print_text(options, result, report)
+        _print_text(options, result, endings, report)
     return 0
+
+
+def _cloze(options: EvalOptions, model: LoadedModel, stories: Sequence[str]) -> "Cloze":
+    """Ask for the endings of evenly spread stories."""
+    from tinystory.evaluation.cloze import cloze
+
+    assert options.cloze is not None
+    chosen, _ = _real_side(stories, options.cloze, keep_others=False)
+    with progress_bar("endings", 4 * len(chosen), quiet=options.quiet, color=options.color) as progress:
+        return cloze(model.session, model.tokenizer, chosen, progress=progress)
 
 
 def _decoder(options: EvalOptions) -> Decoder | None:
@@ -211,14 +228,20 @@ def _write(options: EvalOptions, model: LoadedModel, decoder: Decoder, seed: int
 # --- printing ---
 
 
-def _print_json(model: LoadedModel, result: "Evaluation", report: dict[str, Any] | None) -> None:
+def _print_json(
+    model: LoadedModel, result: "Evaluation", endings: "Cloze | None", report: dict[str, Any] | None
+) -> None:
     record = dataclasses.asdict(result) | {"model": model.name, "model_hash": model.hash_if_known}
+    if endings is not None:
+        record["cloze"] = dataclasses.asdict(endings)
     if report is not None:
         record["stories_report"] = report
     sys.stdout.write(json.dumps(record) + "\n")
 
 
-def _print_text(options: EvalOptions, result: "Evaluation", report: dict[str, Any] | None) -> None:
+def _print_text(
+    options: EvalOptions, result: "Evaluation", endings: "Cloze | None", report: dict[str, Any] | None
+) -> None:
     rows = [
         ("bits per byte", f"{result.bits_per_byte:.4f}"),
         ("nats per token", f"{result.nats_per_token:.4f}"),
@@ -228,6 +251,13 @@ def _print_text(options: EvalOptions, result: "Evaluation", report: dict[str, An
         ("bytes", f"{result.bytes:,}"),
         ("stories", f"{result.stories:,}"),
     ]
+    if endings is not None:
+        rows += [
+            ("right endings", f"{endings.accuracy:.1%}"),
+            ("  of stories", f"{endings.stories:,}"),
+            ("  error", f"± {endings.standard_error:.1%}"),
+            ("  by chance", f"{endings.chance:.1%}"),
+        ]
     sys.stdout.write("".join(f"{label:<15} {value:>12}\n" for label, value in rows))
     if report is not None:
         _print_report(options, report)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,9 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.cross_entropy import IGNORE
 from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["Evaluation", "ScoredWindow", "evaluate", "windows"]
+__all__ = ["Evaluation", "ScoredWindow", "evaluate", "nats_of_windows", "window_batches", "windows"]
+
+T = TypeVar("T")
 
 _STORIES_AT_ONCE = 1024
 """Stories that are sorted by length together; this limits the memory for a file of any size."""
@@ -121,7 +124,7 @@ def evaluate(
         pending, chunk_bytes = _windows_of(chunk, tokenizer, session.max_seq_len, cut)
         n_bytes += chunk_bytes
         n_left = len(pending)
-        for batch in _batches(pending, batch_tokens):
+        for batch in window_batches(pending, batch_tokens, lambda window: len(window.token_ids)):
             batch_nats, batch_right = _score(session, batch)
             nats, n_right = nats + batch_nats, n_right + batch_right
             n_left -= len(batch)
@@ -160,17 +163,35 @@ def _windows_of(
     return all_windows, n_bytes
 
 
-def _batches(pending: Sequence[ScoredWindow], batch_tokens: int) -> Iterator[list[ScoredWindow]]:
-    """Yield windows of similar length together, the longest first, so that a lack of memory shows at once."""
-    left = sorted(pending, key=lambda window: len(window.token_ids), reverse=True)
+def window_batches(pending: Sequence[T], batch_tokens: int, length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield windows of similar length together, the longest first, so that a lack of memory shows at once.
+
+    Args:
+        pending: the windows, or items that have one.
+        batch_tokens: the most positions of a batch, with padding; a longer window stands alone.
+        length: gives the number of tokens of an item's window.
+    """
+    left = sorted(pending, key=length, reverse=True)
     while left:
-        n = max(1, batch_tokens // len(left[0].token_ids))
+        n = max(1, batch_tokens // length(left[0]))
         yield left[:n]
         left = left[n:]
 
 
+def nats_of_windows(session: Session, batch: Sequence[ScoredWindow]) -> list[float]:
+    """Return the sum of the surprise of each window's scored tokens, in nats. The rows of the session are replaced."""
+    totals: list[float] = _score_rows(session, batch)[0].tolist()
+    return totals
+
+
 def _score(session: Session, batch: Sequence[ScoredWindow]) -> tuple[float, int]:
     """Return the nats of a batch's scored tokens, and for how many of them the most likely token is right."""
+    nats, n_right = _score_rows(session, batch)
+    return nats.sum().item(), n_right
+
+
+def _score_rows(session: Session, batch: Sequence[ScoredWindow]) -> tuple[Tensor, int]:
+    """Return the nats of the scored tokens of each row, (B,) float64, and the number of right tokens in all rows."""
     width = max(len(window.token_ids) for window in batch)
     token_ids = torch.zeros((len(batch), width), dtype=torch.long)
     labels = torch.full((len(batch), width), IGNORE)
@@ -189,11 +210,11 @@ def _score(session: Session, batch: Sequence[ScoredWindow]) -> tuple[float, int]
     return nats, n_right
 
 
-def _tally(logits: Tensor, labels: Tensor) -> tuple[float, int]:
-    """Return the sum of surprise in nats, and the number of right tokens, of (B, T, V) logits.
+def _tally(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """Return the sum of surprise of each row in nats, (B,) float64, and the number of right tokens of (B, T, V) logits.
 
     A position whose label in (B, T) is `IGNORE` does not count.
     """
-    logits, labels = logits.flatten(0, 1), labels.flatten().to(logits.device)
-    surprise = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    return surprise.double().sum().item(), int((logits.argmax(dim=-1) == labels).sum())
+    labels = labels.to(logits.device)
+    surprise = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    return surprise.double().view(labels.shape).sum(dim=1).cpu(), int((logits.argmax(dim=-1) == labels).sum())
