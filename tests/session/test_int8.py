@@ -62,10 +62,10 @@ def test_every_width_gives_the_dequantised_product(dtype, of_weights):
         integers, scale = map(torch.from_numpy, matrix.integers())
         assert integers.shape == (n_out, n_in)
         weight = integers.double() * scale.double()[:, None]
-        for n_rows in (1, 2, 7, 40):  # for 40 rows the weights become floats
+        for n_rows in (0, 1, 2, 7, 40):  # for 40 rows the weights become floats
             x = vectors[:n_rows]
             exact, got = x.double() @ weight.T, matrix(x)
-            assert got.dtype == dtype
+            assert (got.dtype, got.shape) == (dtype, (n_rows, n_out))
             allowed = 2**-8 * exact.abs() + of_weights * (x.double().abs() @ weight.abs().T)
             assert ((got - exact).abs() <= allowed).all(), (n_in, n_out, n_rows)
 

@@ -50,7 +50,7 @@ class Int8Matrix:
         if len(rows) > _MOST_COLUMNS:
             return F.linear(x, (self._integers * self._scale.float()[:, None]).to(x.dtype))
         out = torch._weight_int8pack_mm(self._for_kernel(rows), self._padded, self._scale)
-        return out.to(x.dtype).view(*x.shape[:-1], -1)
+        return out.to(x.dtype).view(*x.shape[:-1], len(self._padded))
 
     def _for_kernel(self, rows: Tensor) -> Tensor:
         """Copy vectors (N, in) to bfloat16, each followed by zeros up to a width that the kernel can read."""
