@@ -99,10 +99,20 @@ def test_any_history_equals_torch(code, name, data):
         torch.testing.assert_close(fast.hidden(), plain.hidden(), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["grouped", "wide heads", "biases", "gpt2"])
+@pytest.mark.parametrize("name", ["grouped", "untied, odd widths", "wide heads", "biases", "gpt2"])
 def test_int8_multiplies_the_very_integers(code, name):
     """The reference is a float model with the rounded weights; nothing else is rounded."""
-    fast, plain = sessions(code, CONFIGS[name], int8=True)
+    _expect_the_very_integers(code, CONFIGS[name])
+
+
+@pytest.mark.parametrize("width", [1, 2, 15, 17, 33, 36, 40, 50, 72, 172, 200, 300])
+def test_int8_takes_any_width(code, width):
+    """The widths are those of both matrices of the feed-forward part, and of attention where it can have them."""
+    _expect_the_very_integers(code, ModelConfig.llama(61, 1, 1, width + width % 2, 48, width))
+
+
+def _expect_the_very_integers(code, config):
+    fast, plain = sessions(code, config, int8=True)
     rounded = NativeSession(copy.deepcopy(plain.model), int8=True)
     for layer, written in zip(rounded._layers, plain._layers, strict=True):
         for matrix in ("qkv", "o", "up", "down"):

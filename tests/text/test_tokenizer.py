@@ -1,10 +1,13 @@
 """Text to ids and back, also token by token."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
+from tinystory.checkpoint.tokenizers import find_tokenizer
 from tinystory.errors import CheckpointError
 from tinystory.text.tokenizer import END_OF_TEXT, Detokenizer, Tokenizer
 
@@ -50,6 +53,21 @@ def test_a_file_that_truncates_and_pads_shortens_nothing(tokenizer, tmp_path):
     limited.save(str(tmp_path / "tokenizer.json"))
     text = "Once upon a time, there was Tim."
     assert Tokenizer.from_file(tmp_path / "tokenizer.json").encode(text) == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("dropout", [0.5, 1.0])
+def test_a_file_with_bpe_dropout_encodes_a_text_in_one_way(tokenizer, tmp_path, dropout):
+    """A seed would not be one story if each encoding dropped other merges."""
+    path, text = tmp_path / "tokenizer.json", "Once upon a time, there was a little girl."
+    content = json.loads(tokenizer.to_json())
+    content["model"]["dropout"] = dropout
+    path.write_text(json.dumps(content))
+    expected = tokenizer.encode(text)
+    for dropping in (Tokenizer.from_file(path, 0, {0}), find_tokenizer(str(path)), find_tokenizer(str(tmp_path))):
+        assert [dropping.encode(text) for _ in range(20)] == [expected] * 20
+        assert dropping.encode_batch([text] * 20) == [expected[1:]] * 20
+        assert Tokenizer(FastTokenizer.from_str(dropping.to_json()), 0, frozenset({0})).encode(text) == expected
+    assert json.loads(path.read_text()) == content
 
 
 def test_a_part_of_a_character_is_shown_by_its_bytes(tokenizer):

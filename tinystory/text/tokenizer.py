@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import ByteLevel, DecodeStream
+from tokenizers.models import BPE
 
 from tinystory.errors import CheckpointError
 
@@ -32,6 +33,8 @@ class Tokenizer:
         fast.encode_special_tokens = True  # "<|endoftext|>" typed into a prompt is text, not the end of a story
         fast.no_truncation()  # a limit for the batches of another program would silently shorten stories
         fast.no_padding()
+        if isinstance(fast.model, BPE):
+            fast.model.dropout = None  # it would give one prompt other tokens each time
         self.fast = fast
         self.bos_id = bos_id
         self.eos_ids = eos_ids

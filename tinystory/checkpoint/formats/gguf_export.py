@@ -175,7 +175,7 @@ def _not_gpt2(document: Mapping[str, Any]) -> str:
         return "this tokenizer is no byte-level BPE"
     if document.get("normalizer") is not None:
         return "this tokenizer normalises text"
-    for name in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+    for name in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(name):
             return f"this tokenizer has {name} {shown(model[name])}"
     if model.get("ignore_merges"):
