@@ -22,7 +22,7 @@ Decode = Callable[[list[str]], str]
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9a-fA-F]{2}|\+[0-9a-fA-F])>")  # Rust reads "+A" as a hexadecimal number, too
 _UNKNOWN = "\ufffd"
-_SURROGATES = 0xED  # with a byte from 0xA0 on it is never valid, but Python waits for a third byte
+_SURROGATES = b"\xed"  # with a byte from 0xA0 on it is never valid, but Python waits for a third byte
 
 
 class _Rule:
@@ -113,16 +113,20 @@ class _ByteRuns(_Rule):
         self._n_bytes += 1
         raw = self._tail + bytes([int(match[1], 16)])
         try:
-            if raw[0] == _SURROGATES and raw[1:2] >= b"\xa0":
-                raise UnicodeDecodeError("utf-8", raw, 0, 2, "a surrogate")
             characters, n_read = codecs.utf_8_decode(raw, "strict", False)
         except UnicodeDecodeError:
-            lost = (_UNKNOWN,) * self._n_bytes
-            self._n_bytes, self._text, self._tail, self._broken = 0, "", b"", True
-            return lost
+            return self._break()
+        if raw[n_read : n_read + 1] == _SURROGATES and raw[n_read + 1 :] >= b"\xa0":
+            return self._break()
         self._text += characters
         self._tail = raw[n_read:]
         return ()
+
+    def _break(self) -> Iterable[str]:
+        """Return the texts of a run that no later byte can make valid."""
+        lost = (_UNKNOWN,) * self._n_bytes
+        self._n_bytes, self._text, self._tail, self._broken = 0, "", b"", True
+        return lost
 
     def finish(self) -> Iterable[str]:
         run: tuple[str, ...] = (_UNKNOWN,) * self._n_bytes if self._tail else (self._text,) * bool(self._n_bytes)
