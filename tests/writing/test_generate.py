@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models
 
 from tinystory.decoding import Decoder, Request, Sampler, Step
 from tinystory.decoding.plugins import discover
@@ -172,6 +174,41 @@ class Scripted(Sampler):
 
     def __call__(self, logits, step):
         return self.ids[step.position - step.n_prompt]
+
+
+@pytest.fixture(scope="module")
+def llama_tokenizer():
+    """A vocabulary of 300 tokens like that of Llama 2: `<s>`, words, and the 256 bytes as tokens from id 44 on."""
+    words = ["<s>", *(f"▁{a}{b}" for a in "abcdef" for b in "aeiouxy"), "▁"]
+    names = [*words, *(f"<0x{byte:02X}>" for byte in range(256))]
+    fast = FastTokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], byte_fallback=True))
+    replace, strip = decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)
+    fast.decoder = decoders.Sequence([replace, decoders.ByteFallback(), decoders.Fuse(), strip])
+    fast.add_special_tokens(["<s>"])
+    return Tokenizer(fast, 0, frozenset({0}))
+
+
+def test_no_story_of_byte_tokens_is_lost(model, llama_tokenizer, spec):
+    """A byte token before an unfinished character once ended all twenty stories."""
+    requests = [
+        StoryRequest("", spec("sample 3"), seed=1, max_new_tokens=40, prompt_ids=(0,), number=n) for n in range(20)
+    ]
+    events = list(write(model.session, llama_tokenizer, requests))
+    stories = {event.story: event.result for event in events if isinstance(event, Ended)}
+    assert len(stories) == 20
+    for number, story in stories.items():
+        texts = [event.text for event in events if isinstance(event, Text) and event.story == number]
+        assert "".join(texts) == story.completion == llama_tokenizer.detokenize(story.token_ids)
+
+
+@pytest.mark.parametrize("n_tokens", [2, 3])
+def test_a_stop_text_in_byte_tokens_stops_a_story(model, llama_tokenizer, n_tokens):
+    """The text of a byte token waits for the token after it, which may not come."""
+    newline = llama_tokenizer.fast.token_to_id("<0x0A>")
+    decoder = Decoder((), Scripted((1, newline, 2, 3)))
+    request = StoryRequest("", decoder, seed=0, max_new_tokens=n_tokens, prompt_ids=(0,), stop=("\n",))
+    *_, ended = write(model.session, llama_tokenizer, [request])
+    assert (ended.result.completion, ended.result.finish_reason) == ("aa", "stop")
 
 
 @settings(deadline=None, max_examples=60)

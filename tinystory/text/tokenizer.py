@@ -4,15 +4,17 @@ It needs the `tokenizers` library, but not transformers. It knows no model and n
 """
 
 import codecs
+import copy
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers.decoders import ByteLevel, DecodeStream
+from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
 
 from tinystory.errors import CheckpointError
+from tinystory.text.text_rules import TextStream, bytes_of_byte_level_characters, text_stream
 
 __all__ = ["END_OF_TEXT", "Detokenizer", "Tokenizer"]
 
@@ -103,10 +105,35 @@ class Tokenizer:
         return [encoding.ids for encoding in self.fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Return the text of token ids. Special tokens are left out, and broken UTF-8 becomes U+FFFD."""
+        """Return the text of token ids. Special tokens and unknown ids are left out; broken UTF-8 becomes U+FFFD.
+
+        Raises:
+            CheckpointError: the decoder in `tokenizer.json` is none of the library's, and it fails.
+        """
         if self.token_bytes is None:
-            return str(self.fast.decode(list(token_ids), skip_special_tokens=True))
+            if self._text_stream.library_agrees:
+                try:
+                    return str(self.fast.decode(list(token_ids), skip_special_tokens=True))
+                except OverflowError:  # an id below 0, which is no token
+                    pass
+            stream = self.text_stream()
+            tokens = (self.visible_token(token_id) for token_id in token_ids)
+            return "".join([stream.add(token) for token in tokens if token is not None]) + stream.finish()
         return b"".join(self.token_bytes.get(i, b"") for i in token_ids).decode("utf-8", errors="replace")
+
+    def text_stream(self) -> TextStream:
+        """Return a new stream from tokens to their text."""
+        return self._text_stream.copy()
+
+    def visible_token(self, token_id: int) -> str | None:
+        """Return a token as the vocabulary spells it; None for a special token and an unknown id."""
+        if token_id not in self._visible_tokens:
+            try:
+                token = self.fast.id_to_token(token_id)
+            except OverflowError:
+                token = None
+            self._visible_tokens[token_id] = None if token in self._special_tokens else token
+        return self._visible_tokens[token_id]
 
     def token_text(self, token_id: int) -> str:
         """Return one token as readers see it: its text, a form like `<0xE2>` for a part of a character, or its name."""
@@ -132,6 +159,18 @@ class Tokenizer:
         return tuple(self.detokenize([*before, i])[n_before:] for i in range(self.vocab_size))
 
     @cached_property
+    def _text_stream(self) -> TextStream:
+        return text_stream(self.fast.decoder)
+
+    @cached_property
+    def _visible_tokens(self) -> dict[int, str | None]:
+        return {}
+
+    @cached_property
+    def _special_tokens(self) -> frozenset[str]:
+        return frozenset(token.content for token in self.fast.get_added_tokens_decoder().values() if token.special)
+
+    @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(i for i, token in self.fast.get_added_tokens_decoder().items() if token.special)
 
@@ -140,7 +179,7 @@ class Tokenizer:
         """The bytes of each token, by id, in a byte-level vocabulary; None in any other vocabulary."""
         if not isinstance(self.fast.decoder, ByteLevel):
             return None
-        byte_of = _bytes_of_byte_level_characters()
+        byte_of = bytes_of_byte_level_characters()
         table = {
             i: b"".join(byte_of.get(character, character.encode()) for character in token)
             for token, i in self.fast.get_vocab(with_added_tokens=False).items()
@@ -153,56 +192,55 @@ class Tokenizer:
 class Detokenizer:
     """The text of tokens that arrive one by one.
 
-    The parts that `add` and `finish` return are, together, the text that `Tokenizer.detokenize` gives for all ids. Ids
-    in `before` stand before the first token, and their text is left out.
+    The parts that `add` and `finish` return are final. Together they are the text that `Tokenizer.detokenize` gives for
+    all ids. Ids in `before` stand before the first token, and their text is left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self.token_bytes = tokenizer.token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._token_ids: list[int] = []
-        self._n_emitted = 0
+        self._stream = TextStream((), library_agrees=False) if self.token_bytes is not None else tokenizer.text_stream()
+        self._text_to_leave_out = ""
         for token_id in before:
             self.add(token_id)
+        if len(before) and self.token_bytes is None:
+            self._text_to_leave_out = self._stream.copy().finish()
 
     def add(self, token_id: int) -> str:
-        """Return the text that this token makes certain; an empty text inside a character of several bytes."""
+        """Return the text that this token makes final. It is empty if a later token may still change the text."""
         if self.token_bytes is not None:
             return self._utf8.decode(self.token_bytes.get(token_id, b""))
-        self._token_ids.append(token_id)
-        piece = self._stream.step(self._tokenizer.fast, token_id) or ""
-        self._n_emitted += len(piece)
-        return piece
+        token = self._tokenizer.visible_token(token_id)
+        return "" if token is None else self._without_text_before(self._stream.add(token))
 
     def peek(self, token_ids: Sequence[int]) -> str:
-        """Return the text that these tokens would make certain, without adding them."""
+        """Return the text that these tokens would make final, without adding them."""
         if self.token_bytes is None:
-            return self._tokenizer.detokenize([*self._token_ids, *token_ids])[self._n_emitted :]
+            draft = copy.copy(self)
+            draft._stream = self._stream.copy()
+            return "".join([draft.add(token_id) for token_id in token_ids])
         before = self._utf8.getstate()
         text = self._utf8.decode(b"".join(self.token_bytes.get(token_id, b"") for token_id in token_ids))
         self._utf8.setstate(before)
         return text
 
     def finish(self) -> str:
-        """Return the rest of the text: an unfinished character becomes U+FFFD."""
+        """Return the rest of the text: an unfinished character becomes U+FFFD. No token may follow.
+
+        Raises:
+            CheckpointError: the decoder in `tokenizer.json` is none of the library's, and it fails.
+        """
         if self.token_bytes is not None:
             return self._utf8.decode(b"", final=True)
-        return self._tokenizer.detokenize(self._token_ids)[self._n_emitted :]
+        return self._without_text_before(self._stream.finish())
 
-
-def _bytes_of_byte_level_characters() -> dict[str, bytes]:
-    """Return the byte for each printable character that replaces it in GPT-2's vocabulary.
-
-    This is the reverse of `bytes_to_unicode` (Radford et al. 2019).
-    """
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    table = {chr(byte): bytes([byte]) for byte in printable}
-    others = (byte for byte in range(256) if byte not in printable)
-    table.update((chr(256 + n), bytes([byte])) for n, byte in enumerate(others))
-    return table
+    def _without_text_before(self, text: str) -> str:
+        """Return a text without the end of the text of `before`, which the stream had held back."""
+        if not self._text_to_leave_out:
+            return text
+        pairs = enumerate(zip(text, self._text_to_leave_out, strict=False))
+        n_shorter = min(len(text), len(self._text_to_leave_out))
+        n_same = next((n for n, (new, old) in pairs if new != old), n_shorter)
+        self._text_to_leave_out = self._text_to_leave_out[n_same:] if n_same == len(text) else ""
+        return text[n_same:]

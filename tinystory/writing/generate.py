@@ -176,6 +176,7 @@ class _Writer:
     tokens: list[Token] = field(default_factory=list)
     n_dropped: int = 0
     trimmed: bool = False
+    stopped_at_end: bool = False
     first_token_at: float | None = None
 
     def __post_init__(self) -> None:
@@ -241,8 +242,10 @@ class _Writer:
         return self.stop.peek(self.detokenizer.peek([token.id for token in tokens]))
 
     def finish(self) -> str:
-        """Return the rest of the text."""
+        """Return the rest of the text. It may hold a stop text, if its last token waited for the token after it."""
+        hit_before = self.stop.hit
         text = self.stop.add(self.detokenizer.finish()) + self.stop.finish()
+        self.stopped_at_end = self.stop.hit and not hit_before
         self.texts.append(text)
         return text
 
@@ -259,7 +262,8 @@ class _Writer:
             **finish.statistics,
         }
         completion, tokens = "".join(self.texts), tuple(self.tokens)
-        return Story(self.story_request, completion, self.request.prompt_ids, tokens, finish.reason, statistics)
+        reason = "stop" if self.stopped_at_end else finish.reason
+        return Story(self.story_request, completion, self.request.prompt_ids, tokens, reason, statistics)
 
 
 def bits_per_token(tokens: Sequence[Token]) -> float:
