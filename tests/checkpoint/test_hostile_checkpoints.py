@@ -194,9 +194,10 @@ header_case("overlap", "overlaps", lambda h: entry(h).update(data_offsets=[0, 32
 header_case("entry not an object", "dtype None", lambda h: h.update({"model.norm.weight": 5}))
 
 
-@case("unknown tensor 'model.evil")
-def tensor_too_many(directory):
-    write_weights(directory / "model.safetensors", header_of(SHAPES | {"model.evil\x1b]0;title\x07": [1]}))
+@case("more layers than config.json: the tensor 'model.layers.1.input_layernorm.weight'")
+def layer_too_many(directory):
+    shapes = SHAPES | {"model.layers.1.input_layernorm.weight": [8]}
+    write_weights(directory / "model.safetensors", header_of(shapes))
 
 
 @case("is I64; weights must be")

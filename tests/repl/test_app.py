@@ -69,6 +69,13 @@ def test_first_prompt_is_written_at_once(make, talk):
     assert (code, output) == (0, "The cat was\n\n")
 
 
+def test_a_warning_about_the_model_is_shown_once(make, talk):
+    backend = ScriptedBackend(([" sat"], "length"), ([" down"], "length"))
+    backend.warnings = ("the weights have the tensor 'v_head', which the model does not use",)
+    _, output = talk(make(backend=backend), "The cat\r\r" + CTRL_D)
+    assert output.count("— the weights have the tensor 'v_head', which the model does not use") == 1
+
+
 def test_ctrl_c_mid_story_keeps_the_text_and_the_next_turn_goes_on(make, talk):
     def press():
         os.kill(os.getpid(), signal.SIGINT)

@@ -30,6 +30,7 @@ class Words:
     dtype, vocabulary, heals = "float32", "words", False
     def facts(self): return [("model", self.name)]
     def start(self): pass
+    def take_warnings(self): return ()
     def wait(self, cancel): return True
     def encode(self, text, *, bos): return [0] * bos + [ord(c) for c in text]
     def detokenize(self, ids): return "".join(chr(i) if i < 1000 else f" w{i - 1000}" for i in ids if i)

@@ -30,12 +30,17 @@ class ScriptedBackend:
         self.dtype = "float32"
         self.vocabulary = "characters"
         self.heals = False
+        self.warnings = ()
 
     def facts(self):
         return [("model", self.name)]
 
     def start(self):
         pass
+
+    def take_warnings(self):
+        warnings, self.warnings = self.warnings, ()
+        return warnings
 
     def wait(self, cancel):
         if self.error:

@@ -4,7 +4,8 @@ This module knows no tensor and runs no code from a checkpoint. `hf_layout` know
 """
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +20,15 @@ from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
 from tinystory.safe.reading import read_json_object, shown
 
-__all__ = ["CheckpointHeader", "check_doubled_head", "name_in_file", "read_header"]
+__all__ = [
+    "CheckpointHeader", "check_doubled_head", "lacking_tensors", "name_in_file", "read_header",
+    "warnings_about_unused",
+]  # fmt: skip
 
 _BLOCK_BYTES = 2**20
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_MOST_NAMES = 3
+"""The number of tensors that a message names."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class CheckpointHeader:
         eos_ids: the tokens that end a story.
         provenance: the content of tinystory.json; empty if there is no such file.
         stamp: sizes and times of the files, as from `file_stamp`; it differs once a file has been replaced.
+        warnings: one line for each thing that a user should know, though the model runs.
     """
 
     directory: Path
@@ -51,6 +59,7 @@ class CheckpointHeader:
     eos_ids: frozenset[int]
     provenance: Mapping[str, Any]
     stamp: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def read_header(directory: Path) -> CheckpointHeader:
@@ -67,8 +76,9 @@ def read_header(directory: Path) -> CheckpointHeader:
     config = hf_layout.from_hf_config(hf_config)
     tensors = read_tensors(directory)
     stamp = file_stamp(directory)
+    warnings: tuple[str, ...] = ()
     if config is not None:
-        _check_tensors(directory, config, tensors)
+        warnings = _check_tensors(directory, config, tensors)
         vocab_size: int | None = config.vocab_size
     else:
         stated = hf_config.get("vocab_size")
@@ -78,11 +88,15 @@ def read_header(directory: Path) -> CheckpointHeader:
     bos_id, eos_ids = hf_layout.token_ids(hf_config, generation_config, vocab_size)
     provenance = _read_optional(directory / "tinystory.json")
     dtype = _main_dtype(tensors)
-    return CheckpointHeader(directory, config, hf_config, dtype, tensors, bos_id, eos_ids, provenance, stamp)
+    return CheckpointHeader(directory, config, hf_config, dtype, tensors, bos_id, eos_ids, provenance, stamp, warnings)
 
 
-def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, TensorEntry]) -> None:
-    """Check that the file has exactly the tensors of the config, each with its shape and a stored dtype."""
+def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, TensorEntry]) -> tuple[str, ...]:
+    """Check that the file has the tensors of the config, each with its shape and a stored dtype.
+
+    Returns:
+        Warnings about tensors that the model does not use.
+    """
     prefix = hf_layout.name_prefix(config, tensors)
     expected = {name_in_file(layout.name, prefix, config): layout.shape for layout in hf_layout.tensor_layout(config)}
     if config.tied_head and hf_layout.HEAD in tensors:
@@ -96,12 +110,42 @@ def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, T
             raise CheckpointError(f"{where} has the shape {shown(entry.shape)}; config.json asks for {shown(shape)}")
         if dtype_of_safetensors(entry.dtype) is None:
             raise CheckpointError(f"{where} is {entry.dtype}; weights must be F32, BF16 or F16")
-    for name in tensors:
-        if name not in expected and not hf_layout.is_known_buffer(config, name):
-            raise CheckpointError(
-                f"{directory}: the weights have an unknown tensor {shown(name)}; "
-                f"the {config.family} model of config.json has none of that name"
-            )
+    unused = {name for name in tensors if name not in expected and not hf_layout.is_known_buffer(config, name)}
+    return warnings_about_unused(directory, unused, expected)
+
+
+def lacking_tensors(directory: Path, names: Collection[str]) -> CheckpointError:
+    """Return the error for weights that lack these tensors."""
+    return CheckpointError(f"{directory}: the weights lack {_listed(names)}; the download or the copy is incomplete")
+
+
+def warnings_about_unused(directory: Path, unused: Collection[str], used: Collection[str]) -> tuple[str, ...]:
+    """Return at most one warning about tensors of the files that the model does not use.
+
+    Args:
+        directory: the checkpoint.
+        unused: the names of these tensors.
+        used: the names of the model's own tensors.
+
+    Raises:
+        CheckpointError: the tensors are a further layer or expert. Without it, the model is another one.
+    """
+    patterns = {_NUMBER.sub("#", name) for name in used}
+    if more := [name for name in unused if _NUMBER.sub("#", name) in patterns]:
+        raise CheckpointError(f"{directory}: the weights have more layers than config.json: {_listed(more)}")
+    return (f"{directory}: the weights have {_listed(unused)}, which the model does not use",) if unused else ()
+
+
+def _listed(names: Collection[str]) -> str:
+    """Return tensor names as words: the first few in order, and the number of the others."""
+    first = ", ".join(shown(name) for name in sorted(names, key=_in_order)[:_MOST_NAMES])
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"the tensor{'s' if len(names) > 1 else ''} {first}{more}"
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts layer 2 before layer 10."""
+    return [(int(part) if part.isdecimal() and len(part) < 10 else 0, part) for part in name.split(".")]
 
 
 def name_in_file(full_name: str, prefix: str, config: ModelConfig) -> str:

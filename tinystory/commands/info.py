@@ -10,6 +10,7 @@ from typing import Any
 from tinystory.checkpoint import CheckpointHeader, model_hash
 from tinystory.checkpoint.shipped import find_model
 from tinystory.commands.shared.groups import Options
+from tinystory.commands.shared.notices import warn
 from tinystory.safe.showing import visible
 
 __all__ = ["InfoOptions", "run"]
@@ -31,6 +32,7 @@ class InfoOptions(Options):
 def run(options: InfoOptions) -> int:
     """Print the facts about the checkpoint as text, or as JSON."""
     name, header = find_model(options.model)
+    warn(options, header.warnings)
     facts = {"model": name} | describe_model(header)
     if options.json:
         sys.stdout.write(json.dumps(facts) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 import tinystory
 from tinystory.commands.shared.groups import DecoderFileOptions
+from tinystory.commands.shared.notices import warn
 from tinystory.decoding.plugins import Registry, discover
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
@@ -93,6 +94,7 @@ class _Models:
             )
         if self._model is None or self._key != (name, written.dtype):
             self._key, self._model = (name, written.dtype), load(name, written.dtype, self._options.device)
+            warn(self._options, self._model.warnings)
         return self._model
 
 

@@ -154,6 +154,7 @@ class App:
             try:
                 if self.keeper and (problem := self.keeper.problem()):
                     self.screen.show(Line(problem, "note"))
+                self._warn_of_model()
                 self.screen.gap()
                 text = self._session.prompt()
             except EOFError:
@@ -167,6 +168,10 @@ class App:
                 continue
             if self._guarded(partial(self.do, text)):
                 return 0
+
+    def _warn_of_model(self) -> None:
+        for warning in self.studio.backend.take_warnings():
+            self._notice(warning)
 
     def do(self, typed: str) -> bool:
         """Do what a typed text asks for; return True to leave."""
@@ -225,6 +230,7 @@ class App:
                 studio.keep(requests[0])
                 self._notice("cancelled while the model was loading; Enter goes on")
                 return
+            self._warn_of_model()
             with closing(studio.write(requests, lambda: writing.interrupted)) as events:
                 if titles:
                     show_columns(studio, screen, titles, events, self._notice)

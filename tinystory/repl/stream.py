@@ -114,6 +114,8 @@ def show_versus(
         if not backend.wait(request.cancel):
             notice("cancelled while the models were loading")
             return
+        for warning in backend.take_warnings():
+            notice(warning)
     columns = Columns(titles, get_terminal_size().columns, color=screen.color)
     screen.fresh_line()
     try:

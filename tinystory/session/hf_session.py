@@ -6,14 +6,15 @@ reordering work with every architecture that has an ordinary cache.
 
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tinystory.checkpoint import CheckpointHeader
 from tinystory.decoding import Ids, Session, common_prefix
-from tinystory.errors import CheckpointError, UsageError, one_line
+from tinystory.errors import CheckpointError, TinystoryError, UsageError, one_line
+from tinystory.session.hf_weights import load_hf_model
 from tinystory.session.rows import as_lists, check_prompts
 
 __all__ = ["HFSession"]
@@ -34,6 +35,9 @@ class HFSession:
     If the cache of a model cannot be cut, as with a sliding window, `can_rewind` is False and each prefill computes the
     whole prompt. If a model has no ordinary cache, like a recurrent one or GPT-1, the whole row is computed for every
     token.
+
+    Attributes:
+        warnings: one line for each thing that a user should know about the files of the model.
     """
 
     can_reorder = True
@@ -46,6 +50,7 @@ class HFSession:
         opener: Callable[[str], Session] | None = None,
     ) -> None:
         self.model = model.eval()
+        self.warnings: tuple[str, ...] = ()
         config = model.config.get_text_config()
         self.vocab_size = int(config.vocab_size)
         lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
@@ -60,19 +65,19 @@ class HFSession:
         self._caches_tokens, self.can_rewind = self._probe_cache()
 
     @classmethod
-    def from_directory(
+    def from_header(
         cls,
-        directory: Path,
+        header: CheckpointHeader,
         dtype: str,
         device: str,
         bos_id: int | None,
         eos_ids: frozenset[int],
         opener: Callable[[str], Session] | None = None,
     ) -> "HFSession":
-        """Load a local directory, without running code from it and without pickled weights.
+        """Load a checkpoint, without running code from it and without pickled weights.
 
         Args:
-            directory: the checkpoint.
+            header: the header of the checkpoint, as from `read_header`.
             dtype: the dtype of the computation, as torch calls it.
             device: the device that the model runs on, as torch writes it.
             bos_id: the token that a story begins with, or None.
@@ -80,28 +85,26 @@ class HFSession:
             opener: opens a session of another model by its name.
 
         Raises:
-            CheckpointError: transformers cannot run the model.
+            CheckpointError: the weights do not fit the config, or transformers cannot run the model.
+            TinystoryError: there is not enough memory.
         """
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                directory,
-                dtype=getattr(torch, dtype),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
+            model, warnings = load_hf_model(header, dtype)
             if model.config.get_text_config().model_type in _BIDIRECTIONAL and not model.config.is_decoder:
                 raise ValueError(f"a {model.config.model_type} sees the tokens that follow, so it cannot write")
             model.to(device)
-            return cls(model, bos_id, eos_ids, opener)
+            session = cls(model, bos_id, eos_ids, opener)
+            session.warnings = warnings
+            return session
+        except TinystoryError:
+            raise
         except Exception as error:  # transformers raises errors of many kinds
             reason = one_line(error)
-            raise CheckpointError(f"{directory}: transformers cannot run this model: {reason}") from error
+            raise CheckpointError(f"{header.directory}: transformers cannot run this model: {reason}") from error
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:

@@ -38,6 +38,7 @@ class LoadedModel:
         threads: the number of threads that compute on the CPU.
         compile_seconds: the time that building compiled code took now; 0.0 if it was built earlier, None if the model
             runs without compiled code.
+        warnings: one line for each thing that a user should know about the files of the model.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LoadedModel:
     device: str
     threads: int
     compile_seconds: float | None = None
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def hash(self) -> str:
@@ -94,7 +96,7 @@ def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = 
     tokenizer = load_tokenizer(header)
     session = NumpySession(header, tokenizer.bos_id, tokenizer.eos_ids)
     _check_fit(header, tokenizer, session)
-    return LoadedModel(name, header, tokenizer, session, "float32", "cpu", 1, _compile(session, code))
+    return LoadedModel(name, header, tokenizer, session, "float32", "cpu", 1, _compile(session, code), header.warnings)
 
 
 def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *, compiled: bool = False) -> LoadedModel:
@@ -114,7 +116,7 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *,
         return second(other).open()  # the weights are read once, even if many stories use them
 
     session: Session
-    seconds = None
+    seconds, warnings = None, header.warnings
     if header.config is not None:
         native = _native_session(header, tokenizer, dtype, device, opener)
         seconds = _compile(native, code)
@@ -125,10 +127,11 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *,
         from tinystory.session.hf_session import HFSession
 
         ids = tokenizer.bos_id, tokenizer.eos_ids
-        session = HFSession.from_directory(header.directory, dtype, device, *ids, opener)
+        session = HFSession.from_header(header, dtype, device, *ids, opener)
+        warnings += session.warnings
     _check_fit(header, tokenizer, session)
     threads = _set_threads(header, session, dtype, device, compiled=code is not None)
-    return LoadedModel(name, header, tokenizer, session, dtype, device, threads, seconds)
+    return LoadedModel(name, header, tokenizer, session, dtype, device, threads, seconds, warnings)
 
 
 def _native_session(

@@ -68,6 +68,10 @@ class Backend(Protocol):
         """Begin to load; a second call does nothing."""
         ...
 
+    def take_warnings(self) -> Sequence[str]:
+        """Return the warnings about the loaded model, each of them only once."""
+        ...
+
     def wait(self, cancel: Callable[[], bool]) -> bool:
         """Wait until the model is loaded; return False if `cancel` said True first.
 
@@ -124,6 +128,7 @@ class ModelBackend:
         self._device = device
         self._compiled = compiled
         self._model: LoadedModel | None = None
+        self._warnings: Sequence[str] = ()
         self._error: BaseException | None = None
         self._done = threading.Event()
         # A daemon thread, so that the program can end while torch is being imported.
@@ -180,6 +185,11 @@ class ModelBackend:
         """Begin to load in the background."""
         if self._thread.ident is None:
             self._thread.start()
+
+    def take_warnings(self) -> Sequence[str]:
+        """Return the warnings about the model once it is loaded; nothing before that, and nothing a second time."""
+        warnings, self._warnings = self._warnings, ()
+        return warnings
 
     def wait(self, cancel: Callable[[], bool]) -> bool:
         """Wait for the load.
@@ -275,7 +285,7 @@ class ModelBackend:
         try:
             model = load_header(self.name, self._header, self.dtype, self._device, compiled=self._compiled)
             model.tokenizer.detokenize([])  # builds the table of bytes now, so that the first word comes sooner
-            self._model = model
+            self._model, self._warnings = model, model.warnings
         except BaseException as error:  # `wait` raises it in the thread that needs the model
             self._error = error
         finally:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tinystory.commands.shared.groups import ModelOptions, PromptOptions
-from tinystory.commands.shared.notices import note
+from tinystory.commands.shared.notices import note, warn
 from tinystory.session.loading import LoadedModel, load_header, load_without_torch
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def load_with_torch(options: ModelOptions, name: str, header: "CheckpointHeader"
 
 
 def _noted(options: ModelOptions, model: LoadedModel) -> LoadedModel:
-    """Print how long the compiler took, if it was run just now."""
+    """Print the warnings about the model, and how long the compiler took if it was run just now."""
+    warn(options, model.warnings)
     if model.compile_seconds:
         note(options, f"compiled for this processor in {model.compile_seconds:.1f} s, kept for the next start")
     return model
