@@ -167,7 +167,7 @@ def _eval(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="score only the part of a long story that fits into the context, as some published figures do",
     )
-    add("--cloze", type=int, metavar="N", help="cut N stories: which of four endings is theirs? (chance is 25 %)")
+    add("--cloze", type=int, metavar="N", help="cut N stories: which of four endings is theirs? (1 in 4 by chance)")
     add("--stories", type=int, metavar="N", help="also write N stories, and compare them with real ones")
     add("--train", metavar="FILE", help="the training text, to find what the N stories share with it")
     add("--json", action="store_true", help="print one JSON object")
