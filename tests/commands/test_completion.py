@@ -38,7 +38,7 @@ def surroundings(tmp_path, monkeypatch):
 
 
 def press_tab(shell, line, shown):
-    """What the terminal shows after the line is typed and Tab pressed, up to the words looked for."""
+    """Return what the terminal shows after the line is typed and Tab pressed, up to the words looked for."""
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not installed")
     if shell == "fish":  # it has a command for just that

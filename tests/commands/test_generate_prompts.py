@@ -58,7 +58,7 @@ def stories(path):
 
 
 def core(records):
-    """What does not depend on the clock, in order."""
+    """Return the fields that do not depend on the clock, in order."""
     found = [{k: v for k, v in one.items() if k not in ("statistics", "threads", "device")} for one in records]
     return sorted(found, key=lambda one: (one["index"], one["story"]))
 

@@ -32,7 +32,7 @@ def numbered(lengths):
 
 
 def to_predict(stories):
-    """What an epoch has to predict: all but the first of each story."""
+    """Return the tokens that an epoch has to predict: all but the first of each story."""
     return sorted(int(i) for story in stories for i in story[1:])
 
 
@@ -330,7 +330,7 @@ def packed_tokens(stories):
     "config", [ModelConfig.llama(60, 2, 2, 16, ROW_LEN, 24), ModelConfig.gpt2(60, 2, 2, 16, ROW_LEN)]
 )
 def test_joining_the_stories_changes_neither_loss_nor_gradients(batching, config):
-    """What a CPU computes: one row without padding, attention story by story."""
+    """Stories on a CPU are one row without padding, with attention story by story."""
     torch.manual_seed(0)
     model = Transformer(config).double()
     for parameter in model.parameters():

@@ -137,7 +137,7 @@ def test_the_binomial_tail_of_long_texts():
 
 
 def test_p_values_of_texts_without_a_watermark_are_what_they_say():
-    """Of 400 random texts, about 40 have p ≤ 0.1. Ties of a discrete count make them fewer, never many more."""
+    """About 40 of 400 random texts have p ≤ 0.1. Ties of a discrete count make them fewer, never many more."""
     generator = torch.Generator().manual_seed(1)
     texts = torch.randint(0, 512, (400, 101), generator=generator).tolist()
     p_values = [detect(text, 512).p_value for text in texts]

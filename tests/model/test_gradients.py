@@ -45,7 +45,7 @@ def test_norm_and_gate(rows, positions, width):
 
 @pytest.mark.parametrize("heads_inside", [False, True])
 def test_rotation(heads_inside):
-    """Whether positions or heads come first in memory."""
+    """It does not matter if positions or heads come first in memory."""
     config = ModelConfig.llama(8, 1, 2, 12, 64, 4)
     x = drawn(2, 7, 3, 6).transpose(1, 2) if heads_inside else drawn(2, 3, 7, 6)
     cos, sin = rope_tables(config, torch.arange(7)[None, None], x.dtype)

@@ -23,7 +23,7 @@ def one_by_one(q, k, v, lengths):
 
 
 def found_by(attention, inputs, lengths):
-    """What comes out, and the gradients of a weighted sum of it."""
+    """Return the result, and the gradients of a weighted sum of it."""
     mixed = attention(*inputs, lengths)
     weights = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(1))
     return mixed.detach(), *torch.autograd.grad(mixed, inputs, weights.to(mixed.dtype))

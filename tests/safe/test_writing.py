@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_synced_is_no_error_but_a_broken_disk_is(tmp_pat
 
 
 def renames(call):
-    """Whether a call renames a file: os.replace(a, b) or path.replace(b), but not text.replace(a, b)."""
+    """Return True if a call renames a file: os.replace(a, b) or path.replace(b), but not text.replace(a, b)."""
     if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("replace", "rename"):
         return False
     of_os = isinstance(call.func.value, ast.Name) and call.func.value.id == "os"

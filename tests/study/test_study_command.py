@@ -70,7 +70,7 @@ def untimed(records):
 
 @pytest.fixture(scope="module")
 def journal(model, plan, real, tmp_path_factory):
-    """Of the whole plan, written in one go."""
+    """The result of the whole plan, written in one go."""
     found = Journal(tmp_path_factory.mktemp("whole") / "journal.jsonl", {})
     assert collected(model, plan, real, found) == {}
     return found

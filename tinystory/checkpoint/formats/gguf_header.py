@@ -55,7 +55,7 @@ _FIXED_SIZE_ARRAYS = {
 
 
 class StorageType(NamedTuple):
-    """How the values of a tensor are stored: `block` values of a row take `n_bytes` bytes."""
+    """The storage of a tensor's values: `block` values of a row take `n_bytes` bytes."""
 
     name: str
     block: int

@@ -45,7 +45,7 @@ _END_NAMES = frozenset({"<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", 
 
 
 class TokenType(IntEnum):
-    """What a token is for."""
+    """The purpose of a token."""
 
     NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 

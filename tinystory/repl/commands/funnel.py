@@ -17,7 +17,7 @@ from tinystory.studio.studio import Studio
 __all__: list[str] = []
 
 _N_REMOVED = 4
-"""How many of the tokens that a stage removed are shown."""
+"""The largest number of removed tokens that a row of /trace shows."""
 
 
 @command("trace", "[POS]", "show what each stage left of the vocabulary at POS, and what was picked")
