@@ -123,6 +123,11 @@ class Backend(Protocol):
         """The inside of the model; needs `wait` before it."""
         ...
 
+    @property
+    def loaded(self) -> LoadedModel | None:
+        """The model, for an export; None until it is loaded."""
+        ...
+
 
 class ModelBackend:
     """A checkpoint whose header is checked at once. A thread imports torch and loads the weights."""
@@ -277,6 +282,11 @@ class ModelBackend:
         from tinystory.evaluation.perplexity import evaluate
 
         return evaluate(self._loaded.session.open(), self._loaded.tokenizer, stories)
+
+    @property
+    def loaded(self) -> LoadedModel | None:
+        """The model, for an export; None until it is loaded."""
+        return self._model
 
     @cached_property
     def inspector(self) -> "Inspector":
