@@ -209,10 +209,13 @@ def _study(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the folder of the study; finished stories in it are kept",
     )
-    described = f"the prompts: {_PROMPT_FILE} (default: write from scratch)"
+    described = f"the prompts: {_PROMPT_FILE} (default: openings of the real stories)"
     add("--prompts", type=Path, metavar="FILE", help=described)
     add(
-        "--limit", type=int, metavar="N", help="take the first N prompts; without prompts, write N stories (default 44)"
+        "--limit",
+        type=int,
+        metavar="N",
+        help="take the first N prompts; without a file of prompts, N openings (default 44)",
     )
     add("--train", metavar="FILE", help="the training text, to count the words that it does not have")
     described = "a decoder to study; may be repeated (default: a built-in grid)"
