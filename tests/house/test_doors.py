@@ -7,6 +7,7 @@ import sys
 import pytest
 
 NAMES = {
+    "tinystory": "Comparison Inside Model Piece Story StoryToken Trace WhatIf compare load",
     "tinystory.decoding": (
         "Chain ChainState Commit Companion Decoder Draft Event Finish FinishReason Ids LogitsProcessor Request Rows "
         "Sampler Search Session Stage Step Telling Token Vocabulary Window common_prefix draw latest_half option run "
@@ -26,6 +27,8 @@ NAMES = {
 """Every name that a door offers now or has ever offered."""
 
 DOORS_BEFORE_TORCH = (
+    "tinystory.api.model",
+    "tinystory.api.story",
     "tinystory.cli",
     "tinystory.decoding",
     "tinystory.decoding.spec",

@@ -28,14 +28,15 @@ HASH = "ab" * 32
 
 
 class LetterTokenizer:
-    token_bytes = {i: chr(i).encode() for i in range(1, 0x3000)}  # noqa: RUF012
+    bos_id = 0
+    token_bytes = {i: chr(i).encode() for i in [*range(1, 0x3000), 0xFFFE, 0xFFFF]}  # noqa: RUF012
 
 
 class LetterBackend:
     """Writes ", and so on." to everything; a token is a character, 0 is BOS."""
 
     name, dtype, max_seq_len, loading, vocabulary, heals = "toy", "float32", 64, False, "letters", False
-    tokenizer = LetterTokenizer()
+    tokenizer, loaded = LetterTokenizer(), None
 
     def __init__(self, name="toy", hash=HASH):
         self.name, self.hash = name, hash
@@ -48,6 +49,9 @@ class LetterBackend:
 
     def model_hash(self):
         return self.hash
+
+    def wait(self, cancel):
+        return True
 
     def write(self, requests):
         for n, request in enumerate(requests):
@@ -437,15 +441,14 @@ def test_export_as_html_stands_alone_and_shows_every_letter(make, tmp_path):
     content = exported(studio, tmp_path, "a.html")
     page = _Page()
     page.feed(content)
-    assert "http" not in content
+    assert not re.search(r"https?:|//[a-z]", content)
     assert "url(" not in content
     assert not page.urls
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 2  # the data and our own
     assert "\x1b" not in content
     assert "[bold]*Once*[/bold] <script>|" in page.text
-    assert "the {end} :smile:, and so on." in page.text.replace("\n", " ").replace("  ", " ")
-    assert "≤ 1 bit" in page.text
-    assert f"sample 0.8 · seed 7 · toy {HASH[:12]}" in page.text
+    assert "the {end} :smile:, and so on." in page.text
+    assert "sample 0.8 · seed 7 · toy" in page.text
 
 
 def test_export_as_svg_stands_alone_and_is_well_formed(make, tmp_path):

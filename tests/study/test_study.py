@@ -357,3 +357,29 @@ def test_a_journal_of_another_subject_or_a_damaged_one_is_refused(tmp_path):
     path.write_bytes(before.replace(b'{"kind"', b'{"ki\0d') + b'{"kind":"b"}\n')
     with pytest.raises(UsageError, match=r"line 2 of .* is damaged"):
         Journal(path, SUBJECT)
+
+
+@pytest.mark.parametrize(
+    ("story", "opening"),
+    [
+        ("Once upon a time, there was a cat. It slept.", "Once upon a time, there was a cat."),
+        ('"Look!" said Tim. It was a kite.', '"Look!"'),
+        ("One day a boy\nran home\nand then it rained", ""),
+        (" ".join(f"w{i}" for i in range(40)), " ".join(f"w{i}" for i in range(16))),
+        ("The end.", ""),
+        ("", ""),
+        ("Hi. ", ""),
+    ],
+)
+def test_an_opening_is_the_first_sentence_or_the_first_words(story, opening):
+    from tinystory.study.excerpts import openings
+
+    assert openings(iter([story]), 1) == ((opening,) if opening else ())
+
+
+def test_openings_are_used_up():
+    from tinystory.study.excerpts import openings
+
+    stories = iter(["A b. C d.", "none", "E f. G h.", "I j. K l."])
+    assert openings(stories, 2) == ("A b.", "E f.")
+    assert list(stories) == ["I j. K l."]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tinystory.cli import main
+from tinystory.data.prompts import digest
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.session.loading import load
@@ -249,12 +250,16 @@ def test_a_changed_study_is_refused_in_one_line(study):
         assert "give another -o" in err
 
 
-def test_stories_from_scratch_with_a_grid_from_a_file(checkpoint, story_file, tmp_path, capsys):
+def test_openings_of_the_real_stories_are_the_prompts_and_a_grid_comes_from_a_file(
+    checkpoint, story_file, stories, tmp_path, capsys
+):
     grid = tmp_path / "grid.txt"
     grid.write_text("sample\nzigzag 2 | sample\n", encoding="utf-8")
     arguments = ["--grid", grid, "--limit", 2, "--seeds", 1, "-n", 8, "--real", story_file, "-o", tmp_path / "out"]
     assert main(["study", *map(str, arguments), "-m", str(checkpoint)]) == 0
     assert capsys.readouterr().err == "tinystory: 1 decoders of the grid are left out: zigzag is not installed\n"
+    subject = json.loads((tmp_path / "out" / "journal.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert digest([story.split(".")[0] + "." for story in stories[:2]]) in json.dumps(subject)
     page = (tmp_path / "out" / "study.md").read_text(encoding="utf-8")
     assert "## Not measured\n\n- `zigzag 2 | sample`: zigzag is not installed" in page
 

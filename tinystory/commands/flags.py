@@ -19,6 +19,7 @@ COMMAND_SUMMARIES = {
     "generate": "write one story, or several, and exit",
     "compare": "write one story with several decoders, side by side",
     "replay": "write the stories of a session again, and check that they are the same",
+    "page": "make one HTML page of a session that shows what else the model had in mind at each word",
     "eval": "measure a model on real stories: perplexity, bits per byte, accuracy; compare its own stories with them",
     "study": "write with many decoders from many prompts, and measure how close each decoder comes to real stories",
     "decoders": "list the decoders, show one, write a new one or check one",
@@ -158,6 +159,16 @@ def _replay(parser: argparse.ArgumentParser) -> None:
     _add_decoder_file_flag(parser)
 
 
+def _page(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="a session file, or a story exported as .json")
+    add("-o", "--out", type=Path, metavar="FILE", help="the page to write (default: standard output)")
+    add("--whatif", metavar="SPEC", help="mark the words that this decoder could not have picked")
+    add("-m", "--model", dest="with_model", metavar="MODEL", help=f"{_MODEL} (default: the model that the file names)")
+    add("--device", metavar="D", default=BUILT_IN["device"], help=_DEVICE)
+    _add_decoder_file_flag(parser)
+
+
 def _eval(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", metavar="DATA", help=f"real stories: {_STORIES}")
@@ -198,10 +209,13 @@ def _study(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the folder of the study; finished stories in it are kept",
     )
-    described = f"the prompts: {_PROMPT_FILE} (default: write from scratch)"
+    described = f"the prompts: {_PROMPT_FILE} (default: openings of the real stories)"
     add("--prompts", type=Path, metavar="FILE", help=described)
     add(
-        "--limit", type=int, metavar="N", help="take the first N prompts; without prompts, write N stories (default 44)"
+        "--limit",
+        type=int,
+        metavar="N",
+        help="take the first N prompts; without a file of prompts, N openings (default 44)",
     )
     add("--train", metavar="FILE", help="the training text, to count the words that it does not have")
     described = "a decoder to study; may be repeated (default: a built-in grid)"
@@ -293,6 +307,7 @@ _FLAGS: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
     "generate": _generate,
     "compare": _compare,
     "replay": _replay,
+    "page": _page,
     "eval": _eval,
     "study": _study,
     "decoders": _decoders,

@@ -4,7 +4,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from tinystory.safe.showing import visible
 from tinystory.safe.writing import write_atomically
 from tinystory.screen.console import progress_bar, table_console
 from tinystory.session.loading import LoadedModel
+from tinystory.study.excerpts import openings
 from tinystory.study.grid import BUILT_IN_GRID, FEWEST, decoders_of, read_grid, read_prompts
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["StudyOptions", "run"]
 
-_FROM_SCRATCH = 44
-"""The number of stories for each decoder and seed if there are no prompts."""
+_N_OPENINGS = 44
+"""The number of prompts that are taken from the real stories if there is no file of prompts."""
 
 _MOST_SEEDS = 100
 
@@ -45,8 +46,8 @@ class StudyOptions(StoryOptions):
     Attributes:
         real: held-out real stories: a file, a saved dataset or the name of one on the hub.
         out: the folder of the study.
-        prompts: a file of prompts; None writes from scratch.
-        limit: the number of prompts to take, from the first on; None takes all.
+        prompts: a file of prompts; None takes the openings of the first real stories.
+        limit: the number of prompts to take, from the first on; None takes all of a file, and 44 openings.
         train: the training text, whose words are known words.
         decoders: the specs to study.
         grid: a file with more specs.
@@ -90,8 +91,8 @@ def run(options: StudyOptions) -> int:
     name, header = find_model(options.model)
     from tinystory.data.sources import read_stories
 
-    prompts = _prompts(options)
-    stories = read_stories(options.real, split="validation")
+    stories = iter(read_stories(options.real, split="validation"))
+    prompts = _prompts(options, stories)
     training = read_stories(options.train) if options.train else None
     options.out.mkdir(parents=True, exist_ok=True)
     model = load_with_torch(options, name, header)
@@ -143,11 +144,22 @@ def _decoders(options: StudyOptions, registry: Registry) -> tuple[dict[str, Deco
     return decoders, skipped
 
 
-def _prompts(options: StudyOptions) -> tuple[str, ...]:
-    """Return the prompts of the file, or empty prompts if there is no file."""
-    if options.prompts is None:
-        return ("",) * (options.limit or _FROM_SCRATCH)
-    return read_prompts(options.prompts, options.limit)
+def _prompts(options: StudyOptions, stories: Iterator[str]) -> tuple[str, ...]:
+    """Return the prompts of the file, or the openings of the next real stories, which are then used for nothing else.
+
+    Raises:
+        UsageError: there are too few stories.
+    """
+    if options.prompts is not None:
+        return read_prompts(options.prompts, options.limit)
+    n = options.limit or _N_OPENINGS
+    prompts = openings(stories, n)
+    if len(prompts) < n:
+        raise UsageError(
+            f"{options.real} has {len(prompts)} stories; {n} prompts are taken from their openings: "
+            "give more stories (--real), fewer prompts (--limit), or a file of prompts (--prompts)"
+        )
+    return prompts
 
 
 def _journal(options: StudyOptions, model: LoadedModel, plan: "Plan", real: "Sequence[Sequence[Excerpt]]") -> "Journal":

@@ -111,6 +111,18 @@ class Registry:
         if cls.name in self.conflicts:
             raise UsageError(self.conflicts[cls.name])
 
+    def replace(self, cls: type[Stage], source: str) -> None:
+        """Enter a class under its own name, in the place of an earlier class of the same source and class name.
+
+        Raises:
+            UsageError: as `add`.
+        """
+        earlier = self._entries.get(getattr(cls, "name", ""))
+        if earlier is not None and earlier.target == f"{source}:{cls.__qualname__}" and not stage_problem(cls):
+            del self._entries[cls.name]
+            self._classes.pop(cls.name, None)
+        self.add(cls, source)
+
     def enter_class(self, cls: type[Stage], source: str) -> None:
         """Enter a valid class. If its name is taken, that becomes a conflict with a warning."""
         self.enter(Entry(cls.name, source, f"{source}:{cls.__qualname__}", lambda: cls))

@@ -3,7 +3,6 @@
 The ending of the file's name selects the format.
 """
 
-import html
 import io
 import json
 import re
@@ -13,10 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.style import Style as RichStyle
-from rich.terminal_theme import DEFAULT_TERMINAL_THEME, SVG_EXPORT_THEME
+from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 
 from tinystory.errors import TinystoryError, UsageError, nearest
+from tinystory.page.content import columns_of, mark_partings, page_story
+from tinystory.page.page import page_html
 from tinystory.repl.pieces import legend, spans
 from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
@@ -55,23 +56,6 @@ SVG = """\
 </g>
 </g>
 </svg>
-"""
-_HTML = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="UTF-8">
-<title>{title}</title>
-<style>
-{{stylesheet}}
-body {{{{ color: {{foreground}}; background-color: {{background}}; margin: 2em; }}}}
-pre {{{{ font-family: Menlo, Consolas, "DejaVu Sans Mono", monospace; line-height: 1.5; }}}}
-</style>
-</head>
-<body>
-<pre><code>{{code}}</code></pre>
-</body>
-</html>
 """
 
 
@@ -160,9 +144,15 @@ def _json(studio: Studio) -> str:
 
 
 def _html(studio: Studio) -> str:
-    console = _drawn(studio, "light")
-    template = _HTML.format(title=html.escape(_title(studio)).replace("{", "{{").replace("}", "}}"))
-    return console.export_html(theme=DEFAULT_TERMINAL_THEME, code_format=template)
+    """Return the page of the story; without alternatives if another model has written it."""
+    backend = studio.backend
+    backend.wait(lambda: False)
+    stories = []
+    for turn in columns_of(studio.tree):
+        tokenizer = backend.tokenizer if turn.vocabulary == backend.vocabulary else None
+        stories.append(page_story(studio.tree, turn, tokenizer, backend.loaded, studio.registry))
+    mark_partings(stories)
+    return page_html(stories)
 
 
 def _svg(studio: Studio) -> str:

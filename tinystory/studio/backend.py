@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tinystory.evaluation.perplexity import Evaluation
+    from tinystory.inside.inspector import Inspector
     from tinystory.text.tokenizer import Tokenizer
 
 __all__ = ["Backend", "ModelBackend"]
@@ -115,6 +116,16 @@ class Backend(Protocol):
 
     def evaluate(self, stories: Iterable[str]) -> "Evaluation":
         """Return how well the model predicts stories; needs `wait` before it."""
+        ...
+
+    @property
+    def inspector(self) -> "Inspector":
+        """The inside of the model; needs `wait` before it."""
+        ...
+
+    @property
+    def loaded(self) -> LoadedModel | None:
+        """The model, for an export; None until it is loaded."""
         ...
 
 
@@ -271,6 +282,18 @@ class ModelBackend:
         from tinystory.evaluation.perplexity import evaluate
 
         return evaluate(self._loaded.session.open(), self._loaded.tokenizer, stories)
+
+    @property
+    def loaded(self) -> LoadedModel | None:
+        """The model, for an export; None until it is loaded."""
+        return self._model
+
+    @cached_property
+    def inspector(self) -> "Inspector":
+        """The inside of the model. Its weights are read once more, in float32, when it is first looked into."""
+        from tinystory.inside.inspector import Inspector
+
+        return Inspector(self._loaded.header, self._loaded.session)
 
     @property
     def _loaded(self) -> LoadedModel:

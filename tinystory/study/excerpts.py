@@ -1,4 +1,4 @@
-"""Cut excerpts from real stories in the way in which the stories of decoders are cut.
+"""Cut openings and excerpts from real stories, the latter in the way in which the stories of decoders are cut.
 
 A decoder continues a prompt by at most max_tokens tokens. The real story that is compared with it is divided after as
 many words as the prompt has. The part before stands for the prompt, and at most max_tokens tokens after it are
@@ -8,17 +8,21 @@ measured. Knows texts and tokens, and no decoder.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from tinystory.errors import UsageError
 from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["FEWEST_GROUPS", "Excerpt", "real_groups"]
+__all__ = ["FEWEST_GROUPS", "Excerpt", "openings", "real_groups"]
 
 FEWEST_GROUPS = 3
 """The fewest groups that show how much groups of real stories differ."""
 
 _MOST_GROUPS = 12
 _WORD = re.compile(r"\S+")
+_FIRST_SENTENCE = re.compile(r"\s*(\S.{0,300}?[.!?…][\"'”’]*)(?=\s+\S)", re.DOTALL)
+_MOST_WORDS = 16
+"""Words of an opening; a longer first sentence is cut there."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,24 @@ class Excerpt:
     token_ids: tuple[int, ...]
     text: str
     finished: bool
+
+
+def openings(stories: Iterator[str], n: int) -> tuple[str, ...]:
+    """Take the first sentences of the next n stories as prompts, at most 16 words of each.
+
+    A story without anything after its opening is left out. There may be fewer openings than n.
+    """
+    return tuple(islice(filter(None, map(_opening, stories)), n))
+
+
+def _opening(story: str) -> str:
+    """Return the first sentence of a story, or its first words; empty if nothing follows."""
+    sentence = _FIRST_SENTENCE.match(story)
+    end = sentence.end() if sentence else len(story)
+    ends = [word.end() for word in islice(_WORD.finditer(story), _MOST_WORDS + 1)]
+    if len(ends) > _MOST_WORDS:
+        end = min(end, ends[_MOST_WORDS - 1])
+    return story[:end].strip() if story[end:].strip() else ""
 
 
 def real_groups(

@@ -8,7 +8,7 @@ __all__ = [
     "COMMANDS", "MODULES", "Argument", "Command", "DeskStory", "Reply", "execute", "find", "split_line",
 ]  # fmt: skip
 
-MODULES = ("writing", "tree", "decoding", "seeing", "funnel", "surprise", "comparing", "keeping", "system")
+MODULES = ("writing", "tree", "decoding", "seeing", "funnel", "inside", "surprise", "comparing", "keeping", "system")
 """The modules of commands, in the order of /help. Each enters its commands in the table when it is imported."""
 
 for _module in MODULES:

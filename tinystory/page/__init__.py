@@ -1,0 +1,1 @@
+"""A story as one HTML page: its tokens, what else was possible at each, and the inside of the model."""
