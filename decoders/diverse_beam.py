@@ -1,8 +1,9 @@
 """Diverse beam search (Vijayakumar et al. 2016, arXiv 1610.02424), with the Hamming diversity of the paper.
 
 Groups of beams grow one after the other at each token. A token costs more for each story of an earlier group that has
-just taken it. A group ranks its own stories with this penalty. The best stories of the groups are compared without it,
-so the result is the likeliest story that was found.
+just taken it. An EOS counts like any other token, as in the paper; in transformers 4.49 it did not. A group ranks its
+own stories with this penalty. The best stories of the groups are compared without it, so the result is the likeliest
+story that was found.
 """
 
 from collections.abc import Iterator
