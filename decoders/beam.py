@@ -40,7 +40,7 @@ class Beam(Search):
 
     name = "beam"
     needs_reorder = True
-    width: int = option(4, ge=1, le=100, help="how many stories are followed")
+    width: int = option(4, ge=1, le=100, instead="leave the stage out", help="how many stories are followed")
     length_penalty: float = option(
         1.0,
         ge=-10,

@@ -25,7 +25,9 @@ class DiverseBeam(Search):
     name = "diverse-beam"
     example = "diverse-beam 6 groups=3"
     needs_reorder = True
-    width: int = option(4, ge=1, le=100, help="how many stories are followed, in all groups together")
+    width: int = option(
+        4, ge=1, le=100, instead="leave the stage out", help="how many stories are followed, in all groups together"
+    )
     groups: int = option(2, ge=1, le=100, help="the number of groups; it must divide the width")
     penalty: float = option(
         0.5, ge=0, le=1000, help="nats that a token costs for each story of an earlier group that took it"

@@ -110,9 +110,16 @@ class Dry(LogitsProcessor):
 
     name = "dry"
     multiplier: float = option(
-        0.8, ge=0, le=100, neutral=0, help="nats that a token loses after a repetition of the allowed length"
+        0.8,
+        ge=0,
+        le=100,
+        neutral=0,
+        instead="leave the stage out",
+        help="nats that a token loses after a repetition of the allowed length",
     )
-    base: float = option(1.75, ge=1, help="each further repeated token multiplies the cost by this number")
+    base: float = option(
+        1.75, ge=1, instead="leave the stage out", help="each further repeated token multiplies the cost by this number"
+    )
     allowed: int = option(2, ge=1, help="the length in tokens of the shortest repetition that costs")
     breakers: tuple[str, ...] = option(("\n", ":", '"', "*"), help="texts that no repetition reaches over")
 

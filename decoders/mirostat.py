@@ -41,9 +41,16 @@ class Mirostat(Sampler):
     """Draw tokens so that their mean surprise stays near a target: tokens that are too surprising are removed."""
 
     name = "mirostat"
-    tau: float = option(1.6, gt=0, help="the target surprise in bits per token; a story model itself has 1 to 3")
+    tau: float = option(
+        1.6,
+        gt=0,
+        instead="write `greedy`",
+        help="the target surprise in bits per token; a story model itself has 1 to 3",
+    )
     eta: float = option(0.1, gt=0, help="the share of each error that is corrected at once")
-    version: int = option(2, ge=1, le=2, help="2 removes tokens by their surprise, 1 by an estimated rank")
+    version: int = option(
+        2, ge=1, le=2, instead="leave the stage out", help="2 removes tokens by their surprise, 1 by an estimated rank"
+    )
 
     def start(self, request: Request) -> float:
         """Return the first mu, in bits."""

@@ -21,7 +21,9 @@ class Sample(Sampler):
     name = "sample"
     example = "sample 0.8"
     takes_arrays = True
-    temperature: float = option(1.0, gt=0, help="below 1 favours likely tokens, above 1 unlikely ones")
+    temperature: float = option(
+        1.0, gt=0, instead="write `greedy`", help="below 1 favours likely tokens, above 1 unlikely ones"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> int:
         """Draw a token from softmax(logits / temperature), for (V,) logits."""

@@ -51,7 +51,7 @@ class Speculative(Search):
     takes_sampler = True
     needs_rewind = True
     draft: str = option("mini", help="a checkpoint, or ngram for repetitions inside the story")
-    k: int = option(4, ge=1, le=64, help="the largest number of guesses at a time")
+    k: int = option(4, ge=1, le=64, instead="leave the stage out", help="the largest number of guesses at a time")
 
     def models(self) -> tuple[str, ...]:
         """Return the name of the draft, if it is a checkpoint."""

@@ -30,7 +30,9 @@ class TopP(LogitsProcessor):
     name = "top-p"
     example = "top-p 0.9"
     takes_arrays = True
-    p: float = option(gt=0, le=1, neutral=1, help="the probability that the kept tokens reach together")
+    p: float = option(
+        gt=0, le=1, neutral=1, instead="leave the stage out", help="the probability that the kept tokens reach together"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Keep the (V,) logits of the fewest tokens with a probability of at least p. Set the others to −inf.

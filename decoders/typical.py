@@ -22,7 +22,9 @@ class Typical(LogitsProcessor):
 
     name = "typical"
     example = "typical 0.9"
-    mass: float = option(gt=0, le=1, neutral=1, help="the probability that the kept tokens reach together")
+    mass: float = option(
+        gt=0, le=1, neutral=1, instead="leave the stage out", help="the probability that the kept tokens reach together"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Keep the (V,) logits of tokens whose surprise is nearest to the entropy. Set the others to −inf.

@@ -22,9 +22,20 @@ class XTC(LogitsProcessor):
 
     name = "xtc"
     takes_arrays = True
-    probability: float = option(0.5, ge=0, le=1, neutral=0, help="the share of positions at which the rule is used")
+    probability: float = option(
+        0.5,
+        ge=0,
+        le=1,
+        neutral=0,
+        instead="leave the stage out",
+        help="the share of positions at which the rule is used",
+    )
     threshold: float = option(
-        0.1, gt=0, le=0.5, help="the smallest probability of a likely token; above 0.5 there could be only one"
+        0.1,
+        gt=0,
+        le=0.5,
+        instead="leave the stage out",
+        help="the smallest probability of a likely token; above 0.5 there could be only one",
     )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
