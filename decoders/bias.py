@@ -34,7 +34,7 @@ class Bias(LogitsProcessor):
     """
 
     name = "bias"
-    example = 'bias dragon=3 "birthday cake"=-2'
+    example = 'bias dragon=5 "big book"=-3'
     words: Mapping[str, float] = option(
         neutral={}, help="pairs word=nats: 2 makes a word about 7 times as likely, -2 about 7 times rarer"
     )

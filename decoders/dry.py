@@ -109,6 +109,7 @@ class Dry(LogitsProcessor):
     """
 
     name = "dry"
+    example = "dry 2"
     multiplier: float = option(
         0.8,
         ge=0,
