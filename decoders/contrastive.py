@@ -72,7 +72,7 @@ class Contrastive(Search):
             context.append(token_id)
             n_new += 1
             yield Commit((Token.of(logits, token_id),))
-            reason = request.interrupted() or ("length" if n_new == request.max_new_tokens else None)
+            reason = request.reason_to_end(n_new)
             if reason:
                 break
             if len(context) > room:
