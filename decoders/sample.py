@@ -35,5 +35,5 @@ class Sample(Sampler):
 
     @property
     def _divisor(self) -> float:
-        # Such a small temperature is the same as greedy, and the bound keeps the quotient finite.
-        return max(self.temperature, 1e-30)
+        # Beyond these bounds, the temperature is the same as greedy or uniform. They keep float32 quotients finite.
+        return min(max(self.temperature, 1e-30), 1e30)

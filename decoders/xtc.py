@@ -42,7 +42,8 @@ class XTC(LogitsProcessor):
         """Keep the (V,) logits below the threshold and the smallest of the others; of equals, the lowest id stays."""
         if step.noise("xtc").uniform() > self.probability:
             return logits
-        likely = logits.softmax(dim=-1) >= self.threshold
+        # A threshold of nearly 0 is 0 in float32, which removed tokens would reach, too.
+        likely = (logits.softmax(dim=-1) >= self.threshold) & (logits > -math.inf)
         if not likely.any():
             return logits
         least = logits.masked_fill(~likely, math.inf).argmin()
