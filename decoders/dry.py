@@ -59,15 +59,20 @@ class _Breakers:
     def add(self, end: _End, token_id: int) -> tuple[_End, bool]:
         """Return the end of a text after one more token, and True if this token completes a breaker."""
         added = self._pieces[token_id] if token_id < len(self._pieces) else ""
+        if not added:  # a special token
+            return end, False
         n_before = len(end.text)
         if end.half or HALF in added:
             n_before += len(self._detokenize(end.half).rstrip(HALF)) if end.half else 0
             added = self._detokenize((*end.half, token_id))
         text = end.text + added
         completes = any(text.find(breaker, max(0, n_before + 1 - len(breaker))) >= 0 for breaker in self._texts)
-        if added.endswith(HALF) and len(end.half) + 1 < _MOST_BYTES:
-            return _End(end.text, (*end.half, token_id)), completes
-        return _End(text[-self._n_kept :] if self._n_kept else ""), completes
+        half: tuple[int, ...] = ()
+        if added.endswith(HALF):
+            half = (*end.half, token_id)
+            broken, half = half[: 1 - _MOST_BYTES], half[1 - _MOST_BYTES :]
+            text = end.text + (self._detokenize(broken) if broken else "")
+        return _End(text[-self._n_kept :] if self._n_kept else "", half), completes
 
 
 @dataclass(frozen=True, eq=False)

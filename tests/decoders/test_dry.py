@@ -121,6 +121,8 @@ E_ACUTE, DASH = "é".encode(), "—".encode()
         ([b"\n" + DASH[:1], DASH[1:], "x"], "\n—x", [0, 0, 1]),
         ([DASH[:1], "\n", "x"], "\n", [0, 1, 0]),  # a character that is never completed
         ([b"\x80"] * 5 + ["\n"], "\n", [0] * 5 + [1]),
+        ([b"\xf0", b"\x9f", "", b"\x98", b"\x80"], "😀", [0] * 4 + [1]),  # a special token inside of it
+        ([b"\xf7", b"\xc8", b"\xf0", b"\x9f", b"\x98", b"\x80"], "😀", [0] * 5 + [1]),  # broken bytes before it
     ],
 )
 def test_a_breaker_is_found_in_the_text_of_any_tokens(tokens, breaker, resets):
