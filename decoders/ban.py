@@ -33,7 +33,7 @@ class Ban(LogitsProcessor):
     """
 
     name = "ban"
-    example = 'ban wolf,"bad witch"'
+    example = 'ban Tim,"big book"'
     words: tuple[str, ...] = option(neutral=(), help="words or phrases, with commas between them")
 
     def __post_init__(self) -> None:

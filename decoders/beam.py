@@ -40,7 +40,7 @@ class Beam(Search):
 
     name = "beam"
     needs_reorder = True
-    width: int = option(4, ge=1, le=100, help="how many stories are followed")
+    width: int = option(4, ge=1, le=100, instead="leave the stage out", help="how many stories are followed")
     length_penalty: float = option(
         1.0,
         ge=-10,
@@ -86,6 +86,7 @@ class Group:
         width: the most stories of each kind.
         live: the stories that go on.
         ended: the stories that have ended.
+        taken: the token ids that its stories took in this step; an EOS is one of them.
         first_row: the row of the session that holds the first live story. The others follow it.
         n_candidates: the number of continuations that were ranked.
         n_ended: the number of stories that have ended, also those that were not kept.
@@ -97,6 +98,7 @@ class Group:
         self._early_stopping = early_stopping
         self.live = [root]
         self.ended: list[Hypothesis] = []
+        self.taken: list[int] = []
         self.first_row = self.n_candidates = self.n_ended = 0
 
     def value(self, hypothesis: Hypothesis, refund: float = 0.0) -> float:
@@ -136,14 +138,16 @@ class Group:
         live: list[Hypothesis] = []
         ended: list[Hypothesis] = []
         parents: list[int] = []
+        n_others, self.taken = 0, []
         for place, (score, index) in enumerate(candidates):
             parent, token_id = divmod(index, logits.shape[-1])
             old = self.live[parent]
             reason = _finish_reason(old, token_id, request, eos_ids)
-            # As in transformers: an end counts only among the first `width` candidates.
-            has_place = place < self.width if reason else len(live) < self.width
-            if not has_place:
+            # As in transformers: an EOS counts only among the first `width` candidates, and does not take up a place.
+            if place >= self.width if reason == "eos" else n_others >= self.width:
                 continue
+            n_others += reason != "eos"
+            self.taken.append(token_id)
             state = chain.observe(old.state, token_id, processed[parent][1])
             penalty = old.penalty + float(penalties[token_id])
             token_ids, tokens = old.token_ids, old.tokens
@@ -222,8 +226,8 @@ def follow(
             if group.live:
                 parents += group.grow(logits, request, chain, session.eos_ids, penalties)
                 group.first_row = len(parents) - len(group.live)
-                for hypothesis in group.live:
-                    penalties[hypothesis.token_ids[-1]] += diversity
+                for token_id in group.taken:
+                    penalties[token_id] += diversity
         n_steps, n_live = n_steps + bool(parents), n_live + len(parents)
 
         group, leader = _leader(groups, nth, place)

@@ -42,7 +42,7 @@ class BestOf(Search):
 
     name = "best-of"
     takes_sampler = True
-    n: int = option(4, ge=1, le=100, help="how many stories are written")
+    n: int = option(4, ge=1, le=100, instead="leave the stage out", help="how many stories are written")
     score: str = option(
         "mean-logprob", choices=("mean-logprob", "typical", "distinct", "repeats"), help="the figure that must be best"
     )

@@ -15,7 +15,7 @@ from tinystory.words import check_words
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LARGEST_BIAS = 1e30
+_LARGEST_BIAS = 1e7
 
 
 class _Spellings(NamedTuple):
@@ -34,7 +34,7 @@ class Bias(LogitsProcessor):
     """
 
     name = "bias"
-    example = 'bias dragon=3 "birthday cake"=-2'
+    example = 'bias dragon=5 "big book"=-3'
     words: Mapping[str, float] = option(
         neutral={}, help="pairs word=nats: 2 makes a word about 7 times as likely, -2 about 7 times rarer"
     )
@@ -67,7 +67,7 @@ class Bias(LogitsProcessor):
         if not completing:
             return logits
         token_ids, biases = zip(*completing, strict=True)
-        # A larger bias has no other effect, and the bound keeps the sum finite in float32.
+        # A larger bias has no other effect, and the bound keeps the sum finite in float32, also after a temperature.
         added = [min(max(bias, -_LARGEST_BIAS), _LARGEST_BIAS) for bias in biases]
         nats = torch.tensor(added, device=logits.device).to(logits.dtype)
         return logits.index_add(0, torch.tensor(token_ids, device=logits.device), nats)

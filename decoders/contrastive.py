@@ -23,7 +23,13 @@ class Contrastive(Search):
 
     name = "contrastive"
     needs_reorder = True
-    k: int = option(4, ge=1, le=100, help="how many tokens the model tries for each token of the story")
+    k: int = option(
+        4,
+        ge=1,
+        le=100,
+        instead="leave the stage out",
+        help="how many tokens the model tries for each token of the story",
+    )
     alpha: float = option(
         0.6, ge=0, le=1, help="weight of a different hidden state against a likely token; 0 is greedy"
     )
@@ -66,7 +72,7 @@ class Contrastive(Search):
             context.append(token_id)
             n_new += 1
             yield Commit((Token.of(logits, token_id),))
-            reason = request.interrupted() or ("length" if n_new == request.max_new_tokens else None)
+            reason = request.reason_to_end(n_new)
             if reason:
                 break
             if len(context) > room:

@@ -1,8 +1,9 @@
 """Diverse beam search (Vijayakumar et al. 2016, arXiv 1610.02424), with the Hamming diversity of the paper.
 
 Groups of beams grow one after the other at each token. A token costs more for each story of an earlier group that has
-just taken it. A group ranks its own stories with this penalty. The best stories of the groups are compared without it,
-so the result is the likeliest story that was found.
+just taken it. An EOS counts like any other token, as in the paper; in transformers 4.49 it did not. A group ranks its
+own stories with this penalty. The best stories of the groups are compared without it, so the result is the likeliest
+story that was found.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ class DiverseBeam(Search):
     name = "diverse-beam"
     example = "diverse-beam 6 groups=3"
     needs_reorder = True
-    width: int = option(4, ge=1, le=100, help="how many stories are followed, in all groups together")
+    width: int = option(
+        4, ge=1, le=100, instead="leave the stage out", help="how many stories are followed, in all groups together"
+    )
     groups: int = option(2, ge=1, le=100, help="the number of groups; it must divide the width")
     penalty: float = option(
         0.5, ge=0, le=1000, help="nats that a token costs for each story of an earlier group that took it"

@@ -21,8 +21,10 @@ class DynamicTemperature(LogitsProcessor):
 
     name = "dynamic-temperature"
     example = "dynamic-temperature low=0.5 high=1.2"
-    low: float = option(gt=0, neutral=1, help="the temperature if one token is certain")
-    high: float = option(gt=0, neutral=1, help="the temperature if all tokens left are equally likely")
+    low: float = option(gt=0, neutral=1, instead="leave the stage out", help="the temperature if one token is certain")
+    high: float = option(
+        gt=0, neutral=1, instead="leave the stage out", help="the temperature if all tokens left are equally likely"
+    )
     exponent: float = option(1.0, gt=0, help="above 1 keeps the temperature nearer to low, below 1 nearer to high")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":

@@ -21,7 +21,13 @@ class Epsilon(LogitsProcessor):
 
     name = "epsilon"
     takes_arrays = True
-    e: float = option(3e-4, gt=0, lt=1, help="the smallest probability that stays; the likeliest token always stays")
+    e: float = option(
+        3e-4,
+        gt=0,
+        lt=1,
+        instead="leave the stage out",
+        help="the smallest probability that stays; the likeliest token always stays",
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Set the (V,) logits of tokens with a probability below e to −inf."""

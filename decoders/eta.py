@@ -21,7 +21,11 @@ class Eta(LogitsProcessor):
 
     name = "eta"
     e: float = option(
-        3e-4, gt=0, lt=1, help="the smallest probability that stays is the smaller of e and √e · exp(−entropy)"
+        3e-4,
+        gt=0,
+        lt=1,
+        instead="leave the stage out",
+        help="the smallest probability that stays is the smaller of e and √e · exp(−entropy)",
     )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":

@@ -40,6 +40,7 @@ class Guidance(LogitsProcessor):
         ge=1,
         le=100,
         neutral=1,
+        instead="leave the stage out",
         help="how strongly the prompt counts; 1 changes nothing, and more than 3 is very strong",
     )
     negative: str = option("", help="a prompt that the story should not be like")

@@ -20,7 +20,12 @@ class MinLength(LogitsProcessor):
 
     name = "min-length"
     example = "min-length 100"
-    n: int = option(ge=0, neutral=0, help="the smallest number of new tokens; the prompt does not count")
+    n: int = option(
+        ge=0,
+        neutral=0,
+        instead="leave the stage out",
+        help="the smallest number of new tokens; the prompt does not count",
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Set the (V,) logits of the EOS tokens to −inf, unless no other token is left."""

@@ -20,7 +20,14 @@ class MinP(LogitsProcessor):
 
     name = "min-p"
     takes_arrays = True
-    p: float = option(0.1, ge=0, le=1, neutral=0, help="share of the top probability that a token must reach")
+    p: float = option(
+        0.1,
+        ge=0,
+        le=1,
+        neutral=0,
+        instead="leave the stage out",
+        help="share of the top probability that a token must reach",
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Set the (V,) logits of tokens with a probability below p · the largest one to −inf."""

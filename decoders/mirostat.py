@@ -3,6 +3,13 @@
 `mu` is the largest surprise that a token may have. It starts at 2 · tau and moves against the error after each token.
 So the mean surprise over n tokens misses the target by (change of mu) / (eta · n): a few tenths of a bit for a story,
 and nothing in the long run. A target above the surprise of the model itself cannot be held; then nothing is removed.
+Where even the likeliest token is more surprising than the target, only this token is left.
+
+The paper and llama.cpp let mu fall and rise without end while the target cannot be held. It then needs as many tokens
+to come back, in which only the likeliest token is left, or none is removed. Here mu stays between 0 and 40 bits (or
+2 · tau, if this is more). Beyond these bounds it would remove the same tokens, because no surprise is below 0, and a
+token of 40 bits comes once in 10^12. The surprise of the least likely token would be too low a bound: it is 0 if one
+token is left.
 
 The surprise is that of the distribution which reaches this stage, as in the paper. llama.cpp computes it after the
 truncation, where it is smaller. Version 1 estimates a rank from Zipf's law. N is the number of tokens left. The
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _N_FOR_EXPONENT = 100  # likeliest tokens from which the exponent is estimated, as in the paper
-_MOST_BITS = 100.0
+_MOST_BITS = 40.0
 
 
 @dataclass(frozen=True)
@@ -34,19 +41,27 @@ class Mirostat(Sampler):
     """Draw tokens so that their mean surprise stays near a target: tokens that are too surprising are removed."""
 
     name = "mirostat"
-    tau: float = option(1.6, gt=0, help="the target surprise in bits per token; a story model itself has 1 to 3")
+    tau: float = option(
+        1.6,
+        gt=0,
+        instead="write `greedy`",
+        help="the target surprise in bits per token; a story model itself has 1 to 3",
+    )
     eta: float = option(0.1, gt=0, help="the share of each error that is corrected at once")
-    version: int = option(2, ge=1, le=2, help="2 removes tokens by their surprise, 1 by an estimated rank")
+    version: int = option(
+        2, ge=1, le=2, instead="leave the stage out", help="2 removes tokens by their surprise, 1 by an estimated rank"
+    )
 
     def start(self, request: Request) -> float:
         """Return the first mu, in bits."""
         return 2 * self.tau
 
     def observe(self, state: float, token_id: int, logits: "Tensor") -> float:
-        """Return mu after a token, in bits."""
+        """Return mu after a token, in bits: 0 or more."""
         surprise = -float(logits.log_softmax(dim=-1)[token_id]) / math.log(2)
         # A forced token may have a probability of 0, and mu must recover from it.
-        return state - self.eta * (min(surprise, _MOST_BITS) - self.tau)
+        mu = state - self.eta * (min(surprise, _MOST_BITS) - self.tau)
+        return min(max(mu, 0.0), max(_MOST_BITS, 2 * self.tau))
 
     def __call__(self, logits: "Tensor", step: Step) -> int:
         """Draw one of the tokens that mu allows, from (V,) logits."""

@@ -23,7 +23,7 @@ class NoRepeat(LogitsProcessor):
 
     name = "no-repeat"
     example = "no-repeat 3"
-    n: int = option(ge=1, help="how many tokens in a row must not be repeated")
+    n: int = option(ge=1, instead="leave the stage out", help="how many tokens in a row must not be repeated")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Set the (V,) logits of tokens that would complete an n-gram of the story to −inf."""

@@ -21,9 +21,14 @@ class RepetitionPenalty(LogitsProcessor):
     name = "repetition-penalty"
     example = "repetition-penalty 1.1"
     r: float = option(
-        gt=0, neutral=1, help="logits above 0 are divided by it, others are multiplied; below 1 it rewards repetition"
+        gt=0,
+        neutral=1,
+        instead="leave the stage out",
+        help="logits above 0 are divided by it, others are multiplied; below 1 it rewards repetition",
     )
-    window: int = option(0, ge=0, help="how many of the latest tokens count; 0 means all")
+    window: int = option(
+        0, ge=0, instead="write 0 for all tokens", help="how many of the latest tokens count; 0 means all"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Divide or multiply the (V,) logits of seen tokens by r."""

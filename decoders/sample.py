@@ -21,7 +21,9 @@ class Sample(Sampler):
     name = "sample"
     example = "sample 0.8"
     takes_arrays = True
-    temperature: float = option(1.0, gt=0, help="below 1 favours likely tokens, above 1 unlikely ones")
+    temperature: float = option(
+        1.0, gt=0, instead="write `greedy`", help="below 1 favours likely tokens, above 1 unlikely ones"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> int:
         """Draw a token from softmax(logits / temperature), for (V,) logits."""
@@ -33,5 +35,5 @@ class Sample(Sampler):
 
     @property
     def _divisor(self) -> float:
-        # Such a small temperature is the same as greedy, and the bound keeps the quotient finite.
-        return max(self.temperature, 1e-30)
+        # Beyond these bounds, the temperature is the same as greedy or uniform. They keep float32 quotients finite.
+        return min(max(self.temperature, 1e-30), 1e30)

@@ -51,7 +51,7 @@ class Speculative(Search):
     takes_sampler = True
     needs_rewind = True
     draft: str = option("mini", help="a checkpoint, or ngram for repetitions inside the story")
-    k: int = option(4, ge=1, le=64, help="the largest number of guesses at a time")
+    k: int = option(4, ge=1, le=64, instead="leave the stage out", help="the largest number of guesses at a time")
 
     def models(self) -> tuple[str, ...]:
         """Return the name of the draft, if it is a checkpoint."""
@@ -67,16 +67,12 @@ class Speculative(Search):
             raise UsageError(
                 f"speculative guesses the picked tokens, and it cannot guess those of {chain.sampler.name}"
             )
-        reason: FinishReason | None = request.interrupted() or ("length" if request.max_new_tokens == 0 else None)
-        if reason:
-            yield Finish(reason)
-            return
         writer = _Writer(session, request, chain, self._drafter(session, request, chain), self.k)
         while True:
             for token, reason in writer.advance():
                 if token:
                     yield Commit((token,))
-                    reason = request.interrupted() or ("length" if writer.n_left == 0 else None)
+                    reason = request.reason_to_end(writer.n_new)
                 if reason:
                     yield Finish(reason, writer.statistics())
                     return
@@ -162,9 +158,9 @@ class _Writer:
         self._draft_seconds = 0.0
 
     @property
-    def n_left(self) -> int:
-        """The number of tokens that may still come."""
-        return self._request.max_new_tokens - (len(self._story) - len(self._request.prompt_ids))
+    def n_new(self) -> int:
+        """The number of tokens that have come."""
+        return len(self._story) - len(self._request.prompt_ids)
 
     def advance(self) -> Iterator[tuple[Token | None, FinishReason | None]]:
         """Run the model once. Yield the tokens that this decides, at least one, or the end of the story."""
@@ -203,7 +199,7 @@ class _Writer:
     def _guess(self) -> list[int]:
         """Return as many guesses as fit into the story and into the model's context."""
         room = self._session.max_seq_len - len(self._context)
-        n = min(self._n_guesses, self.n_left - 1, room)
+        n = min(self._n_guesses, self._request.max_new_tokens - self.n_new - 1, room)
         if n < 1 or not self._has_read:
             return []
         started = time.perf_counter()

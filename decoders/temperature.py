@@ -21,7 +21,7 @@ class Temperature(LogitsProcessor):
     name = "temperature"
     example = "temperature 0.8"
     takes_arrays = True
-    t: float = option(gt=0, neutral=1, help="logits are divided by t")
+    t: float = option(gt=0, neutral=1, instead="write `greedy`", help="logits are divided by t")
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Return (V,) logits / t."""

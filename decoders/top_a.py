@@ -20,7 +20,14 @@ class TopA(LogitsProcessor):
 
     name = "top-a"
     takes_arrays = True
-    a: float = option(0.2, ge=0, le=1, neutral=0, help="share of the squared top probability that a token must reach")
+    a: float = option(
+        0.2,
+        ge=0,
+        le=1,
+        neutral=0,
+        instead="leave the stage out",
+        help="share of the squared top probability that a token must reach",
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Set the (V,) logits of tokens with a probability below a · (the largest one)² to −inf."""

@@ -21,7 +21,9 @@ class TopH(LogitsProcessor):
     """Keep the likeliest tokens that together have at most a share h of the entropy."""
 
     name = "top-h"
-    h: float = option(0.4, gt=0, le=1, help="share of the entropy that the kept tokens may have")
+    h: float = option(
+        0.4, gt=0, le=1, instead="leave the stage out", help="share of the entropy that the kept tokens may have"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Keep (V,) logits, likeliest first, while the sum of −p ln p is at most h · H. Set the others to −inf."""

@@ -21,7 +21,9 @@ class TopK(LogitsProcessor):
     name = "top-k"
     example = "top-k 40"
     takes_arrays = True
-    k: int = option(ge=1, help="how many tokens stay; tokens equal to the last one stay, too")
+    k: int = option(
+        ge=1, instead="leave the stage out", help="how many tokens stay; tokens equal to the last one stay, too"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Set the (V,) logits that are smaller than the k-th largest to −inf."""

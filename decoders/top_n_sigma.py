@@ -20,7 +20,12 @@ class TopNSigma(LogitsProcessor):
     """Keep the tokens whose logit is at most n standard deviations below the largest one."""
 
     name = "top-n-sigma"
-    n: float = option(1.0, gt=0, help="how many standard deviations below the largest logit a token may be")
+    n: float = option(
+        1.0,
+        gt=0,
+        instead="leave the stage out",
+        help="how many standard deviations below the largest logit a token may be",
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Set the (V,) logits below max − n · σ to −inf. σ is that of the logits that are left."""

@@ -30,12 +30,15 @@ class TopP(LogitsProcessor):
     name = "top-p"
     example = "top-p 0.9"
     takes_arrays = True
-    p: float = option(gt=0, le=1, neutral=1, help="the probability that the kept tokens reach together")
+    p: float = option(
+        gt=0, le=1, neutral=1, instead="leave the stage out", help="the probability that the kept tokens reach together"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Keep the (V,) logits of the fewest tokens with a probability of at least p. Set the others to −inf.
 
-        If several tokens equal the last one, torch's sort decides which of them stay, as in transformers.
+        If several tokens equal the last one, the sort decides which of them stay, as in transformers. torch's sort
+        depends on the processor; without torch, the tokens with the highest ids stay.
         """
         scores = logits.numpy(force=True)
         with np.errstate(invalid="ignore"):  # if all tokens are gone, the chain reports it
@@ -50,10 +53,7 @@ class TopP(LogitsProcessor):
         n_gone = int(np.count_nonzero(tails <= 1 - self.p))
         if n_gone == 0 or ascending[n_gone - 1] < ascending[n_gone]:
             return logits.masked_fill(logits < float(ascending[n_gone]), -math.inf)
-        import torch
-
-        gone = torch.from_numpy(np.array(scores)).sort().indices[:n_gone]
-        return logits.index_fill(0, gone.to(logits.device), -math.inf)
+        return logits.index_fill(0, logits.argsort()[:n_gone], -math.inf)
 
 
 def worth_of_last(worth: NDArray[np.float32], exps: NDArray[np.float32], mass: float, *, doubt: float) -> float | None:

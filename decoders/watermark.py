@@ -36,7 +36,9 @@ class Watermark(LogitsProcessor):
     name = "watermark"
     key: int = option(KEY, ge=1, help="the secret; whoever has it can recognize the text")
     delta: float = option(2.0, ge=0, le=100, neutral=0, help="number added to the logits of green tokens")
-    gamma: float = option(GAMMA, gt=0, lt=1, help="share of the vocabulary that is green")
+    gamma: float = option(
+        GAMMA, gt=0, lt=1, instead="leave the stage out", help="share of the vocabulary that is green"
+    )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Add delta to the (V,) logits of green tokens."""

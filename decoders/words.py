@@ -75,19 +75,14 @@ class Words(Search):
         Raises:
             UsageError: the vocabulary cannot spell a word, or max_new_tokens is too small.
         """
-        reason: FinishReason | None = request.interrupted() or ("length" if request.max_new_tokens == 0 else None)
-        if reason:
-            yield Finish(reason)
-            return
         writer = _Writer(session, request, chain, self.words)
         _check_room(writer.progress.missing, request.max_new_tokens)
         while True:
             token = writer.advance()
+            reason: FinishReason | None = "eos"
             if token:
                 yield Commit((token,))
-                reason = request.interrupted() or ("length" if writer.n_left == 0 else None)
-            else:
-                reason = "eos"
+                reason = request.reason_to_end(writer.n_new)
             if reason:
                 yield Finish(reason, writer.statistics())
                 return

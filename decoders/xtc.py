@@ -22,16 +22,28 @@ class XTC(LogitsProcessor):
 
     name = "xtc"
     takes_arrays = True
-    probability: float = option(0.5, ge=0, le=1, neutral=0, help="the share of positions at which the rule is used")
+    probability: float = option(
+        0.5,
+        ge=0,
+        le=1,
+        neutral=0,
+        instead="leave the stage out",
+        help="the share of positions at which the rule is used",
+    )
     threshold: float = option(
-        0.1, gt=0, le=0.5, help="the smallest probability of a likely token; above 0.5 there could be only one"
+        0.1,
+        gt=0,
+        le=0.5,
+        instead="leave the stage out",
+        help="the smallest probability of a likely token; above 0.5 there could be only one",
     )
 
     def __call__(self, logits: "Tensor", step: Step) -> "Tensor":
         """Keep the (V,) logits below the threshold and the smallest of the others; of equals, the lowest id stays."""
         if step.noise("xtc").uniform() > self.probability:
             return logits
-        likely = logits.softmax(dim=-1) >= self.threshold
+        # A threshold of nearly 0 is 0 in float32, which removed tokens would reach, too.
+        likely = (logits.softmax(dim=-1) >= self.threshold) & (logits > -math.inf)
         if not likely.any():
             return logits
         least = logits.masked_fill(~likely, math.inf).argmin()

@@ -32,7 +32,7 @@ PAGE, DATA = ROOT / "docs" / "decoders.md", ROOT / "docs" / "decoders.json"
 FRAME = ROOT / "scripts" / "decoder_docs.md"
 EXAMPLE = ROOT / "examples" / "one_file_decoder.py"
 
-PROMPT, SEED, SAMPLE_TOKENS = "Once upon a time", 7, 60
+PROMPT, SEED, SAMPLE_TOKENS = "Once upon a time", 1131, 60
 N_STORIES, STORY_TOKENS, N_REAL, REAL_TOKENS = 12, 100, 20, 100
 KINDS = {"processor": "Processors", "sampler": "Samplers", "search": "Searches"}
 

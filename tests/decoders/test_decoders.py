@@ -266,6 +266,48 @@ def test_ranges(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    ("advice", "specs"),
+    [
+        (", or write `greedy`", "sample 0|sample 0.0|sample -1|temperature 0|temperature -1|mirostat 0"),
+        (
+            ", or leave the stage out",
+            "top-k 0|top-k -1|top-k 0.0|top-p 0|top-p 0.0|top-n-sigma 0|top-n-sigma -1|typical 0|min-p -1|top-a -1|"
+            "epsilon 0|epsilon 1|eta 0|top-h 0|xtc -1|xtc threshold=1|xtc threshold=0|no-repeat 0|"
+            "repetition-penalty 0|dry -1|dry base=0|dynamic-temperature low=0 high=1|guidance 0|min-length -1|"
+            "mirostat version=0|beam 0|diverse-beam 0|best-of 0|speculative k=0|contrastive 0|watermark gamma=0",
+        ),
+        (", or write 0 for all tokens", "repetition-penalty 1.1 window=-1"),
+        ("", "sample x|sample nan|sample inf|sample 1e999|sample 0,8|beam 200|top-p 1.5|top-k 40.5|xtc threshold=2"),
+    ],
+)
+def test_numbers_that_switch_off_other_programs_get_advice(advice, specs):
+    registry = discover(user_folder=None)
+    for spec in specs.split("|"):
+        with pytest.raises(UsageError) as caught:
+            parse_spec(spec, registry)
+        assert str(caught.value).endswith(f"`{advice}"), caught.value
+
+
+def test_python_callers_get_the_same_advice():
+    for make, advice in [(lambda: TopK(0), "leave the stage out"), (lambda: Sample(0.0), "write `greedy`")]:
+        with pytest.raises(UsageError, match=f", or {advice}$"):
+            make()
+    with pytest.raises(UsageError, match=r"unlikely ones\)$"):
+        Sample(math.nan)
+
+
+def test_numbers_that_change_nothing_are_allowed():
+    registry = discover(user_folder=None)
+    specs = (
+        "temperature 1|top-p 1|min-p 0|typical 1|top-a 0|xtc 0|dry 0|repetition-penalty 1|frequency-penalty 0|"
+        "presence-penalty 0|guidance 1|min-length 0|watermark delta=0|dynamic-temperature low=1 high=1|"
+        "expert-amateur alpha=0 beta=0"
+    )
+    for spec in specs.split("|"):
+        assert parse_spec(spec, registry).chain.processors == (), spec
+
+
 def test_neutral_values_switch_off():
     neutral = (Temperature(1.0), TopP(1.0), MinP(0.0))
     assert Decoder((*neutral, TopK(3)), Sample()).chain.processors == (TopK(3),)

@@ -1,7 +1,8 @@
-"""Diverse beam search: equal to a plain reference in float64, and to beam search with one group."""
+"""Diverse beam search: equal to algorithm 1 of the paper in float64, and to beam search with one group."""
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -24,48 +25,60 @@ def written(search, session, prompt=(0, 5, 3), max_new_tokens=10, story=0, proce
     return ids, events[-1].reason, events[-1].statistics
 
 
-def reference(session, prompt, limit, width, n_groups, penalty):
-    """Search with dictionaries. Return each group's best story as (log-probability per token, new ids), best first.
+def algorithm_1(session, prompt, limit, width, n_groups, penalty):
+    """Write the stories of algorithm 1 of the paper, in float64.
 
-    A story is its picked ids with EOS. Its value is the augmented sum of log-probabilities divided by their number.
+    Y[g] has the stories of group g, as pairs of ids and penalties paid. At each time, the groups choose in order. Each
+    maximizes log-probabilities minus lambda times the Hamming diversity term: how often the groups before it chose the
+    token at this time. The paper has stories of one length only, so these rules are added: a story with an EOS among
+    the best B' choices is put aside, and others fill its place; the best B' of these by the mean are kept; a group
+    whose best story cannot become one of them stops.
+
+    Returns:
+        Each group's best story as (log-probability per token, ids with EOS), the best first.
     """
+
+    def theta(ids):
+        return sum(
+            float(session.logits_after([*prompt, *ids[:n]]).double().log_softmax(dim=-1)[token_id])
+            for n, token_id in enumerate(ids)
+        )
+
+    def mean(story):
+        return (theta(story[0]) - story[1]) / len(story[0])
+
     size = width // n_groups
-    alive = [{(): (0.0, 0.0)} for _ in range(n_groups)]  # ids -> augmented sum, own sum
-    ended = [{} for _ in range(n_groups)]
-    for length in range(1, limit + 1):
-        taken = []
-        for group in range(n_groups):
-            longer = {}
-            for ids, (augmented, own) in alive[group].items():
-                logprobs = session.logits_after([*prompt, *ids]).double().log_softmax(dim=-1).tolist()
-                for token_id, logprob in enumerate(logprobs):
-                    dear = penalty * taken.count(token_id)
-                    longer[(*ids, token_id)] = (augmented + logprob - dear, own + logprob)
-            ranked = sorted(longer, key=lambda ids: longer[ids][0], reverse=True)[: 2 * size]
-            over = [ids for ids in ranked[:size] if ids[-1] == 1 or length == limit]
-            ended[group] |= {ids: longer[ids] for ids in over}
-            best = sorted(ended[group], key=lambda ids: ended[group][ids][0] / len(ids), reverse=True)[:size]
-            ended[group] = {ids: ended[group][ids] for ids in best}
-            going = [ids for ids in ranked if ids[-1] != 1][:size] if length < limit else []
-            taken += [ids[-1] for ids in going]
-            worst = ended[group][best[-1]][0] / len(best[-1]) if len(best) == size else -math.inf
-            if going and longer[going[0]][0] / length <= worst:
-                going, taken = [], taken[: len(taken) - len(going)]
-            alive[group] = {ids: longer[ids] for ids in going}
-    bests = [next(iter((own / len(ids), ids) for ids, (_, own) in group.items())) for group in ended]
-    return sorted(bests, reverse=True)
+    Y = [[((), 0.0)] for _ in range(n_groups)]
+    complete = [[] for _ in range(n_groups)]
+    for _ in range(limit):
+        chosen_now = Counter()
+        for g in range(n_groups):
+            options = [
+                ((*ids, token_id), paid + penalty * chosen_now[token_id])
+                for ids, paid in Y[g]
+                for token_id in range(session.vocab_size)
+            ]
+            options.sort(key=mean, reverse=True)  # all have the same length
+            ends = [story for story in options[:size] if story[0][-1] in session.eos_ids]
+            Y[g] = [story for story in options if story[0][-1] not in session.eos_ids][:size]
+            chosen_now.update(ids[-1] for ids, _ in ends + Y[g])
+            complete[g] = sorted(complete[g] + ends, key=mean, reverse=True)[:size]
+            if len(complete[g]) == size and Y[g] and mean(Y[g][0]) <= mean(complete[g][-1]):
+                Y[g] = []
+    bests = [max(ended + going, key=mean)[0] for ended, going in zip(complete, Y, strict=True)]
+    return sorted(((theta(ids) / len(ids), ids) for ids in bests), reverse=True)
 
 
 @given(
     st.integers(0, 10_000),
     st.sampled_from([(2, 2), (4, 2), (6, 3), (6, 2), (3, 3), (4, 1)]),
-    st.sampled_from([0.0, 0.3, 1.0, 5.0]),
-    st.integers(1, 9),
+    st.sampled_from([0.0, 0.3, 1.0, 5.0, 1000.0]),
+    st.integers(1, 5),
 )
 @settings(deadline=None, max_examples=40)
 def test_it_is_what_the_paper_says(seed, shape, penalty, limit):
-    session = ToySession(vocab_size=9, seed=seed)
-    expected = reference(session, (0, 5, 3), limit, *shape, penalty)
+    session = ToySession(vocab_size=7, seed=seed)
+    expected = algorithm_1(session, (0, 5, 3), limit, *shape, penalty)
     if any(abs(a[0] - b[0]) < 1e-5 for a, b in itertools.pairwise(expected) if a[1] != b[1]):
         return  # a tie
     for number, (value, ids) in enumerate(expected):
@@ -91,6 +104,25 @@ def test_a_large_penalty_keeps_groups_apart():
     assert all(len(set(column)) == 3 for column in zip(*stories, strict=True))
     alike = [written(DiverseBeam(3, 3, 0.0), session, story=number)[0] for number in range(3)]
     assert alike[0] == alike[1] == alike[2]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_groups_differ_at_every_place_up_to_the_limit(limit):
+    """The tokens that groups took at the last place before the limit count, too."""
+    session = ToySession(eos_logit=-math.inf)
+    stories = [written(DiverseBeam(3, 3, 1000.0), session, story=n, max_new_tokens=limit)[0] for n in range(3)]
+    assert [len(set(column)) for column in zip(*stories, strict=True)] == [3] * limit
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+def test_a_group_that_stops_here_counts_at_this_place(limit):
+    """The first group ends its story at once. Its EOS and the token that would have come instead are both taken."""
+    session = ToySession(eos_logit=20.0)
+    likeliest = session.logits_after([0, 5, 3]).argsort(descending=True).tolist()
+    stories = [written(DiverseBeam(2, 2, 1000.0), session, story=n, max_new_tokens=limit)[0] for n in range(2)]
+    assert likeliest[0] == 1
+    assert stories[0] == []
+    assert stories[1][0] == likeliest[2]
 
 
 def test_the_first_group_pays_nothing():

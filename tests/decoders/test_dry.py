@@ -27,18 +27,29 @@ def penalties(stage, ids, n_prompt=1):
 
 
 def reference(stage, ids):
-    """Try every suffix at every place. A suffix with a breaker does not count."""
-    breaks = {i for i, piece in enumerate(VOCABULARY.pieces) if any(text in piece for text in stage.breakers)}
+    """Try every suffix at every place, after the last token that completes a breaker in the text."""
+    text, ends, completing = "", [], set()
+    for n, token_id in enumerate(ids):
+        text += VOCABULARY.pieces[token_id]
+        ends.append(len(text))
+        if any(ends[n - 1] * (n > 0) < i + len(b) <= ends[n] for b in stage.breakers for i in places(b, text)):
+            completing.add(n)
+    free = ids[max(completing, default=-1) + 1 :]
     longest = {}
     for end in range(1, len(ids)):
-        for length in range(stage.allowed, end + 1):
-            suffix = ids[len(ids) - length :]
-            if ids[end - length : end] == suffix and not breaks & set(suffix):
+        for length in range(stage.allowed, min(end, len(free)) + 1):
+            if ids[end - length : end] == ids[len(ids) - length :]:
                 longest[ids[end]] = max(length, longest.get(ids[end], 0))
-    return [
-        0.0 if i not in longest or i in breaks else stage.multiplier * stage.base ** (longest[i] - stage.allowed)
-        for i in range(7)
-    ]
+    nats = [stage.multiplier * stage.base ** (longest.get(i, 0) - stage.allowed) for i in range(7)]
+    return [0.0 if i not in longest or breaks(stage, text, text + VOCABULARY.pieces[i]) else nats[i] for i in range(7)]
+
+
+def places(part, text):
+    return [i for i in range(len(text)) if text.startswith(part, i)]
+
+
+def breaks(stage, text, longer):
+    return any(i + len(b) > len(text) for b in stage.breakers for i in places(b, longer))
 
 
 stages = st.builds(
@@ -46,7 +57,7 @@ stages = st.builds(
     st.sampled_from([0.8, 2.0]),
     st.sampled_from([1.0, 1.75, 3.0]),
     st.integers(1, 4),
-    st.sampled_from([(), (".",), (",", "a")]),
+    st.sampled_from([(), (".",), (",", "a"), ("ab",), ("a. b", ","), ("aa", "aba"), (" b", ".b.", "a b a")]),
 )
 
 
@@ -72,6 +83,70 @@ def test_by_hand(text, token, nats):
     ids = VOCABULARY.encode(text, bos=False)
     token_id = VOCABULARY.pieces.index(token, 2)
     assert penalties(Dry(breakers=(".",)), ids)[token_id] == pytest.approx(nats)
+
+
+class Spelled:
+    """A vocabulary of given byte strings; a part of a character is U+FFFD, as in `Tokenizer.pieces`."""
+
+    def __init__(self, *tokens):
+        self.raw = [token.encode() if isinstance(token, str) else token for token in tokens]
+        self.pieces = tuple(raw.decode(errors="replace") for raw in self.raw)
+
+    def encode(self, text, *, bos=True):
+        raise NotImplementedError
+
+    def detokenize(self, token_ids):
+        return b"".join(self.raw[i] for i in token_ids).decode(errors="replace")
+
+
+E_ACUTE, DASH = "é".encode(), "—".encode()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "breaker", "resets"),
+    [
+        (["The", " end", ".", "x"], "The end.", [0, 0, 1, 0]),
+        (["The", " end", ".\n", "x"], "The end.", [0, 0, 1, 0]),  # it ends inside of a token
+        (["In The", " end", ".", "x"], "The end.", [0, 0, 1, 0]),  # it begins inside of a token
+        (["x The end. y", "x"], "The end.", [1, 0]),  # inside of one token
+        (["x", "a\nb", "x"], "\n", [0, 1, 0]),
+        (["The", " end", "x", "."], "The end.", [0, 0, 0, 0]),
+        (["The", "", " end", "", ".", ""], "The end.", [0, 0, 0, 0, 1, 0]),  # special tokens have no text
+        (["aa", "a", "a"], "aa", [1, 1, 1]),
+        (["ab", "a", "b", "a"], "aba", [0, 1, 0, 1]),  # they overlap
+        ([E_ACUTE[:1], E_ACUTE[1:], "x"], "é", [0, 1, 0]),
+        (["x" + "é", "é"], "éé", [0, 1]),
+        ([b"x" + DASH[:1], DASH[1:2], DASH[2:] + b"y", "x"], "—", [0, 0, 1, 0]),
+        ([b"\n" + DASH[:1], DASH[1:], "x"], "\n", [1, 0, 0]),  # the newline counts before the dash is complete
+        ([b"\n" + DASH[:1], DASH[1:], "x"], "\n—x", [0, 0, 1]),
+        ([DASH[:1], "\n", "x"], "\n", [0, 1, 0]),  # a character that is never completed
+        ([b"\x80"] * 5 + ["\n"], "\n", [0] * 5 + [1]),
+        ([b"\xf0", b"\x9f", "", b"\x98", b"\x80"], "😀", [0] * 4 + [1]),  # a special token inside of it
+        ([b"\xf7", b"\xc8", b"\xf0", b"\x9f", b"\x98", b"\x80"], "😀", [0] * 5 + [1]),  # broken bytes before it
+    ],
+)
+def test_a_breaker_is_found_in_the_text_of_any_tokens(tokens, breaker, resets):
+    stage, found = Dry(breakers=(breaker,)), []
+    state = stage.start(Request((0,), 9, 1, vocabulary=Spelled("", *tokens)))
+    for token_id in range(1, len(tokens) + 1):
+        found.append(int(state.breaks_with(token_id)))
+        state = stage.observe(state, token_id, None)
+    assert found == resets
+
+
+def test_a_breaker_of_several_tokens_ends_a_repetition():
+    """The example of the docs: a sentence that ends each chapter is no repetition."""
+    vocabulary = Spelled("", "The", " end", ".", " He", " ran")
+    chapter = [1, 2, 3, 4, 5]
+    request = Request((0, *chapter, *chapter[:-1]), 9, 1, vocabulary=vocabulary)
+
+    def cost(breakers):
+        stage = Dry(breakers=breakers)
+        step = Step(request, list(request.prompt_ids), frozenset(), stage.start(request))
+        return float(-stage(torch.zeros(6), step)[5])
+
+    assert cost(("\n",)) == pytest.approx(0.8 * 1.75**2)
+    assert cost(("The end.",)) == 0.0  # only " He" stands after the breaker
 
 
 def test_a_long_repetition_stays_finite():

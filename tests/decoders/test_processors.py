@@ -29,7 +29,7 @@ from tinystory.decoding import Decoder, Request, Step
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import UsageError
-from tinystory.testing import conformance
+from tinystory.testing import ToySession, ToyVocabulary, conformance
 from tinystory_decoders.dynamic_temperature import DynamicTemperature
 from tinystory_decoders.epsilon import Epsilon
 from tinystory_decoders.eta import Eta
@@ -313,6 +313,66 @@ def test_the_likeliest_token_stays_whatever_the_threshold():
     logits[7] = 1e-3
     for stage in (Epsilon(0.99), Eta(0.99), TopH(1e-6), TopNSigma(1e-9), TopA(1.0)):
         assert 7 in kept(stage(logits, STEP))
+
+
+EXTREME = (
+    "temperature 1e-300|temperature 1e300|top-k 999999999999999999999999|top-p 1e-300|typical 1e-300|epsilon 1e-300|"
+    "eta 1e-300|top-h 1e-300|top-n-sigma 1e300|top-a 1e-300|xtc 1 threshold=1e-300|xtc 1e-300|"
+    "dynamic-temperature low=1e-300 high=1e300|dynamic-temperature low=1e300 high=1e-300 exponent=1e300|"
+    "repetition-penalty 1e300|repetition-penalty 1e-300 window=999999999999999999999999|frequency-penalty -100|"
+    "no-repeat 1|no-repeat 999999999999999999999999|min-length 999999999999999999999999|bias a=1e308 b=-1e308|"
+    "dry allowed=999999999999999999999999|dry 100 base=1e308 allowed=1|watermark key=999999999999999999999999|"
+    "watermark gamma=1e-300|guidance 100|expert-amateur beta=100"
+)
+SAMPLERS = (
+    "greedy|sample 1e-300|sample 1e39|sample 1e300|mirostat 1e-300|mirostat 1e308 eta=1e308|mirostat 1 eta=1e308|"
+    "mirostat 1e308 eta=1e308 version=1|mirostat 1e-300 version=1"
+)
+
+
+def edge_logits(vocab_size):
+    """Yield logits that are all equal, masked, far apart, nearly equal, or a single one that is left."""
+    equal, line = torch.zeros(vocab_size), torch.linspace(-5, 5, vocab_size)
+    yield from (equal, equal - 1e4, line, 1e4 * line)
+    if vocab_size > 1:
+        yield line.masked_fill(torch.arange(vocab_size) % 2 == 0, -INF)
+        yield torch.full((vocab_size,), -INF).index_fill(0, torch.tensor([1]), 3.0)
+        yield equal.index_fill(0, torch.tensor([vocab_size // 2]), 1e-7)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 7, 40])
+def test_extreme_options_on_extreme_logits(vocab_size):
+    """No NaN or +inf, a token is left, no removed token comes back; and samplers know what they draw."""
+    registry, session = discover(user_folder=None), ToySession(vocab_size=vocab_size)
+    request = Request((0,), 9, 1, vocabulary=ToyVocabulary(vocab_size), opener=session.open)
+    last = vocab_size - 1
+    for spec in f"{EXTREME}|{SAMPLERS}".split("|"):
+        decoder = parse_spec(spec, registry)
+        for logits, ids in product(edge_logits(vocab_size), ([0], [0, last, last, last])):
+            stage = decoder.stages[0]
+            state = stage.start(request)
+            for token_id in ids[1:]:
+                state = stage.observe(state, token_id, logits)
+            step = Step(request, ids, session.eos_ids, state)
+            if stage.kind == "processor":
+                output = stage(logits, step)
+                assert kept(output) <= kept(logits), spec
+            else:
+                output = stage.log_probs(logits, step)
+                assert output[stage(logits, step)] > -INF, spec
+                assert float(output.exp().sum()) == pytest.approx(1, abs=1e-3), spec
+            assert not output.isnan().any(), spec
+            assert -INF < output.max() < INF, spec
+
+
+@pytest.mark.parametrize(
+    "spec", ["bias a=1e308 | temperature 1e-300", "bias a=-1e308 | dynamic-temperature 1e-300 high=1"]
+)
+def test_a_huge_bias_stays_finite_after_a_temperature(spec):
+    chain = parse_spec(spec, discover(user_folder=None)).chain
+    request = Request((0,), 9, 1, vocabulary=ToyVocabulary(7))
+    logits, _ = chain.process(torch.zeros(7), Step(request, [0], frozenset()), chain.start(request))
+    assert logits.isfinite().all()
 
 
 def test_how_often_xtc_strikes():

@@ -57,6 +57,47 @@ def test_mu_starts_at_twice_the_target_and_moves_against_the_error():
     assert mu == pytest.approx(3.1 - 0.2 * 1.5)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("before", "token_id", "mu"),
+    [
+        (torch.zeros(1024), 5, 0.0),  # even the likeliest token has 10 bits
+        (torch.tensor([0.0, -INF, -1.0]), 1, 0.0),  # forced, without any probability
+        (torch.tensor([0.0, -INF]), 0, 40.0),  # no surprise is possible, and the target cannot be reached
+    ],
+)
+def test_mu_does_not_move_on_where_it_changes_nothing(version, before, token_id, mu):
+    """After 1,000 tokens it is at the bound, so a few tokens bring it back."""
+    stage = Mirostat(version=version)
+    state = stage.start(REQUEST)
+    for _ in range(1_000):
+        state = stage.observe(state, token_id, before)
+    assert state == mu
+    away = state
+    for _ in range(20):
+        state = stage.observe(state, 3 if mu else 0, HALVES - 9)
+    assert abs(state - away) == pytest.approx(20 * 0.1 * abs((3 if mu else 1) - 1.6))
+
+
+def test_the_bound_of_mu_is_never_below_its_start():
+    stage = Mirostat(50.0)
+    assert stage.observe(stage.start(REQUEST), 0, torch.zeros(2)) == 100.0
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_flat_passage_is_followed_by_few_likeliest_tokens(version):
+    """After 50 places where all tokens are equally likely, other tokens than the likeliest come back soon."""
+    stage = Mirostat(version=version)
+    state = stage.start(REQUEST)
+    for _ in range(50):
+        state = stage.observe(state, 7, torch.zeros(1024))
+    n_alone = 0
+    while len(allowed(stage, HALVES, state)) == 1:
+        state = stage.observe(state, 0, HALVES)
+        n_alone += 1
+    assert 0 < n_alone <= 40
+
+
 def test_a_forced_token_without_any_probability_does_not_end_it_all():
     stage = Mirostat()
     mu = stage.observe(3.2, 1, torch.tensor([0.0, -INF, -1.0]))

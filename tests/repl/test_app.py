@@ -40,7 +40,8 @@ decoder: greedy
 no decoder stage is called 'topk': did you mean `top-k`?
 
 > /decoder top-k 0
-top-k: k must be an integer ≥ 1, not '0'; e.g. `top-k 40`
+top-k: k must be an integer ≥ 1, not '0'; e.g. `top-k 40`, or leave the stage
+out
 
 The dog sat
 — 4 tokens · 8 tokens/s · 1.50 bits/token · length · greedy · seed 42

@@ -50,6 +50,13 @@ def test_the_commands_of_the_page_parse(docs):
         parse_spec(args.decoder, discover(user_folder=None))
 
 
+def test_a_sample_shows_what_its_decoder_does():
+    """`speculative` writes the story of plain sampling; every other sample differs from it."""
+    stories = {name: one["story"] for name, one in DATA["decoders"].items()}
+    plain = stories.pop("speculative")
+    assert [name for name, story in stories.items() if story == plain] == []
+
+
 def test_an_empty_list_and_a_bar_keep_the_table_whole(docs):
     options = docs._options(docs.options_of(BUILT_IN["min-p"]))
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in options.splitlines())

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tinystory.checkpoint import load_model, read_header
 from tinystory.checkpoint.shipped import find_model
+from tinystory.decoding import Request, Step
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import CheckpointError, UsageError
@@ -118,6 +119,35 @@ def test_logits_answer_like_a_tensor(values, data):
         np.testing.assert_allclose(logits.softmax(dim=-1), tensor.softmax(dim=-1), rtol=1e-6)
     assert type(logits / 0.5) is Logits
     assert type(logits.numpy(force=True)) is np.ndarray
+
+
+TIED = {
+    "all equal": np.zeros(3000),
+    "equal where the cut is": np.repeat([5.0, 4.0, 3.0, -np.inf], 10),
+    "two are left": np.array([-np.inf, 1.0, 1.0, -np.inf]),
+    "one is left": np.array([-np.inf, 1.0]),
+    "a large vocabulary": np.repeat([9.0, 1.0, 0.0], 3000),
+}
+
+
+@pytest.mark.parametrize("case", TIED)
+def test_no_stage_imports_torch_where_logits_are_equal(case, monkeypatch):
+    """`top-p` once imported it there. Each stage leaves as many tokens as with torch, and the sampler picks one."""
+    values = TIED[case].astype(np.float32)
+    step = Step(Request((0,), 1, seed=1), [0], frozenset({1}))
+    specs = ["temperature 0.5", "min-p 0.9", "xtc 1", "epsilon 0.2", "top-a 0.9", "greedy", "sample 0.8"]
+    specs += [f"top-p {p}" for p in (0.01, 0.3, 0.5, 0.75, 0.99)] + [f"top-k {k}" for k in (1, 2, 15, 9999)]
+    stages = [parse_spec(spec, REGISTRY).stages[0] for spec in specs]
+    without_torch = {cls for _, cls, source in REGISTRY.classes() if cls.takes_arrays and source == "tinystory"}
+    assert {type(stage) for stage in stages} == without_torch
+    with_torch = [stage(torch.tensor(values), step) for stage in stages]
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import now fails
+    for stage, expected in zip(stages, with_torch, strict=True):
+        result = stage(values.view(Logits), step)
+        if stage.kind == "sampler":
+            assert result == expected
+        else:
+            assert sorted(result.tolist()) == sorted(expected.tolist()), stage
 
 
 def test_what_it_is_not_for():

@@ -18,10 +18,29 @@ from tinystory.study.excerpts import real_groups
 from tinystory.study.grid import decoders_of, read_grid, read_prompts
 from tinystory.study.journal import Journal
 from tinystory.study.measures import StoryGroup, comparable_ngrams, measured, profile_of, reference_of
+from tinystory.study.page import _alike
 
 
 def ratio(*groups):
     return Ratio(np.array(groups, float), np.ones((len(groups), len(groups[0]))))
+
+
+# --- the page ---
+
+
+def test_decoders_with_the_same_figures_get_a_line():
+    rows = [("a", 1.0, 9.0), ("b", 2.0, 9.0), ("c | sample", 1.0, 8.0), ("d", 3.0, 9.0)]
+    decoders = [
+        {
+            "spec": spec,
+            "measures": {"words": {"value": value, "low": None, "high": None}},
+            "tokens_per_cpu_second": speed,
+        }
+        for spec, value, speed in rows
+    ]
+    same = "`a` and `c | sample` have the same figures, because they wrote the same stories."
+    assert _alike({"decoders": decoders}) == [same]
+    assert _alike({"decoders": decoders[:2]}) == []
 
 
 # --- prompts and grid ---

@@ -91,7 +91,7 @@ def _run_search(session: Session, decoder: Decoder, search: Search, request: Req
     for verb in ("rewind", "reorder"):
         if getattr(search, f"needs_{verb}") and not getattr(session, f"can_{verb}"):
             raise UsageError(f"{search.name} has to {verb} the model's cache, and this model cannot do that")
-    reason = _reason_not_to_start(request)
+    reason = request.reason_to_end(0)
     if reason:
         yield Finish(reason)
         return
@@ -99,15 +99,10 @@ def _run_search(session: Session, decoder: Decoder, search: Search, request: Req
         yield from search.search(session, request, decoder.chain)
 
 
-def _reason_not_to_start(request: Request) -> FinishReason | None:
-    """Return the finish reason of a story that ends before its first token; None for all others."""
-    return request.interrupted() or ("length" if request.max_new_tokens == 0 else None)
-
-
 def _run_chains(session: Session, jobs: Sequence[tuple[int, Decoder, Request]]) -> Iterator[tuple[int, Event]]:
     rows = []
     for job, decoder, request in jobs:
-        reason = _reason_not_to_start(request)
+        reason = request.reason_to_end(0)
         if reason:
             yield job, Finish(reason)
             continue
@@ -124,7 +119,7 @@ def _run_chains(session: Session, jobs: Sequence[tuple[int, Decoder, Request]]) 
             token, reason = _pick(row, logits[index], session.eos_ids)
             if token:
                 yield row.job, Commit((token,))
-                reason = row.request.interrupted() or ("length" if row.n_new >= row.request.max_new_tokens else None)
+                reason = row.request.reason_to_end(row.n_new)
             if reason:
                 yield row.job, Finish(reason, row.chain.statistics(row.state))
             else:

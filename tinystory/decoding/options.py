@@ -27,6 +27,7 @@ class Option:
         ge, gt, le, lt: the bounds of a number: ≥, >, ≤ and <. None is no bound.
         neutral: the value at which the stage does nothing; `dataclasses.MISSING` if no value does that.
         choices: the allowed strings; empty if every string is allowed.
+        instead: what to do instead of writing a number that switches the method off in other programs.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Option:
     le: float | None = None
     lt: float | None = None
     choices: tuple[str, ...] = ()
+    instead: str = ""
 
     @property
     def required(self) -> bool:
@@ -79,6 +81,14 @@ class Option:
                 return f"{self.name} must be {self.range}, not {shown(item)}"
         return None
 
+    def advice(self, value: object) -> str:
+        """Return what to do instead of writing a number out of range; empty if there is no advice.
+
+        In other programs, a number that switches a method off is at most 1, such as −1, 0 or 1.
+        """
+        number = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value <= 1
+        return self.instead if number and not self._in_bounds(value) else ""
+
     def _in_bounds(self, value: Any) -> bool:
         if isinstance(value, float) and not math.isfinite(value):
             return False
@@ -100,6 +110,7 @@ def option(
     lt: float | None = None,
     neutral: Any = dataclasses.MISSING,
     choices: tuple[str, ...] = (),
+    instead: str = "",
 ) -> Any:
     """Declare a dataclass field as a decoder option.
 
@@ -112,9 +123,11 @@ def option(
         lt: the value must be less than this.
         neutral: the value at which the stage changes nothing. A chain skips a stage that has this value.
         choices: the allowed strings.
+        instead: what to do instead of writing a number that switches the method off in other programs, such as
+            "leave the stage out". The message about a number out of range ends with it.
     """
-    bounds = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "neutral": neutral, "choices": choices}
-    return dataclasses.field(default=default, metadata={"option": bounds})
+    declared = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "neutral": neutral, "choices": choices}
+    return dataclasses.field(default=default, metadata={"option": declared | {"instead": instead}})
 
 
 def options_of(cls: type) -> tuple[Option, ...]:
@@ -138,9 +151,10 @@ def check_options(stage: Any, name: str) -> None:
         UsageError: a value has the wrong type or is out of range. The message names the range.
     """
     for declared in options_of(type(stage)):
-        problem = declared.problem(getattr(stage, declared.field))
+        value = getattr(stage, declared.field)
+        problem, advice = declared.problem(value), declared.advice(value)
         if problem:
-            raise UsageError(f"{name}: {problem} ({declared.help})")
+            raise UsageError(f"{name}: {problem} ({declared.help})" + (f", or {advice}" if advice else ""))
 
 
 def is_neutral(stage: Any) -> bool:

@@ -169,6 +169,10 @@ class Request:
         """Return the reason if the story has to end now; None if it goes on."""
         return "cancelled" if self.cancel() else "stop" if self.stop() else None
 
+    def reason_to_end(self, n_new: int) -> FinishReason | None:
+        """Return the reason if a story of n_new new tokens has to end now; None if it goes on."""
+        return self.interrupted() or ("length" if n_new >= self.max_new_tokens else None)
+
 
 class Step:
     """Everything that a stage may know about the token that is picked now. It is read-only.

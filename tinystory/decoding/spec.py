@@ -239,8 +239,10 @@ def _read_value(cls: type[Stage], declared: Option, items: tuple[str, ...]) -> A
     except (KeyError, ValueError):
         pass
     given = shown(",".join(items)) if items else "an empty list"
+    advice = declared.advice(float(items[0])) if len(items) == 1 and _NUMBER.fullmatch(items[0]) else ""
     raise UsageError(
         f"{cls.name}: {declared.name} must be {declared.range}, not {given}; e.g. `{example_of(cls, declared)}`"
+        + (f", or {advice}" if advice else "")
     )
 
 

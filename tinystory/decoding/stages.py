@@ -113,7 +113,10 @@ class Search(Stage):
     needs_reorder: ClassVar[bool] = False
 
     def search(self, session: Session, request: Request, chain: "Chain") -> Iterator[Event]:
-        """Yield Commits and Drafts, then one Finish. Ask `request.interrupted()` after each event."""
+        """Yield Commits and Drafts, then one Finish. Ask `request.interrupted()` after each event.
+
+        It is called only if the story may have at least one token.
+        """
         raise TypeError(f"{type(self).__name__} defines no search")
 
 

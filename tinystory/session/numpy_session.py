@@ -46,6 +46,10 @@ class Logits(NDArray[np.float32]):
         """Return the same memory as a plain array."""
         return self.view(np.ndarray)
 
+    def argsort(self, *_: Any, **__: Any) -> NDArray[np.intp]:
+        """Return the ids from the smallest logit to the largest, (V,); of equal ones, the lowest id comes first."""
+        return self.numpy().argsort(kind="stable")
+
     def topk(self, k: int) -> "_TopK":
         """Return the k largest values in falling order, (k,)."""
         return _TopK(np.sort(np.partition(self.numpy(), len(self) - k)[len(self) - k :])[::-1])

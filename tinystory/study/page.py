@@ -82,6 +82,7 @@ def page(findings: Mapping[str, Any], command: str, plots: Sequence[str]) -> str
         "## Results",
         _verdict(findings),
         _table(findings),
+        *_alike(findings),
         *(f"![{link.rpartition('/')[2].partition('.')[0]}]({link})" for link in plots),
         *_missing(findings),
     ]
@@ -102,6 +103,23 @@ def _table(findings: Mapping[str, Any]) -> str:
         escaped = spec.replace("|", "\\|")
         rows.append([place, f"`{escaped}`" if place else f"**{escaped}**", *figures])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _alike(findings: Mapping[str, Any]) -> list[str]:
+    """Return a line for each group of decoders that have the same figures in everything except their speed."""
+    groups: list[list[Mapping[str, Any]]] = []
+    for row in findings["decoders"]:
+        group = next((group for group in groups if group[0]["measures"] == row["measures"]), None)
+        if group is None:
+            groups.append([row])
+        else:
+            group.append(row)
+    return [
+        " and ".join(f"`{row['spec']}`" for row in group)
+        + " have the same figures, because they wrote the same stories."
+        for group in groups
+        if len(group) > 1
+    ]
 
 
 def _missing(findings: Mapping[str, Any]) -> list[str]:
