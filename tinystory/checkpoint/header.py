@@ -3,6 +3,7 @@
 This module knows no tensor and runs no code from a checkpoint. `hf_layout` knows the names of Hugging Face.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -21,8 +22,7 @@ from tinystory.model.config import ModelConfig
 from tinystory.safe.reading import read_json_object, shown
 
 __all__ = [
-    "CheckpointHeader", "check_doubled_head", "lacking_tensors", "name_in_file", "read_header",
-    "warnings_about_unused",
+    "CheckpointHeader", "check_doubled_head", "lacking_tensors", "read_header", "warnings_about_unused",
 ]  # fmt: skip
 
 _BLOCK_BYTES = 2**20
@@ -38,11 +38,13 @@ class CheckpointHeader:
     Attributes:
         directory: the directory with the files, after all links.
         config: the shape of the model; None if only transformers knows the architecture. In that case nothing is
-            checked of the tensors except their places in the files.
+            checked of the tensors except their places in the files. The head is tied if config.json ties it and the
+            files do not have another head.
         hf_config: the content of config.json.
-        dtype: the format of most weights on the disk: float32, bfloat16 or float16. A model that only
+        dtype: the format of most weights on the disk: float32, bfloat16, float16 or float64. A model that only
             transformers runs may have another one, under its safetensors name.
-        tensors: the file, dtype, shape and byte offsets of each tensor, by the name that Hugging Face gives it.
+        tensors: the file, dtype, shape and byte offsets of each tensor, by the name that Hugging Face gives it. A
+            matrix that is both embedding and head stands here once, as the embedding.
         bos_id: the token that a story begins with, or None.
         eos_ids: the tokens that end a story.
         provenance: the content of tinystory.json; empty if there is no such file.
@@ -78,7 +80,9 @@ def read_header(directory: Path) -> CheckpointHeader:
     stamp = file_stamp(directory)
     warnings: tuple[str, ...] = ()
     if config is not None:
-        warnings = _check_tensors(directory, config, tensors)
+        tensors = hf_layout.with_embedding(config, tensors)
+        warnings = _check_tensors(directory, hf_config, config, tensors)
+        config, tensors = _resolve_head(directory, config, tensors)
         vocab_size: int | None = config.vocab_size
     else:
         stated = hf_config.get("vocab_size")
@@ -91,25 +95,31 @@ def read_header(directory: Path) -> CheckpointHeader:
     return CheckpointHeader(directory, config, hf_config, dtype, tensors, bos_id, eos_ids, provenance, stamp, warnings)
 
 
-def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, TensorEntry]) -> tuple[str, ...]:
+def _check_tensors(
+    directory: Path, hf_config: Mapping[str, Any], config: ModelConfig, tensors: Mapping[str, TensorEntry]
+) -> tuple[str, ...]:
     """Check that the file has the tensors of the config, each with its shape and a stored dtype.
 
     Returns:
         Warnings about tensors that the model does not use.
     """
-    prefix = hf_layout.name_prefix(config, tensors)
-    expected = {name_in_file(layout.name, prefix, config): layout.shape for layout in hf_layout.tensor_layout(config)}
+    prefix, layouts = hf_layout.name_prefix(config, tensors), hf_layout.tensor_layout(config)
+    expected = {hf_layout.name_in_file(layout.name, prefix, config): layout.shape for layout in layouts}
     if config.tied_head and hf_layout.HEAD in tensors:
         expected[hf_layout.HEAD] = (config.vocab_size, config.d_model)
+    missing = ", ".join(hf_layout.missing_sizes(hf_config))
+    hint = f" ({missing} is missing in config.json, so its default counts)" if missing else ""
     for name, shape in expected.items():
         entry = tensors.get(name)
         if entry is None:
-            raise CheckpointError(f"{directory}: the weights lack the tensor {name}, {shown(shape)}")
+            raise CheckpointError(f"{directory}: the weights lack the tensor {name}, {shown(shape)}{hint}")
         where = f"{directory / entry.file}: the tensor {name}"
         if entry.shape != shape:
-            raise CheckpointError(f"{where} has the shape {shown(entry.shape)}; config.json asks for {shown(shape)}")
+            raise CheckpointError(
+                f"{where} has the shape {shown(entry.shape)}; config.json asks for {shown(shape)}{hint}"
+            )
         if dtype_of_safetensors(entry.dtype) is None:
-            raise CheckpointError(f"{where} is {entry.dtype}; weights must be F32, BF16 or F16")
+            raise CheckpointError(f"{where} is {entry.dtype}; weights must be F32, BF16, F16 or F64")
     unused = {name for name in tensors if name not in expected and not hf_layout.is_known_buffer(config, name)}
     return warnings_about_unused(directory, unused, expected)
 
@@ -148,17 +158,6 @@ def _in_order(name: str) -> list[tuple[int, str]]:
     return [(int(part) if part.isdecimal() and len(part) < 10 else 0, part) for part in name.split(".")]
 
 
-def name_in_file(full_name: str, prefix: str, config: ModelConfig) -> str:
-    """Return the name of a tensor in a file.
-
-    Args:
-        full_name: transformers' full name of the tensor.
-        prefix: what the tensor names of this file begin with, as from `hf_layout.name_prefix`.
-        config: the shape of the model. No family needs it for its names now.
-    """
-    return full_name if prefix or full_name == hf_layout.HEAD else full_name.split(".", 1)[1]
-
-
 def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
     """Return the dtype that takes the most bytes, by our name for it. If we have none, return the safetensors name."""
     n_bytes: dict[str, int] = {}
@@ -173,28 +172,32 @@ def _read_optional(path: Path) -> dict[str, Any]:
 
 
 def check_doubled_head(header: CheckpointHeader, prefix: str) -> None:
-    """Check that a tied head which is stored a second time equals the embedding; transformers would use both.
+    """Do nothing: `read_header` itself compares a head and an embedding. The name stays for programs that call it."""
 
-    Args:
-        header: the header of a checkpoint. If it has no tied head or stores it once, nothing is checked.
-        prefix: what the tensor names of the file begin with, as from `hf_layout.name_prefix`.
+
+def _resolve_head(
+    directory: Path, config: ModelConfig, tensors: dict[str, TensorEntry]
+) -> tuple[ModelConfig, dict[str, TensorEntry]]:
+    """Untie a head that the files have beside the embedding with other values, as transformers 5 does.
+
+    Returns:
+        The config, and the tensors without a second copy of the embedding.
 
     Raises:
-        CheckpointError: head and embedding differ.
-        OSError: a file cannot be read.
+        CheckpointError: a file cannot be read.
     """
-    if hf_layout.HEAD not in header.tensors or header.config is None:
-        return
-    embed_name = hf_layout.tensor_layout(header.config)[0].name
-    head, embed = header.tensors[hf_layout.HEAD], header.tensors[name_in_file(embed_name, prefix, header.config)]
-    with (
-        (header.directory / head.file).open("rb") as head_file,
-        (header.directory / embed.file).open("rb") as embed_file,
-    ):
-        if not _same_bytes(head_file, head, embed_file, embed):
-            raise CheckpointError(
-                f"{header.directory}: config.json ties head and embedding, but {hf_layout.HEAD} and {embed_name} differ"
-            )
+    head = tensors.get(hf_layout.HEAD)
+    if head is None or not config.tied_head:
+        return config, tensors
+    embed = tensors[hf_layout.embedding_name(config, tensors)]
+    try:
+        with (directory / head.file).open("rb") as head_file, (directory / embed.file).open("rb") as embed_file:
+            same = _same_bytes(head_file, head, embed_file, embed)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {directory}: {error.strerror}") from error
+    if not same:
+        return dataclasses.replace(config, tied_head=False), tensors
+    return config, {name: entry for name, entry in tensors.items() if name != hf_layout.HEAD}
 
 
 def _same_bytes(file: BinaryIO, entry: TensorEntry, other_file: BinaryIO, other: TensorEntry) -> bool:

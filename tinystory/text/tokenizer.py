@@ -51,7 +51,7 @@ class Tokenizer:
             CheckpointError: the file is missing or is not a tokenizer.
         """
         try:
-            fast = FastTokenizer.from_str(path.read_text(encoding="utf-8"))
+            fast = FastTokenizer.from_str(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}; a checkpoint needs a tokenizer.json") from error
         except Exception as error:  # the library raises bare Exception for any malformed content
