@@ -108,7 +108,7 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *,
     if dtype not in COMPUTED_DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(COMPUTED_DTYPES)}")
     code = _code_for(name, header, dtype, device) if compiled else None
-    usable_device(device)
+    device = str(usable_device(device))
     tokenizer = load_tokenizer(header)
     second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device, compiled=compiled))
 
