@@ -462,6 +462,8 @@ def test_failing_system_call_leaves_a_checkpoint(tmp_path, save, monkeypatch, fu
         expected = "new" if read_header(tmp_path / "model").provenance["seed"] == "new" else "old"
         message = str(error)
         assert "Input/output error" in message
+        assert ("the old files are untouched" in message) == (expected == "old")
+        assert ("is saved" in message) == (expected == "new")
     monkeypatch.undo()
     header = read_header(tmp_path / "model")
     assert header.provenance["seed"] == expected

@@ -168,12 +168,6 @@ file_case("tokenizer ids not whole", "whole number", "tokenizer.json", b'{"model
 file_case("tokenizer far too long", "bytes; at most", "tokenizer.json", b" " * (3 * 2**20))
 file_case("tokenizer id too large", "has the token id 16", "tokenizer.json", b'{"model":{"vocab":{"a":16}}}')
 file_case(
-    "tokenizer added id too large",
-    "has the token id 99",
-    "tokenizer.json",
-    b'{"model":{"vocab":{"a":1}},"added_tokens":[{"id":99,"content":"<x>"}]}',
-)
-file_case(
     "tokenizer added_tokens a number", "added_tokens", "tokenizer.json", b'{"model":{"vocab":{}},"added_tokens":5}'
 )
 file_case("tokenizer unigram", "[token, score]", "tokenizer.json", b'{"model":{"vocab":[["a",0],7]}}')

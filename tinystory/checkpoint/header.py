@@ -63,6 +63,11 @@ class CheckpointHeader:
     stamp: str = ""
     warnings: tuple[str, ...] = ()
 
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of tokens that the model knows; None if config.json does not say it."""
+        return self.config.vocab_size if self.config else _stated_vocab_size(self.hf_config)
+
 
 def read_header(directory: Path) -> CheckpointHeader:
     """Read and check a checkpoint without the values of its weights; imports neither torch nor transformers.
@@ -85,14 +90,32 @@ def read_header(directory: Path) -> CheckpointHeader:
         config, tensors = _resolve_head(directory, config, tensors)
         vocab_size: int | None = config.vocab_size
     else:
-        stated = hf_config.get("vocab_size")
-        vocab_size = stated if type(stated) is int and stated > 0 else None
-    read_vocabulary(directory, vocab_size)
+        vocab_size = _stated_vocab_size(hf_config)
+    warnings += _warnings_about_tokens(directory, read_vocabulary(directory, vocab_size)[1], vocab_size)
     generation_config = _read_optional(directory / "generation_config.json")
     bos_id, eos_ids = hf_layout.token_ids(hf_config, generation_config, vocab_size)
     provenance = _read_optional(directory / "tinystory.json")
     dtype = _main_dtype(tensors)
     return CheckpointHeader(directory, config, hf_config, dtype, tensors, bos_id, eos_ids, provenance, stamp, warnings)
+
+
+def _stated_vocab_size(hf_config: Mapping[str, Any]) -> int | None:
+    """Return the vocab_size of an architecture that only transformers knows, if it stands where it mostly does."""
+    text_config = hf_config.get("text_config")
+    for fields in (hf_config, text_config if isinstance(text_config, dict) else {}):
+        stated = fields.get("vocab_size")
+        if type(stated) is int and stated > 0:
+            return stated
+    return None
+
+
+def _warnings_about_tokens(directory: Path, above: Mapping[str, int], vocab_size: int | None) -> tuple[str, ...]:
+    """Return at most one warning about added tokens that the model does not know."""
+    if not above:
+        return ()
+    first = min(above, key=above.__getitem__)
+    count = f"{len(above)} added token{'s' if len(above) > 1 else ''} above the {vocab_size} of the model"
+    return (f"{directory}: the tokenizer has {count}, like {shown(first)}; they are never written",)
 
 
 def _check_tensors(

@@ -189,10 +189,15 @@ def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Sessio
     """Check that the files have not changed, and that the tokenizer fits the model."""
     if file_stamp(header.directory) != header.stamp:  # we may have read a mixture of two models
         raise CheckpointError(f"the files in {header.directory} changed while they were read; load the model again")
-    if tokenizer.vocab_size > session.vocab_size:
+    if tokenizer.vocab_size > session.vocab_size:  # the header did not know the size of the model
         raise CheckpointError(
             f"{header.directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {session.vocab_size}"
         )
+
+
+def _known_tokens(tokenizer: "Tokenizer") -> dict[str, int]:
+    """Return the tokens that the model of a tokenizer knows."""
+    return {token: i for token, i in tokenizer.fast.get_vocab().items() if i < tokenizer.vocab_size}
 
 
 def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compiled: bool) -> Session:
@@ -207,6 +212,6 @@ def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compi
     n_threads = torch.get_num_threads()
     other = load(name, dtype, device, compiled=compiled)
     torch.set_num_threads(n_threads)  # the number belongs to the first model
-    if other.tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
+    if _known_tokens(other.tokenizer) != _known_tokens(tokenizer):
         raise UsageError(f"the model {name} has another vocabulary; only models with the same vocabulary work together")
     return other.session
