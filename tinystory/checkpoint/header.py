@@ -3,6 +3,7 @@
 This module knows no tensor and runs no code from a checkpoint. `hf_layout` knows the names of Hugging Face.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO
 
 from tinystory.checkpoint import hf_layout
 from tinystory.checkpoint.directory import follow_latest
+from tinystory.checkpoint.formats.foreign_files import told_folder
 from tinystory.checkpoint.hash import file_stamp
 from tinystory.checkpoint.safetensors_header import TensorEntry, read_tensors
 from tinystory.checkpoint.vocabulary import read_vocabulary
@@ -80,6 +82,7 @@ def read_header(directory: Path) -> CheckpointHeader:
     """
     directory = follow_latest(directory)
     hf_config = read_json_object(directory / "config.json", raises=CheckpointError)
+    _check_not_foreign(directory, hf_config)
     config = hf_layout.from_hf_config(hf_config)
     tensors = read_tensors(directory)
     stamp = file_stamp(directory)
@@ -97,6 +100,19 @@ def read_header(directory: Path) -> CheckpointHeader:
     provenance = _read_optional(directory / "tinystory.json")
     dtype = _main_dtype(tensors)
     return CheckpointHeader(directory, config, hf_config, dtype, tensors, bos_id, eos_ids, provenance, stamp, warnings)
+
+
+def _check_not_foreign(directory: Path, hf_config: Mapping[str, Any]) -> None:
+    """Refuse a config.json of another program: CTranslate2's has no model_type, and MLX has its own quantisation."""
+    if "model_type" not in hf_config:
+        with contextlib.suppress(OSError):
+            if told := told_folder(directory, os.listdir(directory)):
+                raise CheckpointError(f"{directory} {told}")
+    quantization = hf_config.get("quantization")
+    if isinstance(quantization, dict) and "bits" in quantization and "quantization_config" not in hf_config:
+        raise CheckpointError(
+            f"{directory} is quantised by MLX; take the model that it was made from, or run mlx_lm.convert --dequantize"
+        )
 
 
 def _stated_vocab_size(hf_config: Mapping[str, Any]) -> int | None:
