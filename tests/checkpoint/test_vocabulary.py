@@ -79,8 +79,8 @@ def test_only_added_tokens_may_lie_above(with_tokens_above, tmp_path, listed_twi
 
 def stories(directory, spec, prompt="Once upon a time, Tim"):
     model = load(str(directory))
-    heal = "" if spec.startswith("words") else "T"
-    request = StoryRequest(prompt, parse_spec(spec, discover(user_folder=None)), seed=3, max_new_tokens=60, heal=heal)
+    n, heal = (60, "") if spec.startswith("words") else (10, "T")
+    request = StoryRequest(prompt, parse_spec(spec, discover(user_folder=None)), seed=3, max_new_tokens=n, heal=heal)
     events = write(model.session, model.tokenizer, [request])
     return model, [event.result for event in events if isinstance(event, Ended)]
 

@@ -102,6 +102,7 @@ def test_run_keeps_the_architecture_and_the_vocabulary(case, make_init, begin):
     assert (header.config, header.bos_id, header.eos_ids) == (config, BOS, {EOS})
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("case", CONFIGS)
 def test_transformers_computes_what_a_run_saves(case, make_init, begin):
@@ -148,6 +149,7 @@ def test_a_text_with_a_token_that_the_model_lacks_is_refused(make_init, begin):
         make_trainer(begin(init), ALONE)
 
 
+@pytest.mark.slow
 def test_our_import_of_a_llama2c_model_is_a_start(shared_data, begin, tmp_path):
     folder = shared_data / "checkpoints" / "stories260K"
     import_llama2c(folder / "stories260K.bin", folder / "tok512.bin", tmp_path / "init")

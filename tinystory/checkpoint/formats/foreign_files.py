@@ -84,7 +84,9 @@ def told_file(path: Path) -> str:
         adapter = path.name.startswith("adapter_")
         advice = _KINDS[0].advice if adapter else f"give its folder, which also holds config.json: {folder}"
         return f"is {'a LoRA adapter' if adapter else 'a file of weights'}; {advice}"
-    pickled = start.startswith((b"PK\x03\x04", b"\x80")) or path.name.startswith("pytorch_model")
+    # A file of llama2.c begins with a width as four bytes, which may look like the number of a pickle protocol.
+    is_pickle = start[:1] == b"\x80" and b"\x02" <= start[1:2] <= b"\x05" and start[2:4] != b"\0\0"
+    pickled = is_pickle or start.startswith(b"PK\x03\x04") or path.name.startswith("pytorch_model")
     if suffix == ".bin" and not pickled:
         return (
             "is a file; give the directory that holds config.json and model.safetensors; "
