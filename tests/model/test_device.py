@@ -1,10 +1,13 @@
 """Check that a device is tried before use, and that it is refused with the same message everywhere."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import tinystory
 from tinystory.checkpoint import load_model, read_header
 from tinystory.checkpoint.load import meta_model
 from tinystory.checkpoint.shipped import SHIPPED_MODELS
@@ -83,3 +86,11 @@ def test_positions_off_the_cpu_give_the_same_tables():
     for whole, theirs, ours in zip(table, expected, model._rope(positions, positions, torch.float32), strict=True):
         assert torch.equal(ours, theirs)
         assert torch.equal(whole[positions][:, None], theirs)
+
+
+@pytest.mark.parametrize("folder", ["model", "session", "inside", "evaluation", "training"])
+def test_whatever_becomes_float64_comes_to_the_cpu_first(folder):
+    """A tensor that depends on a model's output cannot be tried without the device, so the source is read."""
+    package = Path(tinystory.__file__).parent / folder
+    lines = [line for path in package.rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line for line in lines if ".double()" in line and ".cpu().double()" not in line] == []
