@@ -23,9 +23,11 @@ def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
 
     directory = header.directory
     if (directory / "tokenizer.json").exists():
-        return Tokenizer.from_file(directory / "tokenizer.json", header.bos_id, header.eos_ids)
+        return Tokenizer.from_file(
+            directory / "tokenizer.json", header.bos_id, header.eos_ids, n_rows=header.vocab_size
+        )
     if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
-        return Tokenizer.from_bpe_files(directory)
+        return Tokenizer.from_bpe_files(directory, n_rows=header.vocab_size)
     raise CheckpointError(f"{directory} has no tokenizer.json (nor vocab.json with merges.txt)")
 
 
