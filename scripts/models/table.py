@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import N_POSITIONS, VOCAB_SIZE, tiny_model  # type: ignore[import-not-found]
+from tiny import N_POSITIONS, VOCAB_SIZE, save_tiny_model  # type: ignore[import-not-found]
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "models.md"
@@ -123,8 +123,7 @@ def compared(model_type: str) -> Row:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            model = tiny_model(model_type)
-            model.save_pretrained(folder)
+            save_tiny_model(model_type, folder)
         except Exception as error:  # every architecture fails in its own way
             return {"outcome": "not compared", "reason": f"no tiny model: {_short(error)}"}
         (Path(folder) / "tokenizer.json").write_text(json.dumps(TOKENIZER))
@@ -164,10 +163,14 @@ def _compared_with(model: Any, session: Any) -> Row:
         else:
             row["greedy"] = "different"
     except Exception as error:
-        row["greedy"] = f"not compared: `generate` of transformers fails ({_short(error)})"
+        row["greedy"] = f"`generate` of transformers fails ({_short(error)})"
     wrong = ["the greedy ids are different"] if row["greedy"] == "different" else []
     wrong += _wrong_verbs(model, session)
-    return row | ({"outcome": "differs", "reason": "; ".join(wrong)} if wrong else {"outcome": "equal"})
+    if wrong:
+        return row | {"outcome": "differs", "reason": "; ".join(wrong)}
+    if not row["greedy"].startswith("equal"):
+        return row | {"outcome": "not compared", "reason": f"{row['greedy']}; the logits of each verb are equal"}
+    return row | {"outcome": "equal"}
 
 
 @torch.no_grad()
@@ -242,16 +245,16 @@ def page(rows: list[Row]) -> str:
     verdict = "No type differs" if not counts["differs"] else f"**{counts['differs']} types differ**"
     summary = f"""`AutoModelForCausalLM` of transformers {transformers.__version__} knows {len(rows)} types of models.
 {counts["equal"]} of them give here what they give in transformers, {counts["refused"]} are refused in one line, and
-{counts["not compared"]} could not be compared. {verdict}, and each that is not equal has its reason below.
+{counts["not compared"]} could not be compared. {verdict}; every other type that is not equal has its reason below.
 
 Of the equal ones, {ways["native"]} run in the code of this project, {ways["with its cache"]} in transformers with their
 cache, and {ways["whole rows"]} compute the whole row for each token, which is slow.
 
-This page is made by `{COMMAND}` (about ten minutes). Each type is built tiny and random, saved, and loaded as
-`tinystory generate -m DIR` loads it. *Equal* means: {N_GREEDY} greedy ids are those of `generate` of transformers, and
-after each verb below, the logits are those of a pass of transformers over the whole row (the largest difference is
-below {TOLERANCE:g} of their standard deviation). *no* is a verb that the session does not offer, because the cache of
-the model cannot do it; decoders that need it are refused."""
+This page is made by `{COMMAND}` (about ten minutes).
+Each type is built tiny and random, saved, and loaded as `tinystory generate -m DIR` loads it. *Equal* means: {N_GREEDY}
+greedy ids are those of `generate` of transformers, and after each verb below, the logits are those of a pass of
+transformers over the whole row (the largest difference is below {TOLERANCE:g} of their standard deviation). *no* is a
+verb that the session does not offer, because the cache of the model cannot do it; decoders that need it are refused."""
     lines = ["# Models", "", *summary.split("\n"), "", "## Equal", ""]
     lines += ["| type | runs | greedy ids | rewind | reorder | several tokens |", "|---|---|---|---|---|---|"]
     for row in rows:

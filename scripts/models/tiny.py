@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["VOCAB_SIZE", "tiny_model"]
+__all__ = ["N_POSITIONS", "VOCAB_SIZE", "save_tiny_model"]
 
 VOCAB_SIZE = 99
 N_POSITIONS = 96
@@ -62,6 +62,11 @@ _DOTS3 = {
     "swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8,
     "swa_qk_rope_head_dim": 8,
 }  # fmt: skip
+_QWEN4 = {
+    "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16, "split_ngram_parts": 1,
+    "indexer_compress_ratio": 4, "ngram_vocab_size_base": 64, "make_ngram_vocab_size_divisible_by": 1,
+    "heads_per_ngram": 2,
+}  # fmt: skip
 _TWO_KINDS = ["linear_attention", "full_attention"] * (N_LAYERS // 2)
 _OWN: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | {"attn_layer_indices": [1, 4]},
@@ -70,7 +75,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"] * 3,
         "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
     },
-    "dots3_note": _DOTS3,
+    "dots3_note": {"text_config": _DOTS3},
     "dots3_note_text": _DOTS3,
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -86,6 +91,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h": {"layers_block_type": _TWO_KINDS, "n_groups": 2},
+    "qwen4_exp": {"text_config": _QWEN4},
+    "qwen4_exp_text": _QWEN4,
     "reformer": {
         "is_decoder": True, "axial_pos_shape": [8, 16], "axial_pos_embds_dim": [16, 16], "max_position_embeddings": 128,
         "attn_layers": ["local", "local"], "local_attn_chunk_length": 8, "num_buckets": 4,
@@ -104,24 +111,37 @@ _OWN: dict[str, dict[str, Any]] = {
 """Numbers of single architectures, beside those above; a nested dict is for a part of the config."""
 
 
-def tiny_model(model_type: str) -> Any:
-    """Return a random model with a few thousand weights, in evaluation mode.
+def tiny_config(model_type: str) -> Any:
+    """Return a config with small numbers.
+
+    Raises:
+        Exception: of any kind, if it cannot be built.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config_class = CONFIG_MAPPING[model_type]
+    default = config_class().to_dict()
+    config = config_class(**_merged(_shrunk(default), _OWN.get(model_type, {})))
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
+    return config
+
+
+def save_tiny_model(model_type: str, folder: str) -> None:
+    """Save a random model with a few thousand weights.
 
     Raises:
         Exception: of any kind, if the config or the model cannot be built.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     torch.manual_seed(0)
-    config_class = CONFIG_MAPPING[model_type]
-    default = config_class().to_dict()
-    config = config_class(**_merged(_shrunk(default), _OWN.get(model_type, {})))
-    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
+    config = tiny_config(model_type)
     factory: Any = AutoModelForCausalLM
     model = factory.from_config(config).float().eval()
     _randomise(model)
-    return model
+    model.save_pretrained(folder)
+    if type(model.config) not in factory._model_mapping:  # the text part of a model with several; only the whole loads
+        config.save_pretrained(folder)
 
 
 def _shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
