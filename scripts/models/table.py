@@ -250,7 +250,7 @@ def page(rows: list[Row]) -> str:
 Of the equal ones, {ways["native"]} run in the code of this project, {ways["with its cache"]} in transformers with their
 cache, and {ways["whole rows"]} compute the whole row for each token, which is slow.
 
-This page is made by `{COMMAND}` (about ten minutes).
+This page is made by `{COMMAND}` (a quarter of an hour on two cores).
 Each type is built tiny and random, saved, and loaded as `tinystory generate -m DIR` loads it. *Equal* means: {N_GREEDY}
 greedy ids are those of `generate` of transformers, and after each verb below, the logits are those of a pass of
 transformers over the whole row (the largest difference is below {TOLERANCE:g} of their standard deviation). *no* is a

@@ -85,7 +85,7 @@ class _Examination:
         self.other = other, self._whole(other)
         # A share of the spread, since untrained models have logits near zero: half of the digits that the dtype has.
         self.spread, self.eps = float(self.story[1].std(dim=-1).mean()), torch.finfo(model.dtype).eps
-        self.tolerance = self.spread * self.eps**0.5
+        self.tolerance: float = self.spread * self.eps**0.5
 
     def check_causality(self) -> None:
         """Check that other tokens at the end leave the logits before them as they are.
