@@ -27,6 +27,7 @@ KINDS = {
     "neox": ("GPTNeoX", {}),
     "mixtral": ("Mixtral", {"num_key_value_heads": 2, "num_local_experts": 2}),
 }
+EXPERT = "model.layers.1.block_sparse_moe.experts.1"
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -94,7 +95,8 @@ def test_a_whole_model_loads_without_a_warning(kind, damaged):
         ("qwen2", without("model.layers.0.self_attn.q_proj.bias"), "model.layers.0.self_attn.q_proj.bias"),
         ("neox", without("embed_out.weight"), "lack the tensor 'lm_head.weight'"),
         ("neox", without("gpt_neox.layers.0.mlp.dense_h_to_4h.bias"), "gpt_neox.layers.0.mlp.dense_h_to_4h.bias"),
-        ("mixtral", without("model.layers.0.block_sparse_moe.experts.1.w1.weight"), "conversion of the weights"),
+        ("mixtral", without(f"{EXPERT}.w1.weight"), f"lack the tensor '{EXPERT}.w1.weight'"),
+        ("mixtral", without(*(f"{EXPERT}.w{n}.weight" for n in (1, 2, 3))), f"lack the tensors '{EXPERT}.w1.weight', "),
         ("mixtral", without("model.layers.1.block_sparse_moe.gate.weight"), "model.layers.1.mlp.gate.weight"),
     ],
 )  # fmt: skip
@@ -178,3 +180,61 @@ def test_a_missing_tensor_ends_a_command_in_one_line(damaged, capsys):
     assert out == ""
     assert err.count("\n") == 1
     assert Q_PROJ in err
+
+
+FOREIGN = {
+    "_attn_implementation": "flash_attention_2", "attn_implementation": "kernels-community/flash-attn2",
+    "_attn_implementation_internal": "paged|eager", "experts_implementation": "deepgemm",
+    "_experts_implementation": "sonicmoe", "auto_map": {"AutoModelForCausalLM": "someone/else--code.Model"},
+    "use_kernels": True, "kernel_config": {"kernel_mapping": {}}, "fusion_config": {"unknown": True},
+    "transformers_weights": "other.safetensors", "configuration_files": ["config.4.0.0.json"],
+    "_name_or_path": "someone/else", "torchscript": True, "return_dict": False, "output_attentions": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["mistral", "mixtral"])
+@pytest.mark.parametrize("key", ["all", *(pytest.param(key, marks=pytest.mark.slow) for key in FOREIGN)])
+def test_what_would_fetch_or_run_code_is_left_out(kind, key, damaged):
+    """The name of a kernel in config.json once reached transformers, which loads it from the hub."""
+    plain = load(str(damaged(kind))).session.prefill([[1, 2, 3]])
+    changes = FOREIGN if key == "all" else {key: FOREIGN[key]}
+    directory = damaged(kind, **changes)
+    (directory / "config.4.0.0.json").write_text("{}")
+    session = load(str(directory)).session
+    assert session.prefill([[1, 2, 3]]).equal(plain)
+    assert session.model.config._attn_implementation in ("sdpa", "eager")
+    assert not hasattr(session.model.config, "auto_map")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantised with 'mxfp4'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised with 'fp8'"),
+        ({"quantization_config": {"quant_method": ["gptq"]}}, "quantised with ['gptq']"),
+        ({"quantization_config": {}}, "quantised with None"),
+        ({"quantization_config": "gptq"}, "quantised with None"),
+        ({"text_config": {"quantization_config": {"quant_method": "metal"}}}, "quantised with 'metal'"),
+        ({"quantization_config": {"load_in_8bit": True}}, "bitsandbytes"),
+        ({"vision_config": {"architecture": "hf-hub:someone/else"}}, "would be fetched"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "needs code of its own"),
+        ({"model_type": "own"}, "does not recognize"),
+    ],
+)
+def test_what_transformers_would_fetch_is_refused(config, message, damaged):
+    with pytest.raises(CheckpointError) as error:
+        load(str(damaged("mistral", **config)))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_peft_is_refused_where_peft_would_load_it(damaged, monkeypatch):
+    import importlib.util
+
+    directory = damaged("mistral")
+    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+    load(str(directory))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "peft" or found(name, *rest))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json would change the weights"):
+        load(str(directory))

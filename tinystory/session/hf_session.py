@@ -1,7 +1,7 @@
 """Run any causal language model of transformers as a session.
 
-This is simple and slow: every row has its own cache and is computed alone. So rows of any length, rewinding and
-reordering work with every architecture that has an ordinary cache.
+This is simple and slow: every row has its own cache and is computed alone. What the cache of an architecture cannot do,
+the session does not do with it (`hf_cache.py`).
 """
 
 import copy
@@ -14,6 +14,7 @@ from torch import Tensor
 from tinystory.checkpoint import CheckpointHeader
 from tinystory.decoding import Ids, Session, common_prefix
 from tinystory.errors import CheckpointError, TinystoryError, UsageError, one_line
+from tinystory.session.hf_cache import CacheAbilities, cut, examine_cache, rope_stage, whole_row
 from tinystory.session.hf_weights import load_hf_model
 from tinystory.session.rows import as_lists, check_prompts
 
@@ -22,25 +23,23 @@ __all__ = ["HFSession"]
 _DEFAULT_MAX_SEQ_LEN = 2048
 """The length of the context if the config does not say it."""
 
-_BIDIRECTIONAL = frozenset({"bert", "roberta", "electra", "camembert", "xlm-roberta", "roformer", "megatron-bert"})
-"""Encoders. They see later tokens, but transformers runs them as causal models with only a warning.
-
-A config with `is_decoder` makes such a model causal.
-"""
+_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions", "context_length")
+"""The names that configs give to the length of the context."""
 
 
 class HFSession:
     """A `decoding.Session` over a causal language model of transformers.
 
-    If the cache of a model cannot be cut, as with a sliding window, `can_rewind` is False and each prefill computes the
-    whole prompt. If a model has no ordinary cache, like a recurrent one or GPT-1, the whole row is computed for every
-    token.
+    If the cache of a model cannot be cut, as with a sliding window or a recurrent state, `can_rewind` is False and each
+    prefill computes the whole prompt. If a model has no cache, or one with which the logits differ, the whole row is
+    computed for every token. A row is also computed again when it reaches a length at which all its positions change.
 
     Attributes:
+        can_rewind: tokens can be removed.
+        can_reorder: rows can be copied.
+        abilities: what the cache of the model can do.
         warnings: one line for each thing that a user should know about the files of the model.
     """
-
-    can_reorder = True
 
     def __init__(
         self,
@@ -48,12 +47,26 @@ class HFSession:
         bos_id: int | None = None,
         eos_ids: frozenset[int] = frozenset(),
         opener: Callable[[str], Session] | None = None,
+        abilities: CacheAbilities | None = None,
     ) -> None:
+        """Begin without rows.
+
+        Args:
+            model: a causal language model of transformers.
+            bos_id: the token that a story begins with, or None.
+            eos_ids: the tokens that end a story.
+            opener: opens a session of another model by its name.
+            abilities: what the cache can do; None to find out, which costs a few passes.
+
+        Raises:
+            ValueError: the model sees the tokens that follow.
+            Exception: of any kind, if transformers cannot run the model.
+        """
         self.model = model.eval()
         self.warnings: tuple[str, ...] = ()
-        config = model.config.get_text_config()
+        self._config = config = model.config.get_text_config()
         self.vocab_size = int(config.vocab_size)
-        lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+        lengths = (getattr(config, name, None) for name in _LENGTH_NAMES)
         self.max_seq_len = next((n for n in lengths if isinstance(n, int) and n > 0), _DEFAULT_MAX_SEQ_LEN)
         self.bos_id = bos_id
         self.eos_ids = eos_ids
@@ -62,7 +75,8 @@ class HFSession:
         self._caches: list[Any] = []
         self._hidden: list[Tensor | None] = []
         self._head_input: Tensor | None = None
-        self._caches_tokens, self.can_rewind = self._probe_cache()
+        self.abilities = abilities or examine_cache(model, self.max_seq_len, self.vocab_size)
+        self.can_rewind, self.can_reorder = self.abilities.can_cut, self.abilities.can_copy
 
     @classmethod
     def from_header(
@@ -94,8 +108,6 @@ class HFSession:
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
             model, warnings = load_hf_model(header, dtype)
-            if model.config.get_text_config().model_type in _BIDIRECTIONAL and not model.config.is_decoder:
-                raise ValueError(f"a {model.config.model_type} sees the tokens that follow, so it cannot write")
             model.to(device)
             session = cls(model, bos_id, eos_ids, opener)
             session.warnings = warnings
@@ -141,7 +153,13 @@ class HFSession:
         return logits[:, -1] if one_each else logits
 
     def reorder(self, rows: Ids) -> None:
-        """Make row i a copy of row rows[i]; `rows` is (B',) with any B' ≥ 1."""
+        """Make row i a copy of row rows[i]; `rows` is (B',) with any B' ≥ 1.
+
+        Raises:
+            UsageError: the cache of this model cannot be copied.
+        """
+        if not self.can_reorder:
+            raise UsageError("this model's cache cannot be copied")
         order = as_lists(rows)
         moved: set[int] = set()
         caches = []
@@ -164,8 +182,12 @@ class HFSession:
             if not 0 <= n <= len(self._rows[row]):
                 raise UsageError(f"cannot rewind {n} tokens of a row of {len(self._rows[row])}")
             if n:
-                _cut(self._caches[row], len(self._rows[row]) - n)
-                del self._rows[row][len(self._rows[row]) - n :]
+                ids = self._rows[row]
+                if self._stage(len(ids) - n) == self._stage(len(ids)):
+                    cut(self._caches[row], n)
+                else:
+                    self._caches[row] = None
+                del ids[len(ids) - n :]
                 self._hidden[row] = None
 
     def hidden(self) -> Tensor:
@@ -186,7 +208,7 @@ class HFSession:
             UsageError: this session has no opener for other models.
         """
         if model is None:
-            return HFSession(self.model, self.bos_id, self.eos_ids, self._opener)
+            return HFSession(self.model, self.bos_id, self.eos_ids, self._opener, self.abilities)
         if self._opener is None:
             raise UsageError(f"this session cannot open another model ({model})")
         return self._opener(model)
@@ -196,55 +218,59 @@ class HFSession:
         # The hook is removed again, since the model lives longer than its sessions.
         hook = self.model.get_output_embeddings().register_forward_pre_hook(self._keep_head_input)
         try:
-            if self._caches_tokens:
-                new = torch.tensor([ids], device=self.model.device)
-                output = self.model(input_ids=new, past_key_values=self._caches[row], use_cache=True)
-                self._caches[row] = output.past_key_values
-            else:
-                whole = torch.tensor([self._rows[row] + ids], device=self.model.device)
-                output = self.model(input_ids=whole)
+            logits = torch.cat([self._append(row, part) for part in self._parts(len(self._rows[row]), ids)])
         finally:
             hook.remove()
-        self._rows[row].extend(ids)
         assert self._head_input is not None
         self._hidden[row] = self._head_input[0, -1]
-        logits: Tensor = output.logits[0, -len(ids) :].float()
         return logits
+
+    def _parts(self, length: int, ids: list[int]) -> list[list[int]]:
+        """Divide ids for a row of this length into parts that the model can compute at once."""
+        if not length:
+            return [ids]
+        parts = [ids[:1]]
+        for index in range(1, len(ids)):
+            joined = self.abilities.appends_many and self._stage(length + index) == self._stage(length + index + 1)
+            if joined:
+                parts[-1].append(ids[index])
+            else:
+                parts.append([ids[index]])
+        return parts
+
+    def _append(self, row: int, ids: list[int]) -> Tensor:
+        """Append ids to one row in one pass; return logits (T, V) in float32."""
+        old, cache = self._rows[row], self._caches[row]
+        if cache is not None and self._stage(len(old)) != self._stage(len(old) + len(ids)):
+            cache = None
+        if self.abilities.works:
+            new = torch.tensor([ids if cache is not None else old + ids], device=self.model.device)
+            output = self.model(input_ids=new, past_key_values=cache, use_cache=True)
+            self._caches[row], logits = output.past_key_values, output.logits[0]
+        else:
+            logits = whole_row(self.model, old + ids)
+        old.extend(ids)
+        new_logits: Tensor = logits[-len(ids) :].float()
+        return new_logits
+
+    def _stage(self, length: int) -> tuple[int, ...]:
+        return rope_stage(self._config, length)
 
     def _reusable(self, prompt: list[int], old: list[tuple[list[int], Any]]) -> tuple[Any, int]:
         """Return a cache with the longest available prefix of the prompt, and its length; (None, 0) without one."""
-        shared = [common_prefix(prompt[:-1], row) for row, _ in old]
-        if not self.can_rewind or not any(shared):
+        if not (self.can_rewind and self.can_reorder):
+            return None, 0
+        stage = self._stage(len(prompt))
+        shared = [
+            common_prefix(prompt[:-1], row) if cache is not None and self._stage(len(row)) == stage else 0
+            for row, cache in old
+        ]
+        if not any(shared):
             return None, 0
         best = max(range(len(old)), key=shared.__getitem__)
-        cache = copy.deepcopy(old[best][1])
-        _cut(cache, shared[best])
+        row, cache = old[best][0], copy.deepcopy(old[best][1])
+        cut(cache, len(row) - shared[best])
         return cache, shared[best]
 
     def _keep_head_input(self, _module: object, arguments: tuple[Tensor, ...]) -> None:
         self._head_input = arguments[0]
-
-    @torch.inference_mode()
-    def _probe_cache(self) -> tuple[bool, bool]:
-        """Try the cache with a few tokens; return whether it works, and whether rows can be rewound."""
-        from transformers.cache_utils import DynamicCache, DynamicLayer
-
-        ids = torch.zeros((1, 3), dtype=torch.long, device=self.model.device)
-        whole = self.model(input_ids=ids)
-        try:
-            cache = self.model(input_ids=ids[:, :2], use_cache=True).past_key_values
-            if cache is None:
-                return False, True  # nothing is cached, so tokens can be removed freely
-            last = self.model(input_ids=ids[:, 2:], past_key_values=cache, use_cache=True).logits[0, -1]
-        except Exception:  # an architecture without an ordinary cache may fail in any way
-            return False, True
-        scale = whole.logits[0, -1].abs().max() + 1
-        works = bool((last - whole.logits[0, -1]).abs().max() < 0.05 * scale)
-        cuttable = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-        return works, cuttable or not works
-
-
-def _cut(cache: Any, n_tokens: int) -> None:
-    """Cut a cache to its first n_tokens; None stays None."""
-    for layer in cache.layers if cache is not None else ():
-        layer.keys, layer.values = layer.keys[:, :, :n_tokens], layer.values[:, :, :n_tokens]

@@ -16,6 +16,7 @@ from tinystory.checkpoint.header import lacking_tensors, warnings_about_unused
 from tinystory.checkpoint.load import check_memory
 from tinystory.errors import CheckpointError
 from tinystory.safe.reading import shown
+from tinystory.session.hf_config import safe_config
 
 __all__ = ["load_hf_model"]
 
@@ -25,6 +26,9 @@ _LAYER_COUNTS = {
 }  # fmt: skip
 _MAYBE_ZERO = {"decoder_layers", "encoder_layers"}
 """An architecture with two stacks may be stored with one of them only."""
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_LAST_NUMBER = re.compile(r"(.*\.\d+\..*\.)(\d+)(\..*)")
 
 _PARAMETERS_PER_TENSOR = 8
 _ELEMENTS_PER_BYTE = 16
@@ -47,24 +51,32 @@ def load_hf_model(header: CheckpointHeader, dtype: str) -> tuple[Any, tuple[str,
         TinystoryError: there is not enough memory.
         Exception: of any kind, if transformers does not know or cannot run the model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     directory = header.directory
     _check_layer_counts(header, header.hf_config)
     factory: Any = AutoModelForCausalLM
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config = safe_config(header)
     with torch.device("meta"), _bounded_build(header):
         plan = factory.from_config(config, trust_remote_code=False)
     _check_plan(header, plan, dtype)
-    model, report = factory.from_pretrained(
-        directory,
-        dtype=getattr(torch, dtype),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # they are refused here, by name
-        output_loading_info=True,
-    )
+    try:
+        model, report = factory.from_pretrained(
+            directory,
+            config=config,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
+            output_loading_info=True,
+        )
+    except Exception as error:
+        if gaps := _gaps(header.tensors):  # experts are joined to one tensor, which fails if one is missing
+            raise lacking_tensors(directory, gaps) from error
+        raise
+    if report["mismatched_keys"] and (gaps := _gaps(header.tensors)):
+        raise lacking_tensors(directory, gaps)
     for name, shape, expected in sorted(report["mismatched_keys"]):
         raise _misshapen(header, name, shape, expected)
     if report["missing_keys"]:
@@ -72,6 +84,23 @@ def load_hf_model(header: CheckpointHeader, dtype: str) -> tuple[Any, tuple[str,
     for problem in report["error_msgs"]:
         raise CheckpointError(f"{directory}: {problem}")
     return model, warnings_about_unused(directory, report["unexpected_keys"], model.state_dict())
+
+
+def _gaps(names: Iterable[str]) -> list[str]:
+    """Return the names of experts' tensors that one layer lacks and others have."""
+    numbers: dict[str, set[str]] = {}  # by what comes before the number of an expert, for all layers together
+    found: dict[str, dict[str, set[str]]] = {}  # by what comes before it in one layer, and what comes behind it
+    for name in names:
+        if "expert" in name and (match := _LAST_NUMBER.fullmatch(name)):
+            before, number, behind = match.groups()
+            numbers.setdefault(_NUMBER.sub("#", before), set()).add(number)
+            found.setdefault(before, {}).setdefault(behind, set()).add(number)
+    return [
+        before + number + behind
+        for before, numbers_behind in found.items()
+        for behind, present in numbers_behind.items()
+        for number in sorted(numbers[_NUMBER.sub("#", before)] - present)
+    ]
 
 
 def _check_layer_counts(header: CheckpointHeader, config: Mapping[str, Any]) -> None:
