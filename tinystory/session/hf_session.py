@@ -5,6 +5,7 @@ reordering work with every architecture that has an ordinary cache.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,12 +94,14 @@ class HFSession:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
-            model, warnings = load_hf_model(header, dtype)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of a layer without elements, for example
+                model, notices = load_hf_model(header, dtype)
             if model.config.get_text_config().model_type in _BIDIRECTIONAL and not model.config.is_decoder:
                 raise ValueError(f"a {model.config.model_type} sees the tokens that follow, so it cannot write")
             model.to(device)
             session = cls(model, bos_id, eos_ids, opener)
-            session.warnings = warnings
+            session.warnings = notices
             return session
         except TinystoryError:
             raise
