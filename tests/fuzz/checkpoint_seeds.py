@@ -29,7 +29,7 @@ def write_own(folder):
 
     torch.manual_seed(0)
     configs = {
-        "gpt2": ModelConfig.gpt2(N_TOKENS, 2, 2, 16, 32), "llama": ModelConfig.llama(N_TOKENS, 2, 2, 16, 32, 24, 1),
+        "gpt2": ModelConfig.gpt2(N_TOKENS, 1, 2, 16, 32), "llama": ModelConfig.llama(N_TOKENS, 1, 2, 16, 32, 24, 1),
         "shards": ModelConfig.llama(N_TOKENS, 1, 2, 16, 32, 24),
     }  # fmt: skip
     for name, config in configs.items():

@@ -152,12 +152,13 @@ def _read_checkpoint(write, case, _folder):
     sound = path.read_bytes()
     path.write_bytes(content)
     try:
-        _write_a_few_tokens(path.parent, only_own=write is write_own)
+        _write_a_few_tokens(path.parent, only_own=write is write_own, with_numpy=len(content) % 2 == 0)
     finally:
         path.write_bytes(sound)
 
 
-def _write_a_few_tokens(directory, *, only_own):
+def _write_a_few_tokens(directory, *, only_own, with_numpy):
+    """Load a checkpoint as `chat` does, or as `generate` does where NumPy is enough."""
     from tinystory.checkpoint import read_header
     from tinystory.session.loading import load_header, load_without_torch
     from tinystory.session.numpy_session import suffices
@@ -165,14 +166,11 @@ def _write_a_few_tokens(directory, *, only_own):
     header = read_header(directory)
     if header.config is None and only_own:
         return  # the target `transformers` has these
-    readers = [lambda: load_header("seed", header, "float32", "cpu")]
-    if suffices(header, SimpleNamespace(stages=()), "float32", "cpu"):
-        readers.append(lambda: load_without_torch("seed", header))
-    for read in readers:
-        loaded = read()
-        loaded.session.prefill([PROMPT_IDS[: loaded.session.max_seq_len - 1] or PROMPT_IDS[:1]])
-        if loaded.session.max_seq_len > 1:
-            loaded.session.decode([4])
+    without_torch = with_numpy and suffices(header, SimpleNamespace(stages=()), "float32", "cpu")
+    loaded = load_without_torch("seed", header) if without_torch else load_header("seed", header, "float32", "cpu")
+    loaded.session.prefill([PROMPT_IDS[: loaded.session.max_seq_len - 1] or PROMPT_IDS[:1]])
+    if loaded.session.max_seq_len > 1:
+        loaded.session.decode([4])
 
 
 TARGETS = {

@@ -84,7 +84,7 @@ def test_no_file_descriptor_is_lost(panic):
     with library_call("the first call opens one file"):
         pass
     before = count()
-    for _ in range(50):
+    for _ in range(10):
         with pytest.raises(CheckpointError), library_call("it fails"):
             panic()
     assert count() == before

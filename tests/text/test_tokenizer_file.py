@@ -100,6 +100,27 @@ REFUSED = {
     "a table of other bytes": (table([0] * 256, b"\xff\0"), "not UTF-8"),
     "a table that makes a text long": (table([0] * 256, b"x" * 10_000 + b"\0"), "more than 256 bytes"),
     "a table that leads out of itself": (table([255 << 10], b"\0"), "index out of bounds|not a tokenizer"),
+    "a table after a table": (
+        {"normalizer": {"type": "Sequence", "normalizers": [table([0] * 256, b"x" * 200 + b"\0")["normalizer"]] * 2}},
+        "times as long",
+    ),
+    "added tokens of gigabytes": (
+        {"normalizer": {"type": "Sequence", "normalizers": [replace("a", "a" * 1000)]}}
+        | {"added_tokens": [added(content=f"<{n}{'a' * 900}>", normalized=True)["added_tokens"][0] for n in range(9)]},
+        "added_tokens may have",
+    ),
+    "added tokens with long prefixes": (
+        {"normalizer": {"type": "Prepend", "prepend": "a" * 1000}}
+        | {"added_tokens": added(normalized=True)["added_tokens"] * 5000},
+        "added_tokens may have",
+    ),
+    "a Unigram of gigabytes": (
+        {"model": {"type": "Unigram", "vocab": [["x" * 500_000, -1.0]] * 9, "unk_id": 0}}, "tokens of model.vocab have",
+    ),
+    "words without a limit": (
+        {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a", "max_input_chars_per_word": 10**9}},
+        "max_input_chars_per_word is 1000000000",
+    ),
     "a template with the text twice": (template("A", "A"), "sequence A once"),
     "a template without the text": (template(), "sequence A once"),
     "a template with another text": (template("A", "B"), "sequence A once"),

@@ -26,10 +26,15 @@ _DEEPEST = 8
 _MOST_VALUES = 20_000
 _LONGEST_TEXT = 1_000
 _LONGEST_PATTERN = 10_000
-_MOST_GROWTH = 1_024
+_MOST_GROWTH = 2_048
 """A text may become this many times as long before its tokens are looked up, and a token when it becomes text."""
 _LONGEST_REPLACEMENT = 256
 """The bytes that a precompiled table may put in the place of one character; Unicode itself has 33."""
+_MOST_ADDED_BYTES = 4 * 2**20
+_MOST_UNIGRAM_BYTES = 4 * 2**20
+"""The library takes 70 bytes for a byte of added tokens, and 340 for a byte of the tokens of a Unigram model."""
+_LONGEST_WORD = 1_000
+"""WordPiece looks up each part of a word, and the time grows with the square of its length."""
 _LARGEST_TABLE = 8 * 2**20
 _BYTES_OF_A_CHARACTER = 4
 
@@ -53,6 +58,9 @@ _INNER = {
     "decoder": "decoders",
 }
 """The key of the parts of a sequence."""
+
+
+_TABLE = "normalizer: Precompiled.precompiled_charsmap"
 
 
 class _Wrong(Exception):
@@ -94,8 +102,8 @@ def check_tokenizer(text: str, where: str) -> None:
         if "model" not in document:
             raise _Wrong("it has no model")
         _check_model(document.get("model"))
-        _check_added_tokens(document.get("added_tokens"))
         parts = {name: _checked_parts(name, document.get(name)) for name in _KINDS}
+        _check_added_tokens(document.get("added_tokens"), parts["normalizer"])
         _check_growth("normalizer and pre_tokenizer", parts["normalizer"] + parts["pre_tokenizer"])
         _check_growth("decoder", parts["decoder"])
     except RecursionError:
@@ -119,6 +127,14 @@ def _check_model(model: Any) -> None:
         _check_id(token, token_id)
     for name in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token"):
         _check_text(f"model.{name}", model.get(name) or "", _LONGEST_TEXT)
+    longest_word = model.get("max_input_chars_per_word", 0)
+    if not isinstance(longest_word, int) or longest_word > _LONGEST_WORD:
+        raise _Wrong(f"max_input_chars_per_word is {shown(longest_word)}; it must be at most {_LONGEST_WORD}")
+    if isinstance(vocabulary, list):  # Unigram: [token, score]
+        tokens = (item[0] for item in vocabulary if isinstance(item, list) and item)
+        n_bytes = sum(_n_bytes(token) for token in tokens if isinstance(token, str))
+        if n_bytes > _MOST_UNIGRAM_BYTES:
+            raise _Wrong(f"the tokens of model.vocab have {n_bytes} bytes; at most {_MOST_UNIGRAM_BYTES} are allowed")
     if prefix := model.get("continuing_subword_prefix"):
         _check_prefixes(prefix, model.get("merges"))
 
@@ -140,12 +156,20 @@ def _check_prefixes(prefix: str, merges: Any) -> None:
             raise _Wrong(f"the merge {shown(merge)} does not fit to continuing_subword_prefix {shown(prefix)}")
 
 
-def _check_added_tokens(added: Any) -> None:
+def _check_added_tokens(added: Any, normalizer: list[dict[str, Any]]) -> None:
+    """Check ids and sizes. The library searches for all these tokens at once, in the form that the normalizer gives."""
+    growth = math.prod(map(_growth, normalizer))
+    prepended = sum(_n_bytes(part["prepend"]) for part in normalizer if isinstance(part.get("prepend"), str))
+    n_bytes = 0.0
     for token in added if isinstance(added, list) else ():
         if not isinstance(token, dict):
             raise _Wrong(f"{shown(token)} stands in added_tokens; it must be an object")
         _check_id(token.get("content"), token.get("id"))
-        _check_text("a token of added_tokens", token.get("content"), _LONGEST_TEXT)
+        content: Any = token.get("content")
+        _check_text("a token of added_tokens", content, _LONGEST_TEXT)
+        n_bytes += (_n_bytes(content) + prepended) * growth if token.get("normalized") else _n_bytes(content)
+    if n_bytes > _MOST_ADDED_BYTES:
+        raise _Wrong(f"added_tokens may have {n_bytes:.0f} bytes; at most {_MOST_ADDED_BYTES} are allowed")
 
 
 # --- normalizer, pre_tokenizer, post_processor, decoder ---
@@ -234,22 +258,27 @@ def _check_template(template: Any) -> None:
 
 
 def _check_table(table: Any) -> None:
-    """Check a table of SentencePiece: the size of a trie, the trie, and replacements that end with zero bytes."""
-    where = "normalizer: Precompiled.precompiled_charsmap"
-    _check_text(where, table, _LARGEST_TABLE)
+    """Check the table of SentencePiece that a part "Precompiled" has."""
+    _check_text(_TABLE, table, _LARGEST_TABLE)
+    replacements = _replacements(table)
+    try:
+        b"\0".join(replacements).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Wrong(f"{_TABLE} has replacements that are not UTF-8") from error
+    if max(map(len, replacements)) > _LONGEST_REPLACEMENT:
+        raise _Wrong(f"{_TABLE} has a replacement of more than {_LONGEST_REPLACEMENT} bytes")
+
+
+def _replacements(table: str) -> list[bytes]:
+    """Return the replacements of a table. It has the size of a trie, the trie, and texts that end with zero bytes."""
     try:
         raw = base64.b64decode(table, validate=True)
     except ValueError as error:
-        raise _Wrong(f"{where} is not base64") from error
+        raise _Wrong(f"{_TABLE} is not base64") from error
     n_trie_bytes = struct.unpack_from("<I", raw)[0] if len(raw) >= 4 else 0
     if n_trie_bytes % 4 or not 4 <= n_trie_bytes <= len(raw) - 4:
-        raise _Wrong(f"{where} is not a table of SentencePiece")
-    try:
-        replacements = raw[4 + n_trie_bytes :].decode("utf-8").split("\0")
-    except UnicodeDecodeError as error:
-        raise _Wrong(f"{where} has replacements that are not UTF-8") from error
-    if max(len(text.encode()) for text in replacements) > _LONGEST_REPLACEMENT:
-        raise _Wrong(f"{where} has a replacement of more than {_LONGEST_REPLACEMENT} bytes")
+        raise _Wrong(f"{_TABLE} is not a table of SentencePiece")
+    return raw[4 + n_trie_bytes :].split(b"\0")
 
 
 # --- growth ---
@@ -268,6 +297,8 @@ def _growth(part: Mapping[str, Any]) -> float:
             return 2
         case {"type": "Metaspace"}:
             return _BYTES_OF_A_CHARACTER
+        case {"type": "Precompiled", "precompiled_charsmap": table}:
+            return max(map(len, _replacements(table)))
         case {"type": "Replace", "pattern": {"Regex": _}, "content": str(content)}:
             return 1 + _n_bytes(content)  # it may match the empty text before each character
         case {"type": "Replace", "pattern": {"String": str(text)}, "content": str(content)}:
