@@ -48,16 +48,19 @@ KINDS = [
 COUNTS = [2, 3, 10, 100, 1_000]
 
 
-def mutated_json(random, document, others=()):
+def mutated_json(random, document, others=(), names=()):
     """Return a copy of a JSON document with one to four changes, as bytes.
 
     Args:
         random: the source of all choices.
         document: the sound document.
         others: documents whose parts may take the place of parts of this one.
+        names: keys that may be added to the document.
     """
     document = _copy(document)
     for _ in range(random.choice([1, 1, 1, 2, 2, 3, 4])):
+        if names and isinstance(document, dict) and random.random() < 0.3:
+            document[random.choice(names)] = any_value(random)
         holder = [document]
         _change(random, *_place(random, holder), others)
         document = holder[0]
@@ -103,7 +106,7 @@ def _change(random, container, key, others):
     old = container[key]
     kind = random.choice(KINDS)
     if kind == "value":
-        container[key] = _copy(random.choice(random.choice([WHOLE, REAL, TEXTS, OTHERS])))
+        container[key] = any_value(random)
     elif kind == "own kind":
         container[key] = of_own_kind(random, old)
     elif kind == "delete":
@@ -123,6 +126,11 @@ def _change(random, container, key, others):
         container[key] = _nested(random, old)
     elif kind == "rename" and isinstance(container, dict):
         container[random.choice([*TEXTS, *container])] = container.pop(key)
+
+
+def any_value(random):
+    """Return a value of any type."""
+    return _copy(random.choice(random.choice([WHOLE, REAL, TEXTS, OTHERS])))
 
 
 def of_own_kind(random, old):

@@ -112,6 +112,17 @@ JSON_FILES = (
     *["config.json"] * 7, "generation_config.json", "model.safetensors.index.json", "special_tokens_map.json",
     "tokenizer_config.json",
 )  # fmt: skip
+ADDED_KEYS = (
+    "_attn_implementation", "attention_dropout", "attn_implementation", "auto_map", "chunk_size_feed_forward", "dtype",
+    "architectures", "experts_per_token", "head_dim", "id2label", "is_decoder", "is_encoder_decoder", "label2id",
+    "layer_types", "max_length", "num_experts", "num_hidden_layers", "num_key_value_heads", "num_labels",
+    "output_attentions", "pad_token_id", "partial_rotary_factor", "problem_type", "pruned_heads",
+    "quantization_config", "return_dict", "rope_parameters", "rope_scaling", "rope_theta", "sliding_window",
+    "text_config", "tie_word_embeddings", "torch_dtype", "torchscript", "transformers_version", "use_cache",
+    "vision_config",
+)  # fmt: skip
+"""Keys that transformers knows in every config.json."""
+
 PROMPT_IDS = [0, 2, 3]
 
 
@@ -140,7 +151,7 @@ def _make_checkpoint(write, random):
         file = random.choice(JSON_FILES)
         documents = _documents(write, file)
     name, document = random.choice(documents)
-    content = mutated_json(random, document, [other for _, other in documents])
+    content = mutated_json(random, document, [other for _, other in documents], ADDED_KEYS)
     return f"{name} {file}\n".encode() + content
 
 

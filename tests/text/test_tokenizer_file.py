@@ -63,6 +63,9 @@ REFUSED = {
     "an id below 0": (model(vocab={"a": -1}), "id of the token 'a' is -1"),
     "an added id that takes gigabytes": (added(id=2**31), "id of the token '<s>' is 2147483648"),
     "a long added token": (added(content="a" * 10**6), "1000000 characters; at most"),
+    "an added token that is special and is not": (
+        {"added_tokens": [added(special=special)["added_tokens"][0] for special in (True, False)]}, "stands twice",
+    ),
     "an added token without a text": (added(content=None), "must be a text"),
     "a merge without the prefix": (model(continuing_subword_prefix="##"), "the merge 'a b' does not fit"),
     "a merge of one token": (model(continuing_subword_prefix="##", merges=[["a"]]), "does not fit"),

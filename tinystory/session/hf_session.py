@@ -5,6 +5,7 @@ reordering work with every architecture that has an ordinary cache.
 """
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from tinystory.session.hf_weights import load_hf_model
 from tinystory.session.rows import as_lists, check_prompts
 
 __all__ = ["HFSession"]
+
+_SILENT = logging.CRITICAL + 1
+"""The level at which transformers says nothing: what matters to users becomes an error or a warning of ours."""
 
 _DEFAULT_MAX_SEQ_LEN = 2048
 """The length of the context if the config does not say it."""
@@ -53,6 +57,8 @@ class HFSession:
         self.model = model.eval()
         self.warnings: tuple[str, ...] = ()
         config = model.config.get_text_config()
+        for each in (model.config, config):
+            each.return_dict = True  # config.json may ask for plain tuples, in which we would not find the logits
         self.vocab_size = int(config.vocab_size)
         lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
         self.max_seq_len = next((n for n in lengths if isinstance(n, int) and n > 0), _DEFAULT_MAX_SEQ_LEN)
@@ -89,10 +95,10 @@ class HFSession:
             CheckpointError: the weights do not fit the config, or transformers cannot run the model.
             TinystoryError: there is not enough memory.
         """
-        from transformers.utils import logging
+        from transformers.utils import logging as transformers_logging
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers_logging.set_verbosity(_SILENT)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of a layer without elements, for example

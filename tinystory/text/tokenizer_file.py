@@ -161,12 +161,15 @@ def _check_added_tokens(added: Any, normalizer: list[dict[str, Any]]) -> None:
     growth = math.prod(map(_growth, normalizer))
     prepended = sum(_n_bytes(part["prepend"]) for part in normalizer if isinstance(part.get("prepend"), str))
     n_bytes = 0.0
+    special: dict[str, Any] = {}
     for token in added if isinstance(added, list) else ():
         if not isinstance(token, dict):
             raise _Wrong(f"{shown(token)} stands in added_tokens; it must be an object")
         _check_id(token.get("content"), token.get("id"))
         content: Any = token.get("content")
         _check_text("a token of added_tokens", content, _LONGEST_TEXT)
+        if special.setdefault(content, token.get("special")) != token.get("special"):
+            raise _Wrong(f"{shown(content)} stands twice in added_tokens, once as a special token and once not")
         n_bytes += (_n_bytes(content) + prepended) * growth if token.get("normalized") else _n_bytes(content)
     if n_bytes > _MOST_ADDED_BYTES:
         raise _Wrong(f"added_tokens may have {n_bytes:.0f} bytes; at most {_MOST_ADDED_BYTES} are allowed")
