@@ -15,10 +15,10 @@ from typing import Any
 from tinystory.errors import CheckpointError, nearest
 from tinystory.safe.reading import parse_json_object, regular_file_size, shown
 
-__all__ = ["MAX_TOKENIZER_BYTES", "MAX_TOKEN_ID", "check_tokenizer", "read_tokenizer_json"]
+__all__ = ["MAX_TOKENIZER_BYTES", "check_tokenizer", "read_tokenizer_json"]
 
 MAX_TOKENIZER_BYTES = 64 * 2**20
-MAX_TOKEN_ID = 2_000_000
+_MAX_TOKEN_ID = 2_000_000
 """The library makes lists that are as long as the largest id."""
 
 _MOST_PARTS = 128
@@ -140,10 +140,10 @@ def _check_model(model: Any) -> None:
 
 
 def _check_id(token: Any, token_id: Any) -> None:
-    if type(token_id) is not int or not 0 <= token_id <= MAX_TOKEN_ID:
+    if type(token_id) is not int or not 0 <= token_id <= _MAX_TOKEN_ID:
         raise _Wrong(
             f"the id of the token {shown(token)} is {shown(token_id)}; "
-            f"it must be a whole number from 0 to {MAX_TOKEN_ID}"
+            f"it must be a whole number from 0 to {_MAX_TOKEN_ID}"
         )
 
 
