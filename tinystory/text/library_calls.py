@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-from tinystory.errors import CheckpointError, one_line
+from tinystory.errors import CheckpointError, TinystoryError, one_line
 
 __all__ = ["is_failure", "library_call"]
 
@@ -37,7 +37,7 @@ def library_call(what_fails: str) -> Iterator[None]:
     try:
         _held_stderr.hold()
         yield
-    except CheckpointError:
+    except TinystoryError:
         raise
     except BaseException as error:
         if not is_failure(error):
