@@ -52,7 +52,7 @@ def test_a_long_module_gives_its_reason():
 
 def test_tests_are_laid_out_like_the_code():
     rooms = {path.name for path in (ROOT / "tinystory").iterdir() if (path / "__init__.py").exists()}
-    others = {"bench", "scripts", "decoders", "house", "support"}
+    others = {"bench", "scripts", "decoders", "fuzz", "house", "support"}
     folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("*.py"))}
     assert folders - rooms - others == set()
     strays = [path.name for path in (ROOT / "tests").glob("*.py") if path.name != "conftest.py"]

@@ -15,12 +15,16 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from scripted_chat import ALT_ENTER, CTRL_C, CTRL_D, CTRL_J, ScriptedBackend
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import FixedLength
 
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.repl import app as app_module
 from tinystory.repl.app import App, ChatSettings, chat
 from tinystory.repl.browser import Alternative, Browser
 from tinystory.screen.screen import Screen
+from tinystory.text.tokenizer import Tokenizer
 from tinystory.writing.generate import Trimmed
 
 
@@ -235,6 +239,29 @@ def test_an_unexpected_error_does_not_end_the_chat(make, talk, verbose):
     assert code == 0
     assert "unexpected error (ZeroDivisionError: oh no)" in output
     assert ("Traceback" in output) == verbose
+
+
+class PanickingBackend(ScriptedBackend):
+    """A model whose tokenizer panics for each text that begins with "Bad"."""
+
+    def __init__(self, *turns):
+        super().__init__(*turns)
+        fast = FastTokenizer(BPE({"a": 0}, []))
+        fast.pre_tokenizer = FixedLength(0)
+        self.panics = Tokenizer(fast, None, frozenset())
+
+    def encode(self, text, *, bos):
+        return self.panics.encode(text) if text.startswith("Bad") else super().encode(text, bos=bos)
+
+
+def test_a_tokenizer_that_panics_does_not_end_the_chat(make, talk, capfd):
+    studio = make(backend=PanickingBackend(([" sat"], "length")))
+    code, output = talk(studio, "Bad\rThe cat\r" + CTRL_D, quiet=True)
+    assert code == 0
+    assert "the tokenizer cannot turn this text into tokens: chunk size must be non-zero\n" in output
+    assert output.endswith("The cat sat\n\n")
+    assert studio.text == "The cat sat"
+    assert capfd.readouterr().err == ""
 
 
 def test_a_model_that_did_not_load_is_told_when_needed_and_mended(make, talk):

@@ -109,6 +109,13 @@ def test_missing_tensors_are_refused_by_name(kind, change, message, damaged):
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("config", [{"return_dict": False}, {"torchscript": True}, {"output_attentions": True}])
+def test_the_form_of_the_result_is_ours_to_choose(damaged, config):
+    """A config.json can ask for a plain tuple, in which we would not find the logits."""
+    plain = load(str(damaged("mistral"))).session.prefill([[1, 2]])
+    assert torch.equal(load(str(damaged("mistral", **config))).session.prefill([[1, 2]]), plain)
+
+
 def test_missing_tensors_are_refused_before_the_weights_are_read(damaged, monkeypatch):
     import transformers
 
@@ -132,6 +139,7 @@ def test_missing_tensors_are_refused_before_the_weights_are_read(damaged, monkey
         ("mistral", {"vocab_size": 10**9}, "far larger than its weights"),
         ("mistral", {"vocab_size": 59}, "'lm_head.weight' has the shape (61, 32); config.json asks for (59, 32)"),
         ("mistral", {"hidden_size": 2**40}, "far larger than its weights"),
+        ("mistral", {"num_labels": 10**9}, "num_labels is 1000000000; it must be at most 100000"),
         (
             "neox",
             {"hidden_size": 64},

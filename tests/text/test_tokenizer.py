@@ -99,7 +99,7 @@ def test_gpt2_files_give_gpt2_ids(shared_data):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "1.0"}'])
 def test_a_damaged_file_is_one_clear_error(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(CheckpointError, match="is not a tokenizer") as caught:
+    with pytest.raises(CheckpointError, match=r"is not a tokenizer|is not valid JSON|must be an object") as caught:
         Tokenizer.from_file(tmp_path / "tokenizer.json")
     assert "\n" not in str(caught.value)
 

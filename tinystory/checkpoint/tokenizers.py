@@ -53,10 +53,14 @@ def find_tokenizer(name: str) -> "Tokenizer":
         return Tokenizer.from_bpe_files(path)
     from transformers import AutoTokenizer
 
+    from tinystory.text.library_calls import is_failure
+
     try:
         hf_tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         eos_ids = frozenset(i for i in (hf_tokenizer.eos_token_id,) if i is not None)
         return Tokenizer(hf_tokenizer.backend_tokenizer, hf_tokenizer.bos_token_id, eos_ids)
-    except Exception as error:  # the hub client, transformers and a slow tokenizer raise errors of different kinds
+    except BaseException as error:  # the hub client, transformers and a slow tokenizer raise errors of different kinds
+        if not is_failure(error):
+            raise
         reason = one_line(error)
         raise UsageError(f"{name} is no tokenizer file or folder, and the hub gave none: {reason}") from error

@@ -6,10 +6,10 @@ from typing import Any
 
 from tinystory.errors import CheckpointError
 from tinystory.safe.reading import read_json_object, shown
+from tinystory.text.tokenizer_file import MAX_TOKENIZER_BYTES
 
 __all__ = ["added_above", "read_vocabulary", "vocabulary"]
 
-MAX_TOKENIZER_BYTES = 64 * 2**20
 _BYTES_PER_TOKEN = 1024
 """More than any real tokenizer file needs for a token, with merges and indentation."""
 

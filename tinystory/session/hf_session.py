@@ -5,6 +5,8 @@ the session does not do with it (`hf_cache.py`).
 """
 
 import copy
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +21,9 @@ from tinystory.session.hf_weights import load_hf_model
 from tinystory.session.rows import as_lists, check_prompts
 
 __all__ = ["HFSession"]
+
+_SILENT = logging.CRITICAL + 1
+"""The level at which transformers says nothing: what matters to users becomes an error or a warning of ours."""
 
 _DEFAULT_MAX_SEQ_LEN = 2048
 """The length of the context if the config does not say it."""
@@ -102,15 +107,17 @@ class HFSession:
             CheckpointError: the weights do not fit the config, or transformers cannot run the model.
             TinystoryError: there is not enough memory.
         """
-        from transformers.utils import logging
+        from transformers.utils import logging as transformers_logging
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers_logging.set_verbosity(_SILENT)
         try:
-            model, warnings = load_hf_model(header, dtype)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of a layer without elements, for example
+                model, notices = load_hf_model(header, dtype)
             model.to(device)
             session = cls(model, bos_id, eos_ids, opener)
-            session.warnings = warnings
+            session.warnings = notices
             return session
         except TinystoryError:
             raise

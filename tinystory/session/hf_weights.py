@@ -24,6 +24,8 @@ _LAYER_COUNTS = {
     "decoder_layers", "encoder_layers", "n_layer", "n_layers", "num_decoder_layers", "num_encoder_layers",
     "num_hidden_layers", "num_layers",
 }  # fmt: skip
+_MOST_LABELS = 100_000
+"""transformers makes a name for each label, though a model that writes has none."""
 _MAYBE_ZERO = {"decoder_layers", "encoder_layers"}
 """An architecture with two stacks may be stored with one of them only."""
 
@@ -54,7 +56,7 @@ def load_hf_model(header: CheckpointHeader, dtype: str) -> tuple[Any, tuple[str,
     from transformers import AutoModelForCausalLM
 
     directory = header.directory
-    _check_layer_counts(header, header.hf_config)
+    _check_counts(header, header.hf_config)
     factory: Any = AutoModelForCausalLM
     config = safe_config(header)
     with torch.device("meta"), _bounded_build(header):
@@ -103,15 +105,20 @@ def _gaps(names: Iterable[str]) -> list[str]:
     ]
 
 
-def _check_layer_counts(header: CheckpointHeader, config: Mapping[str, Any]) -> None:
-    """Check the numbers of layers before a config is built: a config makes lists as long as they are.
+def _check_counts(header: CheckpointHeader, config: Mapping[str, Any]) -> None:
+    """Check the numbers of layers and labels before a config is built: a config makes lists as long as they are.
 
     Raises:
-        CheckpointError: a number is below 1, or larger than the number of tensors in the files.
+        CheckpointError: a number of layers is below 1, or larger than the number of tensors in the files; or there are
+            too many labels.
     """
     for key, value in config.items():
         if isinstance(value, dict):
-            _check_layer_counts(header, value)
+            _check_counts(header, value)
+        elif key == "num_labels" and isinstance(value, int) and value > _MOST_LABELS:
+            raise CheckpointError(
+                f"{header.directory}: config.json: num_labels is {shown(value)}; it must be at most {_MOST_LABELS}"
+            )
         elif key in _LAYER_COUNTS and isinstance(value, int):
             least = 0 if key in _MAYBE_ZERO else 1
             if not least <= value <= len(header.tensors):

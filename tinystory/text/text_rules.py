@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Regex, decoders
 
-from tinystory.errors import CheckpointError
+from tinystory.text.library_calls import library_call
 
 __all__ = ["TextStream", "bytes_of_byte_level_characters", "text_stream"]
 
@@ -219,15 +219,7 @@ class _WholeText(_Rule):
         while chain:
             chain, token = chain
             tokens.append(token)
-        try:
-            return (self._decode(tokens[::-1]),)
-        except BaseException as error:  # a panic of the library is no Exception
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise CheckpointError(
-                f"the decoder in tokenizer.json cannot turn these tokens into text: {reason}"
-            ) from error
+        return (self._decode(tokens[::-1]),)
 
 
 class TextStream:
@@ -246,7 +238,11 @@ class TextStream:
         return TextStream([copy.copy(rule) for rule in self._rules], library_agrees=self.library_agrees)
 
     def add(self, token: str) -> str:
-        """Return the text that this token makes final."""
+        """Return the text that this token makes final.
+
+        Raises:
+            CheckpointError: the decoder fails.
+        """
         texts: Iterable[str] = (token,)
         for rule in self._rules:
             texts = [result for text in texts for result in rule.add(text)]
@@ -256,7 +252,7 @@ class TextStream:
         """Return the text that was held back. The stream ends here.
 
         Raises:
-            CheckpointError: a decoder that we do not know fails.
+            CheckpointError: the decoder fails.
         """
         texts: list[str] = []
         for rule in self._rules:
@@ -276,7 +272,7 @@ def text_stream(decoder: Any) -> TextStream:
             rules += _rule_of_one_text(part) if fused else _rule_of_tokens(part)
             fused = fused or part["type"] in ("Fuse", "ByteLevel")
     except Exception:  # a decoder that is written in Python, or a kind that is newer than this module
-        return TextStream([_WholeText(decoder.decode)], library_agrees=False)
+        return TextStream([_WholeText(_safe(decoder.decode))], library_agrees=False)
     # The library's Strip panics where it may cut more characters than a text has.
     can_panic = any(part["type"] == "Strip" and part["stop"] for part in parts)
     return TextStream(rules, library_agrees=not can_panic)
@@ -309,9 +305,9 @@ def _rule_of_tokens(part: dict[str, Any]) -> list[_Rule]:
             trim = _Trim(character, n_start, n_end)
             return [_EachToken(trim.whole, trim.whole)]
         case {"type": "BPEDecoder", "suffix": suffix}:
-            return [_LastToken(decoders.BPEDecoder(suffix).decode)]
+            return [_LastToken(_safe(decoders.BPEDecoder(suffix).decode))]
         case {"type": "CTC", "pad_token": pad, "word_delimiter_token": delimiter, "cleanup": cleanup}:
-            return [_NoRepeats(decoders.CTC(pad, delimiter, cleanup).decode)]
+            return [_NoRepeats(_safe(decoders.CTC(pad, delimiter, cleanup).decode))]
     raise ValueError(f"no rule for {part}")
 
 
@@ -329,8 +325,19 @@ def _rule_of_one_text(part: dict[str, Any]) -> list[_Rule]:
 
 def _each_token(decode: Decode) -> _Rule:
     """Return the rule of a decoder of the library that changes each token alone."""
+    decode = _safe(decode)
     n_before = len(decode([""]))
     return _EachToken(lambda token: decode([token]), lambda token: decode(["", token])[n_before:])
+
+
+def _safe(decode: Decode) -> Decode:
+    """Return a function of the library that raises `CheckpointError` if it fails."""
+
+    def safe(tokens: list[str]) -> str:
+        with library_call("the decoder in tokenizer.json cannot turn these tokens into text"):
+            return decode(tokens)
+
+    return safe
 
 
 def bytes_of_byte_level_characters() -> dict[str, bytes]:

@@ -4,6 +4,7 @@ It needs the `tokenizers` library, but not transformers. It knows no model and n
 """
 
 import codecs
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -14,12 +15,18 @@ from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
 
 from tinystory.errors import CheckpointError, UsageError
+from tinystory.text.library_calls import library_call
 from tinystory.text.text_rules import TextStream, bytes_of_byte_level_characters, text_stream
+from tinystory.text.tokenizer_file import read_tokenizer_json
 
 __all__ = ["END_OF_TEXT", "Detokenizer", "Tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
 """The token that is both BOS and EOS in our own vocabularies, and the separator in files of stories."""
+
+_CANNOT_ENCODE = "the tokenizer cannot turn this text into tokens"
+_PROBES = ("Once upon a time", "", " é 中\n🙂\0", "a" * 40 + "!", " " * 40)
+"""Texts for which some tokenizers of strangers panic: an unlimited search of a regular expression, for example."""
 
 
 class Tokenizer:
@@ -57,17 +64,16 @@ class Tokenizer:
         Raises:
             CheckpointError: the file is missing or is not a tokenizer.
         """
-        try:
-            fast = FastTokenizer.from_str(path.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror}; a checkpoint needs a tokenizer.json") from error
-        except Exception as error:  # the library raises bare Exception for any malformed content
-            raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
-        eos_ids = frozenset(eos_ids)
-        end = fast.token_to_id(END_OF_TEXT)
-        if bos_id is None and not eos_ids and end is not None:
-            return cls(fast, end, frozenset({end}), n_rows)
-        return cls(fast, bos_id, eos_ids, n_rows)
+        content = read_tokenizer_json(path)
+        with library_call(f"{path} is not a tokenizer"):
+            fast = FastTokenizer.from_str(content)
+            eos_ids = frozenset(eos_ids)
+            end = fast.token_to_id(END_OF_TEXT)
+            if bos_id is None and not eos_ids and end is not None:
+                bos_id, eos_ids = end, frozenset({end})
+            tokenizer = cls(fast, bos_id, eos_ids, n_rows)
+            _probe(fast)
+        return tokenizer
 
     @classmethod
     def from_bpe_files(cls, directory: Path, n_rows: int | None = None) -> "Tokenizer":
@@ -78,10 +84,8 @@ class Tokenizer:
         """
         from tokenizers import decoders, models, pre_tokenizers, processors
 
-        try:
+        with library_call(f"{directory} has no readable vocab.json and merges.txt"):
             model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
-        except Exception as error:
-            raise CheckpointError(f"{directory} has no readable vocab.json and merges.txt: {error}") from error
         fast = FastTokenizer(model)
         fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         fast.decoder = decoders.ByteLevel()
@@ -107,8 +111,11 @@ class Tokenizer:
 
         Raises:
             UsageError: the text contains a token that the model does not know.
+            CheckpointError: the tokenizer cannot encode this text.
         """
-        ids = self._known(self.fast.encode(text, add_special_tokens=False).ids)
+        with library_call(_CANNOT_ENCODE):
+            ids = self.fast.encode(text, add_special_tokens=False).ids
+        ids = self._known(ids)
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -116,8 +123,10 @@ class Tokenizer:
 
         Raises:
             UsageError: a text contains a token that the model does not know.
+            CheckpointError: the tokenizer cannot encode one of them.
         """
-        encodings = self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        with library_call(_CANNOT_ENCODE):
+            encodings = self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._known(encoding.ids) for encoding in encodings]
 
     def _is_above(self, token_id: int) -> bool:
@@ -140,14 +149,13 @@ class Tokenizer:
         """Return the text of token ids. Special tokens and unknown ids are left out; broken UTF-8 becomes U+FFFD.
 
         Raises:
-            CheckpointError: the decoder in `tokenizer.json` is none of the library's, and it fails.
+            CheckpointError: the decoder in `tokenizer.json` fails.
         """
         if self.token_bytes is None:
             if self._text_stream.library_agrees:
-                try:
+                # It fails for an id below 0, which is no token.
+                with contextlib.suppress(CheckpointError), library_call("the library cannot detokenize"):
                     return str(self.fast.decode(list(token_ids), skip_special_tokens=True))
-                except OverflowError:  # an id below 0, which is no token
-                    pass
             stream = self.text_stream()
             tokens = (self.visible_token(token_id) for token_id in token_ids)
             return "".join([stream.add(token) for token in tokens if token is not None]) + stream.finish()
@@ -186,7 +194,7 @@ class Tokenizer:
         if self.token_bytes is not None:
             table = (self.token_bytes.get(i, b"") for i in range(self.vocab_size))
             return tuple(raw.decode("utf-8", errors="replace") for raw in table)
-        before = self.fast.encode("a", add_special_tokens=False).ids
+        before = self.encode("a", bos=False)
         n_before = len(self.detokenize(before))
         return tuple(self.detokenize([*before, i])[n_before:] for i in range(self.vocab_size))
 
@@ -219,6 +227,13 @@ class Tokenizer:
         for i, added in self.fast.get_added_tokens_decoder().items():
             table[i] = b"" if added.special else added.content.encode()
         return {i: raw for i, raw in table.items() if not self._is_above(i)}
+
+
+def _probe(fast: FastTokenizer) -> None:
+    """Encode a few texts, so that a file for which the library panics is refused when it is loaded."""
+    for text in _PROBES:
+        with contextlib.suppress(Exception):  # it may lack a character of the text; a panic is no Exception
+            fast.encode(text, add_special_tokens=False)
 
 
 class Detokenizer:
@@ -261,7 +276,7 @@ class Detokenizer:
         """Return the rest of the text: an unfinished character becomes U+FFFD. No token may follow.
 
         Raises:
-            CheckpointError: the decoder in `tokenizer.json` is none of the library's, and it fails.
+            CheckpointError: the decoder in `tokenizer.json` fails.
         """
         if self.token_bytes is not None:
             return self._utf8.decode(b"", final=True)

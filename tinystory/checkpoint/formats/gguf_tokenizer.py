@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinystory.errors import CheckpointError, one_line
+from tinystory.errors import CheckpointError
 from tinystory.safe.reading import shown
 
 __all__ = ["GPT2_WORDS", "GgufTokenizer", "TokenType", "read_tokenizer"]
@@ -183,10 +183,10 @@ def _check_loads(text: str) -> None:
     """Check that the library reads the tokenizer, since a stranger's merges may contradict its tokens."""
     from tokenizers import Tokenizer
 
-    try:
+    from tinystory.text.library_calls import library_call
+
+    with library_call("the tokenizer is damaged"):
         Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception for any malformed content
-        raise CheckpointError(f"the tokenizer is damaged: {one_line(error)}") from error
 
 
 # --- byte-level BPE ---
