@@ -269,6 +269,7 @@ def test_every_stage_has_an_example_that_can_be_timed():
             assert spec.startswith(cls.name)
 
 
+@pytest.mark.slow
 def test_stages_are_timed_as_tensors_and_where_they_can_as_arrays(subject, monkeypatch):
     monkeypatch.setattr("bench.parts.stages.VOCABULARIES", (320,))
     monkeypatch.setattr("bench.parts.stages.SECONDS", 0.0)
@@ -358,6 +359,7 @@ def test_a_history_that_cannot_be_written_is_one_line(subject, tmp_path):
 
 
 @pytest.mark.parametrize("n_runs", [1, 2])
+@pytest.mark.slow
 def test_one_run_is_drawn_as_bars_and_several_as_lines(n_runs, subject, tmp_path):
     pytest.importorskip("matplotlib")
     plot([record(subject)[1]] * n_runs, tmp_path / "picture.svg")

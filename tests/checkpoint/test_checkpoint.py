@@ -517,6 +517,7 @@ print(*seen)
 """
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_leaves_a_checkpoint(tmp_path, word_tokenizer_json):
     """A child process dies at its first, second … system call of a save over a checkpoint."""
     done = run_python(KILL, tmp_path, word_tokenizer_json, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
@@ -672,6 +673,7 @@ def fake_hub(tmp_path):
     thread.join()
 
 
+@pytest.mark.slow
 def test_download_from_the_hub_takes_no_code_and_no_pickles(tmp_path, save, fake_hub):
     save(tmp_path / "model")
     fake_hub.files.update({path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()})

@@ -209,6 +209,7 @@ def test_every_truncation_is_refused(tmp_path):
     assert {tried(tmp_path / "m.gguf", GOOD[:cut]) for cut in cuts} == {"refused"}
 
 
+@pytest.mark.slow
 def test_mutations_are_read_or_refused(tmp_path):
     """Bytes, lengths and counts of the header are overwritten, one to three at a time."""
     rng = random.Random(7)

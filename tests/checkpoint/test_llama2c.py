@@ -94,6 +94,7 @@ def test_golden_story(stories260k, golden):
 
 
 @pytest.mark.parity
+@pytest.mark.slow
 def test_golden_story_in_transformers(stories260k, golden):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -124,6 +125,7 @@ def test_stories_encode_as_in_llama2c(shared_data):
 @settings(max_examples=150, deadline=None)
 @given(st.text(alphabet="abc é\n🦊", max_size=30))
 @example(" abc")
+@pytest.mark.slow
 def test_made_up_text_encodes_as_in_llama2c(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "tok.bin"
     path.write_bytes(tokenizer_bytes())

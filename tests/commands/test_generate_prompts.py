@@ -305,6 +305,7 @@ def wait_for_lines(path, n, process):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_is_finished_and_a_kill_too(started, out):
     arguments = ("-d", "sample 1.2", "-n", "40", "--batch-size", "4", "-o", out)
     process = started(*arguments)
@@ -336,6 +337,7 @@ def test_a_reader_that_leaves_ends_it_silently(started):
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_two_processes_with_ranks_write_all(started, out):
     processes = [started("-n", "8", "-o", out, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
     for process in processes:

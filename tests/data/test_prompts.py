@@ -152,6 +152,7 @@ def lines_of(path, **options):
     return StoryLines(path, SUBJECT, 10, 2, **options)
 
 
+@pytest.mark.slow
 def test_a_file_of_stories_goes_on_after_any_loss_at_its_end(tmp_path):
     whole = b"".join(map(line, (record(4), record(4, 1), record(0))))
     for n in range(len(whole) + 1):

@@ -510,6 +510,7 @@ def examples(kind):
             yield stage
 
 
+@pytest.mark.slow
 def test_every_pair_of_processors_runs_on_real_logits():
     token_ids, logits, eos_ids, request = real_logits()
     for pair in product(examples("processor"), repeat=2):

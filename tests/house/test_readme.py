@@ -43,6 +43,7 @@ def test_every_path_in_the_readme_exists():
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.slow
 def test_the_scripts_help_is_there():
     for script in ("train.py", "train_tokenizer.py"):
         result = subprocess.run(

@@ -33,6 +33,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_it_is_built_once_for_a_source_and_its_options(cache, monkeypatch):
     first, second = compiled_code(), compiled_code()
     assert first.seconds > 0
@@ -76,6 +77,7 @@ def test_nobody_else_may_write_it_whatever_the_umask(cache):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_another_processor_has_a_library_of_its_own(cache, monkeypatch):
     compiled_code()
     command, defined = compiling._compiler()
@@ -85,6 +87,7 @@ def test_another_processor_has_a_library_of_its_own(cache, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_damaged_library_is_built_once_more(cache):
     compiled_code()
     (library,) = cache.iterdir()
@@ -189,6 +192,7 @@ def test_other_kinds_of_models_are_refused():
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_the_command_line_shows_what_compiling_takes(capsys):
     for expected in (True, False):
         assert main(["generate", "Once", "-n", "3", "-s", "1", "--compile"]) == 0

@@ -264,6 +264,7 @@ def test_what_is_no_file_is_one_line(tmp_path, kind):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_sigkill_at_twenty_moments_leaves_every_turn_but_the_one_being_saved(tmp_path):
     """Forks add turns and save after each; a pipe tells the parent which ones were done."""
     rng = random.Random(3)
