@@ -172,6 +172,9 @@ def _page(parser: argparse.ArgumentParser) -> None:
 def _eval(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", metavar="DATA", help=f"real stories: {_STORIES}")
+    add("--column", metavar="NAME", help="column of DATA that has the text (default text, else story)")
+    add("--split", default="validation", metavar="NAME", help="split of a hub dataset (default validation)")
+    add("--separator", metavar="TEXT", help="text between the stories of a text file (default <|endoftext|>)")
     add("--limit", type=int, metavar="N", help="take the first N stories")
     add(
         "--cut",
