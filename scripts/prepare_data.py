@@ -66,7 +66,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="F",
         help="share of these that is held out for validation (default 0)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="seed of both choices (default 0)")
+    add(
+        "--split-seed", "--seed", dest="seed", type=int, default=0, metavar="N", help="seed of both choices (default 0)"
+    )
     add("--split", default="train", help="split of a hub dataset (default train; validation for --valid)")
     add("--column", metavar="NAME", help="column that has the text (default text, else story)")
     add(

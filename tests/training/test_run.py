@@ -131,6 +131,10 @@ def test_log_lines_beyond_a_checkpoint_and_cut_off_ones_are_dropped_when_a_run_g
         file.write('{"step": 2, "lo')
     run.forget_after(2)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    run.forget_after(2)  # a line that was cut off is deleted, even if it is the only one
+    assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
     Run(tmp_path / "nothing").forget_after(2)
     with pytest.raises(TinystoryError, match="cannot write"):
         Run(tmp_path / "nothing").log({})

@@ -20,7 +20,7 @@ from tinystory.safe.showing import visible
 from tinystory.training.display import Display, Logger, Meter, Signals, log_to_tensorboard
 from tinystory.training.distributed import Ranks
 from tinystory.training.opening import OpenRun, find_run_stories, load_state, load_teacher, make_model
-from tinystory.training.stories import n_unknown
+from tinystory.training.stories import field_text, n_unknown
 from tinystory.training.trainer import Trainer, has_matplotlib
 
 __all__ = ["make_trainer", "train"]
@@ -72,7 +72,7 @@ def _first_lines(trainer: Trainer, changed: Mapping[str, tuple[Any, Any]]) -> It
     muon = f", Muon {hyper.muon_lr:g} (--muon-lr, the matrices of the blocks)" if "muon" in state.optimizers else ""
     yield f"peak learning rates: AdamW {hyper.lr:g} (--lr){muon}"
     for name, (old, new) in changed.items():
-        yield f"changed from step {state.step:,} on: {name} {old} -> {new}"
+        yield f"changed from step {state.step:,} on: {name} {field_text(old)} -> {field_text(new)}"
     if trainer.n_unknown:
         yield (
             f"the vocabulary cannot spell all validation stories ({trainer.n_unknown:,} unknown tokens), so their bits "

@@ -261,10 +261,11 @@ class Run:
     def _rewrite(self, name: str, kept: Callable[[list[str]], list[str]]) -> None:
         path = self.folder / name
         if path.exists():
-            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-            if (left := kept(lines)) != lines:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            left = "".join(f"{line}\n" for line in kept(text.split("\n")[:-1]))  # without a line that was cut off
+            if left != text:
                 try:
-                    write_atomically(path, "".join(f"{line}\n" for line in left).encode())
+                    write_atomically(path, left.encode())
                 except OSError as error:
                     raise TinystoryError(f"cannot write {path}: {error.strerror}") from error
 

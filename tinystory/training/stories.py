@@ -20,7 +20,7 @@ from tinystory.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from tinystory.training.config import DataConfig, RunConfig
 
-__all__ = ["RunStories", "as_prepared", "load_stories", "n_unknown", "open_stories"]
+__all__ = ["RunStories", "as_prepared", "field_text", "load_stories", "n_unknown", "open_stories"]
 
 Report = Callable[[str], object]
 """Gets lines about the stories that a user should see."""
@@ -92,8 +92,8 @@ def as_prepared(config: "RunConfig", chosen: Collection[str]) -> "RunConfig":
         choices["valid"] = ()
     wrong = [name for name in _OF_THE_FOLDER if name in chosen and getattr(config.data, name) != choices[name]]
     if wrong:
-        wanted = ", ".join(f"{name} {_shown(getattr(config.data, name))}" for name in wrong)
-        there = ", ".join(f"{name} {_shown(choices[name])}" for name in wrong)
+        wanted = ", ".join(f"{name} {field_text(getattr(config.data, name))}" for name in wrong)
+        there = ", ".join(f"{name} {field_text(choices[name])}" for name in wrong)
         flags = " ".join("--" + name.replace("_", "-") for name in wrong)
         raise UsageError(
             f"{folder} was prepared with {there}, not with {wanted}; "
@@ -124,7 +124,8 @@ def _choices_of(folder: Path, data: "DataConfig") -> dict[str, Any]:
     }
 
 
-def _shown(value: object) -> str:
+def field_text(value: object) -> str:
+    """Return the value of a field as a message shows it."""
     return " ".join(value) or "none" if isinstance(value, tuple) else str(value) or "none"
 
 
@@ -217,7 +218,8 @@ def prepare_stories(folder: Path, data: "DataConfig", tokenizer: Tokenizer, repo
         else:
             report(f"{part} stories: {shards.report}")
             for note in shards.report.notes:
-                report(f"  {note}")
+                if part == "train" or data.valid:  # else the same source was told already
+                    report(f"  {note}")
 
 
 def n_unknown(stories: TokenShards, tokenizer: Tokenizer) -> int:
