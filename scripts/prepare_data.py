@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from tinystory.checkpoint.tokenizers import find_tokenizer
+from tinystory.commands.shared.dashes import with_joined_separator
 from tinystory.data.prepare import prepare
 from tinystory.data.selection import Selection
 from tinystory.data.shards import TokenShards
@@ -80,7 +81,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--streaming", action="store_true", help="read a hub dataset without keeping it on the disk")
     add("--rebuild", action="store_true", help="tokenise again, even if nothing has changed")
     add("--verify", action="store_true", help="check the SHA-256 of the files at the end")
-    return parser.parse_args(argv)
+    return parser.parse_args(with_joined_separator(sys.argv[1:] if argv is None else argv))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tinystory.commands.shared.dashes import with_joined_separator
 from tinystory.errors import TinystoryError
 from tinystory.training.config import PRESETS, field_help, fields_of, resolve_changes, resolve_run
 from tinystory.training.distributed import joined
@@ -81,7 +82,7 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any]]:
     add("--preset", choices=PRESETS, help="take the fields from a preset")
     add("--config", type=Path, metavar="FILE", help="read fields from a TOML file")
     add_fields(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(with_joined_separator(sys.argv[1:]))
     if (args.out is None) == (args.resume is None):
         parser.error("give either --out RUN for a new run or --resume RUN")
     return args, {name: getattr(args, name) for name in fields_of() if hasattr(args, name)}

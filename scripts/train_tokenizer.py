@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from tinystory.commands.shared.dashes import with_joined_separator
 from tinystory.data.sources import SourceReport, read_stories
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.safe.writing import write_atomically
@@ -70,7 +71,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--separator", metavar="TEXT", help="text between the stories of a text file (default <|endoftext|>)")
     add("--vocab-size", type=int, default=2048, metavar="V", help="number of tokens (default 2048)")
     add("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_joined_separator(sys.argv[1:] if argv is None else argv))
     if not FEWEST <= args.vocab_size <= MOST:
         parser.error(f"--vocab-size must be from {FEWEST} (256 bytes and <|endoftext|>) to {MOST:,}")
     return args

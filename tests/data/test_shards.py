@@ -442,5 +442,6 @@ def test_the_script_takes_a_separator_and_tells_what_it_found(script, stories, t
     shown = capsys.readouterr()
     assert "60 stories" in shown.out
     assert "taken from between blank lines" in shown.err
+    assert script.main([*command, "--separator", "---"]) == 2
     assert script.main([*command, "--separator", "\\n"]) == 0
     assert "120 stories" in capsys.readouterr().out

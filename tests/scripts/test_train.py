@@ -42,6 +42,7 @@ def test_a_flag_of_each_kind_becomes_a_field(parsed):
     args, fields = parsed("--out", "r", *sources, *shape, "--family", "gpt2", "--lr", "0.1", "--keep", "7")
     config = resolve_run(None, None, fields)
     assert (config.data.data, config.data.batching) == (("a", "b"), "padded")
+    assert parsed("--out", "r", "--separator", "---", "--lr", "1")[1] == {"separator": "---", "lr": 1.0}
     assert (config.model.n_layer, config.model.tied_head, config.model.family) == (3, False, "gpt2")
     assert config.training.lr == 0.1
     assert (config.loop.keep, config.loop.every, str(args.out)) == (7, 0, "r")

@@ -27,9 +27,11 @@ def test_column_and_separator_are_those_of_the_other_scripts(script, stories, tm
     text.write_text("\n\n".join(stories))
     assert script.main(["--data", str(rows), "--column", "body", "--vocab-size", "260", "--out", out]) == 0
     assert script.main(["--data", str(text), "--vocab-size", "260", "--out", out]) == 0
+    assert script.main(["--data", str(text), "--separator", "---", "--out", out]) == 2
     shown = capsys.readouterr()
     assert shown.out.count("from 60 stories") == 2
     assert "taken from between blank lines" in shown.err
+    assert "has no '---' between its stories" in shown.err
 
 
 def test_stories_are_not_all_in_memory(script, monkeypatch, tmp_path):

@@ -98,13 +98,13 @@ def run(options: EvalOptions) -> int:
     name, header = find_model(options.model)
     from tinystory.data.sources import SourceReport, read_stories
 
-    report_of_data = SourceReport()
+    sources = SourceReport()
     found = read_stories(
-        options.data, options.split, column=options.column, separator=options.separator, report=report_of_data
+        options.data, options.split, column=options.column, separator=options.separator, report=sources
     )
     stories = list(islice(found, options.limit))
-    warn(options, report_of_data.notes)
-    training = read_stories(options.train) if options.train is not None else None
+    training = read_stories(options.train, report=sources) if options.train is not None else None
+    warn(options, sources.notes)
     if training:  # a file without a story is refused now, and not after the model has written
         training = chain([next(training)], training)
     model = load_with_torch(options, name, header)

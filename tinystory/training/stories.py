@@ -212,8 +212,8 @@ def prepare_stories(folder: Path, data: "DataConfig", tokenizer: Tokenizer, repo
                 raise
             shutil.rmtree(folder / part, ignore_errors=True)  # an earlier start had other sources
             report(
-                f"no story is held out, because {data.test_split:g} of the stories is less than one of them, so this "
-                "run has no validation; give --valid, or a larger --test-split"
+                f"no story is held out, because there are too few for --test-split {data.test_split:g}, "
+                "so this run has no validation; give --valid, or a larger --test-split"
             )
         else:
             report(f"{part} stories: {shards.report}")

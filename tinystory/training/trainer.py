@@ -155,8 +155,9 @@ class Trainer:
             loss = float(ranks.sum(backward(self.forward, micro_batches, n_tokens, hyper, ranks, self.teachers)))
         except Exception as error:  # the compilers of torch raise errors of many kinds
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = one_line(error).partition(" Set TORCH")[0]
                 raise TinystoryError(
-                    f"--compile does not work here: {one_line(error)}\ninstall a C++ compiler (g++ or clang), or "
+                    f"--compile does not work here: {reason}\ninstall a C++ compiler (g++ or clang), or "
                     "leave --compile out"
                 ) from error
             raise
