@@ -7,7 +7,7 @@ import pytest
 from tinystory.checkpoint import hub, read_header
 from tinystory.checkpoint.tokenizers import find_tokenizer
 from tinystory.errors import CheckpointError, UsageError
-from tinystory.training.config import PRESETS, RunConfig, resolve_run
+from tinystory.training.config import PRESETS, LoopConfig, RunConfig, resolve_run
 from tinystory.training.plotting import plot_metrics, plot_runs, read_metrics
 
 
@@ -20,6 +20,9 @@ def test_flag_over_file_over_preset_over_default(tmp_path):
     assert resolve_run("tiny", file, {}).model.d_model == 128
     assert resolve_run("tiny", file, {}).data.data == ("a.txt",)
     assert resolve_run(None, None, {}) == RunConfig()
+    file.write_text("every = 5\nsave_minutes = 2\n[loop]\nkeep = 3\ndevice = 'cpu'\ntensorboard = true")
+    loop = resolve_run(None, file, {"log_every": 7}).loop
+    assert loop == LoopConfig(device="cpu", every=5, save_minutes=2.0, log_every=7, keep=3, tensorboard=True)
 
 
 @pytest.mark.parametrize("name", PRESETS)

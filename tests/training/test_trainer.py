@@ -5,7 +5,9 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from tinystory.checkpoint import read_header
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.training import loop, trainer
 from tinystory.training.config import resolve_changes, resolve_run
-from tinystory.training.display import Display, Signals
+from tinystory.training.display import Display, Signals, log_to_tensorboard
 from tinystory.training.distributed import Ranks
 from tinystory.training.loop import make_trainer, train
 from tinystory.training.opening import begin_run, load_teacher, resume_run
@@ -355,11 +357,33 @@ def test_a_start_that_was_killed_leaves_no_log_lines_for_the_next(opened, fields
     opened.run.log({"step": 1, "train_loss": 9.0})
     opened.run.keep_samples(1, {"greedy": "An old story."})
     (opened.run.folder / "tensorboard").mkdir()
+    with pytest.raises(UsageError, match="another process trains"):
+        begin_run(opened.run.folder, opened.config, ALONE)
     opened.run.unlock()  # as the end of a process does
     assert train(begin_run(opened.run.folder, opened.config, ALONE), ALONE) == 0
     assert records(opened, "train_loss") == [1, 2, 3]
     assert "old story" not in (opened.run.folder / "samples.txt").read_text()
     assert not (opened.run.folder / "tensorboard").exists()
+
+
+def test_tensorboard_shows_the_steps_after_a_crash_once(monkeypatch, tmp_path):
+    begun = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            begun.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            begun.append((name, value, step))
+
+        def flush(self):
+            pass
+
+    fake = types.ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    log_to_tensorboard(tmp_path, 7)({"step": 8, "lr": 0.5})
+    assert begun == [(str(tmp_path), 8), ("step", 8, 8), ("lr", 0.5, 8)]
 
 
 def test_a_terminal_that_was_closed_does_not_end_a_run(monkeypatch):
