@@ -8,7 +8,7 @@ import pytest
 from tinystory.data.prepare import prepare
 from tinystory.data.selection import Selection
 from tinystory.errors import UsageError
-from tinystory.training.config import DataConfig, resolve_run
+from tinystory.training.config import DataConfig, resolve_changes, resolve_run
 from tinystory.training.stories import load_stories, n_unknown
 
 
@@ -59,6 +59,9 @@ def test_a_prepared_folder_may_have_validation_stories_of_their_own_or_none(prep
     shutil.copytree(prepared / "valid", other / "valid")
     data = resolved(other)
     assert (data.valid, data.test_split) == ((str(other / "valid"),), 0.0)
+    assert resolved(other, "gpt2-tiny", fraction=1.0).valid == data.valid  # its test_split is for data without them
+    with pytest.raises(UsageError, match=r"test_split 0\.0, not with test_split 0\.1"):
+        resolved(other, test_split=0.1)
     assert load_stories(tmp_path, data, tokenizer, None, print).valid is not None
     assert load_stories(tmp_path, resolved(other, test_split=0.0), tokenizer, None, print).valid is None
 
@@ -157,3 +160,22 @@ def test_what_a_vocabulary_cannot_spell_is_counted(word_tokenizer_json, tokenize
     dropping = {"type": "BPE", "vocab": {"<s>": 0, "a": 1}, "merges": [], "unk_token": None, "byte_fallback": False}
     drops = Tokenizer(Fast.from_str(json.dumps(content | {"model": dropping})), 0, frozenset({0}))
     assert n_unknown(stories, drops) == 1
+
+
+def test_validation_stories_and_a_part_that_is_held_out_exclude_each_other():
+    """--test-split was once dropped beside --valid, and recorded as if it held."""
+    with pytest.raises(UsageError, match="give either valid or test_split, not both"):
+        resolved("a.txt", valid="b.txt", test_split=0.1)
+    for preset in (None, "gpt2-tiny"):
+        config = resolve_run(preset, None, {"data": "a.txt", "valid": "b.txt"})
+        assert config.data.test_split == 0.0
+        assert resolve_changes(config, preset, None, {"data": "a.txt", "valid": "b.txt"}) == {}
+
+
+def test_a_manifest_without_a_recipe_is_a_line(prepared):
+    path = prepared / "train" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["recipe"]["sources"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"manifest\.json is damaged; prepare the stories again"):
+        resolved(prepared)

@@ -127,6 +127,16 @@ def test_a_signal_during_a_validation_ends_it_with_the_checkpoint_saved(opened, 
 
 
 @pytest.mark.usefixtures("bare")
+def test_the_last_checkpoint_is_validated_later_if_a_signal_has_prevented_it(opened, monkeypatch):
+    at_step(monkeypatch, 3, send(signal.SIGTERM))
+    assert train(opened, ALONE) == 128 + signal.SIGTERM
+    for _ in range(2):
+        assert train(again(opened), ALONE) == 0
+        assert records(opened, "valid_loss") == [2, 3]
+    assert read_header(opened.run.folder).provenance["valid_loss"] == records(opened)[-1]["valid_loss"]
+
+
+@pytest.mark.usefixtures("bare")
 def test_sigusr1_and_the_clock_save_and_go_on(opened, monkeypatch, capsys):
     saved = []
     original = trainer.Trainer.save
@@ -214,7 +224,13 @@ def test_a_command_line_with_a_file_or_a_preset_is_read_when_a_run_goes_on(opene
 def test_epochs_end_where_epochs_end(stories, fields, tmp_path):
     """Packed epochs differ by a batch or two, and the run once ended after five times the first."""
     (tmp_path / "eight.txt").write_text("<|endoftext|>".join(stories[:8]))
-    data = {"data": str(tmp_path / "eight.txt"), "valid": fields["data"], "max_seq_len": 160, "rows": 1}
+    data = {
+        "data": str(tmp_path / "eight.txt"),
+        "valid": fields["data"],
+        "max_seq_len": 160,
+        "rows": 1,
+        "test_split": 0,
+    }
     opened = begin_run(tmp_path / "run", resolve_run(None, None, fields | data | {"epochs": 3, "log_every": 1}), ALONE)
     made = make_trainer(opened, ALONE)
     lengths = [len(made.plan.epoch(number)) for number in range(3)]

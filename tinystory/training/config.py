@@ -239,7 +239,11 @@ def resolve_run(preset: str | None, file: Path | None, flags: Mapping[str, Any])
     from_preset, given, origin = _given(preset, file, flags)
     config = _build({**from_preset, **given}, origin)
     config = _started_from(config, given) if config.model.init else config
-    return as_prepared(config, {**from_preset, **given})
+    if config.data.valid:
+        if given.get("test_split"):
+            raise UsageError("give either valid or test_split, not both: with valid, no part of the data is held out")
+        config = config.changed({"test_split": 0.0})
+    return as_prepared(config, from_preset, given)
 
 
 def resolve_changes(
@@ -258,6 +262,8 @@ def resolve_changes(
     """
     from_preset, given, origin = _given(preset, file, flags)
     all_fields, in_force = fields_of(), config.flat()
+    if config.data.valid:
+        from_preset = {name: value for name, value in from_preset.items() if name != "test_split"}
     wanted = _checked({**from_preset, **given}, origin)
     changes = {name: value for name, value in wanted.items() if value != in_force[name]}
     if fixed := [name for name in changes if all_fields[name][0] in ("data", "model")]:

@@ -53,6 +53,10 @@ class Signals:
         """Return 0 for nothing, 1 to save, and the exit code, 128 plus the number of the signal, to save and stop."""
         return self._stop or int(self._save)
 
+    def stops(self) -> bool:
+        """Return whether this process is asked to stop."""
+        return self._stop > 0
+
     def saved(self) -> None:
         """Forget the wish to save."""
         self._save = False

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from tinystory.checkpoint import read_header
 from tinystory.data.batches import BatchPlan
 from tinystory.data.shards import TokenShards
 from tinystory.errors import UsageError
@@ -46,10 +47,12 @@ def train(opened: OpenRun, ranks: Ranks) -> int:
         with Signals() as signals, Display(ranks) as display:
             for line in _first_lines(trainer, changed):
                 display.line(line)
+            loop = _Loop(trainer, make_loggers(trainer), signals, display)
             if trainer.progress() >= 1:
+                loop.validate_latest()
                 display.line("this run is complete; to go on, give more --steps, --epochs or --max-minutes")
                 return 0
-            code = _Loop(trainer, make_loggers(trainer), signals, display).run()
+            code = loop.run()
             folder = opened.run.folder
             if code:
                 display.line(f"saved at step {trainer.state.step:,}; to go on: --resume {folder}")
@@ -157,6 +160,13 @@ class _Loop:
                 return wish if wish >= self.signals.STOP else 0
         raise UsageError("there is no story to learn from")
 
+    def validate_latest(self) -> None:
+        """Validate the last checkpoint if a signal has prevented that."""
+        trainer = self.trainer
+        if trainer.valid_plan is not None and "valid_loss" not in read_header(trainer.opened.run.latest).provenance:
+            trainer.ranks.wait()  # the first rank is about to replace what the others read
+            self._save(validates=True)
+
     def _is_time_to_validate(self, before: float, progress: float) -> bool:
         """Return whether a step that has led from one progress to another is followed by a validation."""
         state, config = self.trainer.state, self.trainer.opened.config
@@ -178,9 +188,9 @@ class _Loop:
             best = trainer.add_validation(directory, validation)
             self._log(validation)
             self.display.line(_validation_line(validation, best))
-        elif not self.signals.wish():
+        elif not self.signals.stops():
             self.display.line(f"step {trainer.state.step:,}: saved")
-        if validates and not self.signals.wish():
+        if validates and not self.signals.stops():
             for spec, text in trainer.write_samples().items():
                 self.display.line(f"  {spec}: {visible(' '.join(text.split()))}")
             trainer.draw_metrics()

@@ -120,8 +120,8 @@ class Run:
 
     def story_hashes(self) -> dict[str, str]:
         """Return the hashes of the stories with which the run was begun; empty for a run of an older version."""
-        hashes = self._content().get("stories")
-        return dict(hashes) if isinstance(hashes, dict) else {}
+        hashes = self._content().get("stories") or {}
+        return {part: hashes[part] for part in ("train", "valid") if part in hashes} if "train" in hashes else {}
 
     def remember(self, config: RunConfig, step: int, story_hashes: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
         """Write what is in force from now on to `run.json`, and what has changed to the history in it.

@@ -73,12 +73,13 @@ def prepared_folder(sources: Collection[str]) -> Path | None:
     return Path(folders[0]) if folders else None
 
 
-def as_prepared(config: "RunConfig", chosen: Collection[str]) -> "RunConfig":
+def as_prepared(config: "RunConfig", from_preset: Collection[str], given: Collection[str]) -> "RunConfig":
     """Return the configuration with the choices of a folder of prepared stories, if its data is one.
 
     Args:
         config: what flags, file, preset and defaults give.
-        chosen: the fields that do not come from a default.
+        from_preset: the fields that the preset has.
+        given: the fields that flags or the file have.
 
     Raises:
         UsageError: a chosen field contradicts the folder, or the folder has no validation stories.
@@ -86,10 +87,12 @@ def as_prepared(config: "RunConfig", chosen: Collection[str]) -> "RunConfig":
     folder = prepared_folder(config.data.data)
     if folder is None:
         return config
-    choices = _choices_of(folder, config.data)
+    choices, chosen = _choices_of(folder, config.data), {*from_preset, *given}
     without_validation = "test_split" in chosen and not config.data.test_split
     if without_validation and not choices["test_split"]:
         choices["valid"] = ()
+    if choices["valid"] and "test_split" not in given:
+        chosen.discard("test_split")  # it is for stories without validation stories of their own
     wrong = [name for name in _OF_THE_FOLDER if name in chosen and getattr(config.data, name) != choices[name]]
     if wrong:
         wanted = ", ".join(f"{name} {field_text(getattr(config.data, name))}" for name in wrong)
@@ -112,16 +115,19 @@ def _choices_of(folder: Path, data: "DataConfig") -> dict[str, Any]:
     recipe = TokenShards(folder / "train").recipe
     selection = recipe.get("selection") or {"fraction": 1.0, "test_split": 0.0, "seed": data.split_seed}
     has_valid = (folder / "valid" / MANIFEST).is_file()
-    splits = [source["split"] for source in recipe["sources"] if "split" in source]
-    return {
-        "valid": (str(folder / "valid"),) if has_valid and not selection["test_split"] else (),
-        "column": recipe.get("column") or "",
-        "split": splits[0] if splits else data.split,
-        "separator": recipe.get("separator") or "",
-        "fraction": selection["fraction"],
-        "test_split": selection["test_split"] if has_valid else 0.0,
-        "split_seed": selection["seed"],
-    }
+    try:
+        splits = [str(source["split"]) for source in recipe["sources"] if "split" in source]
+        return {
+            "valid": (str(folder / "valid"),) if has_valid and not selection["test_split"] else (),
+            "column": str(recipe.get("column") or ""),
+            "split": splits[0] if splits else data.split,
+            "separator": str(recipe.get("separator") or ""),
+            "fraction": float(selection["fraction"]),
+            "test_split": float(selection["test_split"]) if has_valid else 0.0,
+            "split_seed": int(selection["seed"]),
+        }
+    except (LookupError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder / 'train' / MANIFEST} is damaged; prepare the stories again") from error
 
 
 def field_text(value: object) -> str:
