@@ -1,5 +1,6 @@
 """The stories of a run: prepared folders, RUN/data, what a run that goes on takes, what is told."""
 
+import dataclasses
 import json
 import shutil
 
@@ -179,3 +180,15 @@ def test_a_manifest_without_a_recipe_is_a_line(prepared):
     path.write_text(json.dumps(content))
     with pytest.raises(UsageError, match=r"manifest\.json is damaged; prepare the stories again"):
         resolved(prepared)
+
+
+def test_many_stories_that_were_taken_for_one_do_not_begin_a_run(stories, tokenizer, tmp_path):
+    """A file with a story in each line once was "1 stories"."""
+    (tmp_path / "a.txt").write_text("\n".join(" ".join(story.split()) for story in stories))
+    lines = DataConfig(data=(str(tmp_path / "a.txt"),))
+    with pytest.raises(UsageError, match=r"only one story to learn from: .*one story of 60 lines; --separator '\\n'"):
+        load_stories(tmp_path / "run", lines, tokenizer, None, print)
+    apart = dataclasses.replace(lines, separator="\\n")
+    assert len(load_stories(tmp_path / "run", apart, tokenizer, None, print).training) > 50
+    alone = dataclasses.replace(lines, test_split=0.0)
+    assert len(load_stories(tmp_path / "run", alone, tokenizer, None, print).training) == 1

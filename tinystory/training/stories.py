@@ -200,6 +200,9 @@ def prepare_stories(folder: Path, data: "DataConfig", tokenizer: Tokenizer, repo
     """Tokenise training and validation stories into two folders, unless the folders have them already.
 
     Without a validation story, the folder gets no part `valid`.
+
+    Raises:
+        UsageError: a source does not exist, or its only story is perhaps many, with an unknown text between them.
     """
     chosen = Selection(data.fraction, 0.0 if data.valid else data.test_split, "train", data.split_seed)
     parts = [("train", data.data, chosen, data.split)]
@@ -222,8 +225,11 @@ def prepare_stories(folder: Path, data: "DataConfig", tokenizer: Tokenizer, repo
                 "so this run has no validation; give --valid, or a larger --test-split"
             )
         else:
+            notes = shards.report.notes
+            if part == "train" and len(shards) == 1 and notes and (data.valid or data.test_split):
+                raise UsageError(f"there is only one story to learn from: {notes[0]}")
             report(f"{part} stories: {shards.report}")
-            for note in shards.report.notes:
+            for note in notes:
                 if part == "train" or data.valid:  # else the same source was told already
                     report(f"  {note}")
 
