@@ -15,6 +15,7 @@ import torch
 
 from tinystory.checkpoint import read_header
 from tinystory.errors import TinystoryError, UsageError
+from tinystory.safe.name_lock import NameLock
 from tinystory.training import loop, trainer
 from tinystory.training.config import resolve_changes, resolve_run
 from tinystory.training.display import Display, Signals, log_to_tensorboard
@@ -361,11 +362,12 @@ def test_no_compiler_is_two_lines(opened, monkeypatch):
 def test_one_process_trains_a_run_at_a_time(opened):
     make_trainer(opened, ALONE).save()
     opened.run.unlock()
-    going_on = again(opened, steps=1)
+    of_another = NameLock.take(opened.run.folder, "run")
     with pytest.raises(UsageError, match="another process trains"):
         again(opened, steps=6)
-    assert train(going_on, ALONE) == 0
-    again(opened).run.unlock()
+    of_another.release()
+    assert train(again(opened, steps=1), ALONE) == 0
+    assert not list(opened.run.folder.glob(".*lock"))
 
 
 @pytest.mark.usefixtures("bare")
@@ -373,9 +375,11 @@ def test_a_start_that_was_killed_leaves_no_log_lines_for_the_next(opened, fields
     opened.run.log({"step": 1, "train_loss": 9.0})
     opened.run.keep_samples(1, {"greedy": "An old story."})
     (opened.run.folder / "tensorboard").mkdir()
+    opened.run.unlock()  # as the end of a process does
+    of_another = NameLock.take(opened.run.folder, "run")
     with pytest.raises(UsageError, match="another process trains"):
         begin_run(opened.run.folder, opened.config, ALONE)
-    opened.run.unlock()  # as the end of a process does
+    of_another.release()
     assert train(begin_run(opened.run.folder, opened.config, ALONE), ALONE) == 0
     assert records(opened, "train_loss") == [1, 2, 3]
     assert "old story" not in (opened.run.folder / "samples.txt").read_text()

@@ -44,15 +44,17 @@ _PACKAGE = Path(tinystory.__file__).resolve().parent
 _PARTLY_BEGUN = re.compile(r"\.run\.lock|\..*\.partial|\.DS_Store")
 """Files that do not make a folder one of another kind."""
 
+_locks: dict[Path, NameLock] = {}
+"""The locks of this process, by the folder of the run."""
+
 _LOGS = ("metrics.jsonl", "metrics.png", "metrics.svg", "samples.txt", "tensorboard")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """The folder of a run."""
 
     folder: Path
-    _lock: NameLock | None = None
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer) -> None:
         """Lock the folder, and write the configuration and the vocabulary of a new run.
@@ -90,21 +92,22 @@ class Run:
             ) from error
 
     def lock(self) -> None:
-        """Lock the run until `unlock`, or until this process ends.
+        """Lock the run for this process until `unlock`, or until the process ends.
 
         Raises:
             UsageError: another process trains this run.
             OSError: the folder cannot be written.
         """
-        self._lock = self._lock or NameLock.take(self.folder, "run")
-        if self._lock is None:
+        place = self.folder.resolve()
+        lock = _locks.get(place) or NameLock.take(self.folder, "run")
+        if lock is None:
             raise UsageError(f"another process trains {self.folder} now; wait for it, or stop it with Ctrl-C")
+        _locks[place] = lock
 
     def unlock(self) -> None:
         """Let other processes train this run."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        if lock := _locks.pop(self.folder.resolve(), None):
+            lock.release()
 
     def configuration(self) -> tuple[RunConfig, Tokenizer]:
         """Return the configuration that is in force, and the vocabulary.

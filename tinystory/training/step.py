@@ -310,7 +310,7 @@ def evaluate_loss(model: Transformer, loaded: Iterable[Batch], config: TrainConf
 
 
 def _loss_correct_count(model: Transformer, batch: Batch) -> Tensor:
-    """Return the summed loss in nats, the correct guesses and the predicted tokens of a batch: (3,) float64, on the CPU."""
+    """Return summed loss in nats, correct guesses and predicted tokens of a batch: (3,) float64, on the CPU."""
     scored = batch.labels != IGNORE
     hidden = model.hidden(batch.token_ids, batch.positions, batch.mask())[scored]
     n = stretch(len(hidden), model.config.vocab_size)
