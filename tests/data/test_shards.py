@@ -390,7 +390,7 @@ def test_the_script_prepares_both_parts_reports_and_reuses(script, story_file, t
     ("options", "code", "fragment"),
     [
         (["--data", "gone.txt"], 2, "prepare_data: gone.txt: no such file"),
-        (["--tokenizer", "vocab.txt"], 3, "vocab.txt is not a tokenizer"),
+        (["--tokenizer", "vocab.txt"], 3, "vocab.txt is not valid JSON"),
         (["--fraction", "2"], 2, "fraction is 2.0"),
         (["--test-split", "0.1", "--valid", "x"], 2, "either --valid or --test-split"),
     ],
