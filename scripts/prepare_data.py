@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from tinystory.checkpoint.tokenizers import find_tokenizer
+from tinystory.commands.shared.dashes import with_joined_separator
 from tinystory.data.prepare import prepare
 from tinystory.data.selection import Selection
 from tinystory.data.shards import TokenShards
@@ -66,13 +67,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="F",
         help="share of these that is held out for validation (default 0)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="seed of both choices (default 0)")
+    add(
+        "--split-seed", "--seed", dest="seed", type=int, default=0, metavar="N", help="seed of both choices (default 0)"
+    )
     add("--split", default="train", help="split of a hub dataset (default train; validation for --valid)")
     add("--column", metavar="NAME", help="column that has the text (default text, else story)")
+    add(
+        "--separator",
+        metavar="TEXT",
+        help=r"text between the stories of a text file (default <|endoftext|>, or what a file plainly has instead); "
+        r"'\n\n' is a blank line, '\n' takes each line as a story",
+    )
     add("--streaming", action="store_true", help="read a hub dataset without keeping it on the disk")
     add("--rebuild", action="store_true", help="tokenise again, even if nothing has changed")
     add("--verify", action="store_true", help="check the SHA-256 of the files at the end")
-    return parser.parse_args(argv)
+    return parser.parse_args(with_joined_separator(sys.argv[1:] if argv is None else argv))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -94,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
                 args.out / name,
                 split=split,
                 column=args.column,
+                separator=args.separator,
                 streaming=args.streaming,
                 selection=selection,
                 rebuild=args.rebuild,
@@ -109,6 +119,8 @@ def describe(name: str, shards: TokenShards) -> None:
     how = "reused" if shards.reused else "written"
     print(f"{shards.directory} {how}: {shards.n_tokens:,} tokens, {shards.n_bytes / shards.n_tokens:.2f} bytes each")
     print(f"  {name}: {shards.report}")
+    for note in shards.report.notes:
+        print(f"  {note}", file=sys.stderr)
 
 
 @contextmanager

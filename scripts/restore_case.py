@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tinystory.data.records import SEPARATOR
+from tinystory.data.separators import SEPARATOR
 from tinystory.data.sources import read_stories
 from tinystory.errors import TinystoryError
 

@@ -246,6 +246,19 @@ def test_info_and_decoders_give_json(tiny, checkpoint):
     assert "how many tokens stay" in shown, "one decoder is shown with its options' help"
 
 
+def test_eval_takes_column_and_separator_and_tells_what_it_found(tiny, stories, tmp_path):
+    rows, text = tmp_path / "a.jsonl", tmp_path / "a.txt"
+    rows.write_text("\n".join(json.dumps({"id": n, "body": story}) for n, story in enumerate(stories[:6])))
+    text.write_text("\n\n".join(stories[:6]))
+    common = ("--limit", 2, "--json")
+    by_column = tiny("eval", rows, "--column", "body", *common)
+    found = tiny("eval", text, *common)
+    assert by_column[0] == found[0] == 0
+    assert json.loads(by_column[1])["bits_per_byte"] == json.loads(found[1])["bits_per_byte"]
+    assert "taken from between blank lines" in found[2]
+    assert tiny("eval", text, "--separator", "---", *common)[0] == 2
+
+
 def test_eval_gives_the_contract_keys(tiny, story_file):
     code, out, _ = tiny("eval", story_file, "--limit", 3, "--json")
     found = json.loads(out)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers
 
 from tinystory.data import prepare as prepare_module
-from tinystory.data.prepare import prepare, tokenize
+from tinystory.data.prepare import overlap, prepare, tokenize
 from tinystory.data.selection import Selection
 from tinystory.data.shards import TokenShards
 from tinystory.data.sources import SourceReport
@@ -413,3 +413,35 @@ def test_the_script_stops_at_ctrl_c(script, monkeypatch, capsys):
     monkeypatch.setattr(script, "run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert script.main(["--data", "a", "--tokenizer", "b", "--out", "c"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_separator_is_part_of_what_stories_are_made_from(tokenizer, tmp_path):
+    source = tmp_path / "a.txt"
+    source.write_text("One.\nTwo.\n---\nThree.\n")
+    assert len(prepare(source, tokenizer, tmp_path / "p")) == 1
+    assert len(prepare(source, tokenizer, tmp_path / "p", separator="---")) == 2
+    assert prepare(source, tokenizer, tmp_path / "p", separator="---").reused
+    assert prepare(source, tokenizer, tmp_path / "p").report.notes != []
+
+
+def test_the_same_stories_have_the_same_hash_and_a_shared_one_is_counted(stories, tokenizer, tmp_path):
+    def prepared(name, part):
+        (tmp_path / f"{name}.txt").write_text("<|endoftext|>".join(part))
+        return prepare(tmp_path / f"{name}.txt", tokenizer, tmp_path / name)
+
+    some, same, others = prepared("a", stories[:20]), prepared("b", stories[:20]), prepared("c", stories[18:30])
+    assert some.content_hash() == same.content_hash() != others.content_hash()
+    assert (overlap(some, others), overlap(others, some), overlap(some, same)) == (2, 2, 20)
+
+
+def test_the_script_takes_a_separator_and_tells_what_it_found(script, stories, tokenizer, tmp_path, capsys):
+    (tmp_path / "t.json").write_text(tokenizer.to_json())
+    (tmp_path / "a.txt").write_text("\n\n".join(stories))
+    command = ["--data", str(tmp_path / "a.txt"), "--tokenizer", str(tmp_path / "t.json"), "--out", str(tmp_path / "o")]
+    assert script.main(command) == 0
+    shown = capsys.readouterr()
+    assert "60 stories" in shown.out
+    assert "taken from between blank lines" in shown.err
+    assert script.main([*command, "--separator", "---"]) == 2
+    assert script.main([*command, "--separator", "\\n"]) == 0
+    assert "120 stories" in capsys.readouterr().out

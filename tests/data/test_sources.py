@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinystory.checkpoint import hub
-from tinystory.data import records
+from tinystory.data import records, separators
 from tinystory.data.selection import Selection
 from tinystory.data.sources import SourceReport, find_sources, read_stories
 from tinystory.errors import UsageError
@@ -74,7 +74,7 @@ def test_where_a_block_of_the_file_ends_does_not_matter(stories, extra, block, t
     path.write_bytes(text.encode())
     expected = [s.replace("\r\n", "\n").replace("\r", "\n").strip() for s in text.split("<|endoftext|>")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_BLOCK_BYTES", block)
+        patch.setattr(separators, "_BLOCK_BYTES", block)
         assert read(path)[0] == [s for s in expected if s]
 
 
@@ -97,7 +97,7 @@ def test_a_huge_line_takes_time_in_proportion(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 def test_memory_does_not_grow_with_the_file(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(records, "_BLOCK_BYTES", 2**16)
+    monkeypatch.setattr(separators, "_BLOCK_BYTES", 2**16)
     path, story = tmp_path / f"many{suffix}", "a story " * 50
     path.write_text((story + "<|endoftext|>" if suffix == ".txt" else f'{{"text": "{story}"}}\n') * 8_000)
     assert path.stat().st_size > 3_200_000
@@ -123,8 +123,9 @@ def test_memory_does_not_grow_with_a_row_group(tmp_path, monkeypatch):
 
 
 def test_text_without_an_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_MAX_RECORD_BYTES", 5000)
-    monkeypatch.setattr(records, "_BLOCK_BYTES", 1000)
+    for module in (records, separators):
+        monkeypatch.setattr(module, "_MAX_RECORD_BYTES", 5000)
+    monkeypatch.setattr(separators, "_BLOCK_BYTES", 1000)
     (tmp_path / "a.txt").write_text("word " * 3000)
     (tmp_path / "a.jsonl").write_text('{"text": "' + "word " * 3000)
     assert "without <|endoftext|>" in one_line_error(tmp_path / "a.txt")
@@ -154,6 +155,66 @@ def test_lines_without_a_text_are_counted(tmp_path):
     found, report = read(path)
     assert found == ["One.", "broken \ufffd byte", "half \ufffd\ufffd\ufffd pair", "😀"]
     assert (report.stories, report.unreadable, report.empty, report.broken_utf8) == (4, 5, 1, 2)
+
+
+def test_each_line_may_have_its_own_column(tmp_path):
+    """The first line once decided, and 19 of 20 stories were lost without an error."""
+    path = tmp_path / "stories.jsonl"
+    lines = [
+        {"text": "First."},
+        {"note": 1},
+        {"text": None, "story": "Second."},
+        *({"story": f"{n}."} for n in range(19)),
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found, report = read(path)
+    assert found == ["First.", "Second.", *(f"{n}." for n in range(19))]
+    assert report.unreadable == 1
+
+
+def test_a_column_that_hardly_any_line_has_is_refused(tmp_path):
+    path = tmp_path / "stories.jsonl"
+    path.write_text('{"body": "One."}\n' + '{"story": "Two."}\n' * 19)
+    message = one_line_error(path, column="body")
+    assert message == f"19 records of {path} have no text, and only 1 have one; name the right --column"
+
+
+# --- encodings ---
+
+
+@pytest.mark.parametrize(
+    "story", ["Zoë said “café” – and left…", "It’s Zoë’s.", "Il était là, à l’école", "She said “café”"]
+)
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_windows_1252_is_read_as_what_it_is(tmp_path, story, suffix):
+    raw = story.encode("cp1252")
+    path = tmp_path / f"stories.{suffix}"
+    path.write_bytes(
+        raw + b"<|endoftext|>Plain." if suffix == "txt" else b'{"text": "' + raw + b'"}\n{"text": "Plain."}'
+    )
+    found, report = read(path)
+    assert found == [story, "Plain."]
+    assert (report.windows_1252, report.broken_utf8) == (1, 0)
+    assert "1 in Windows-1252, read as such" in str(report)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"Zo\xc3\xab and \x93", b"cut \xe2\x80", b"bad \xff", b"half \xed\xa0\xbd pair", b"none \x81"]
+)
+def test_broken_utf8_is_not_taken_for_windows_1252(tmp_path, raw):
+    (tmp_path / "a.txt").write_bytes(raw)
+    [story], report = read(tmp_path / "a.txt")
+    assert "\ufffd" in story
+    assert (report.windows_1252, report.broken_utf8) == (0, 1)
+
+
+def test_zero_bytes_and_mojibake_are_counted(tmp_path):
+    mojibake = "It’s Zoë.".encode().decode("cp1252")
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(["A. " * 2000, "a \0 b", mojibake, "Ça va, Â!"]))
+    report = read(tmp_path / "a.txt")[1]
+    assert (report.zero_bytes, report.mojibake) == (1, 1)
+    assert "1 with zero bytes" in str(report)
+    assert "1 with characters such as â€™" in str(report)
 
 
 # --- parquet and saved datasets ---

@@ -169,9 +169,10 @@ def test_what_a_run_and_prepared_stories_replace_goes_through_the_one_door(tmp_p
     whole = ["fsync", "replace", "fsync folder"]
     run = Run(tmp_path / "run")
     run.begin(RunConfig(), tokenizer)
-    assert calls == whole * 2  # tokenizer.json and run.json
+    assert calls == whole * 2  # run.json and tokenizer.json
     del calls[:]
-    run.log({"step": 1, "tokens": 5, "train_loss": 2.0})
+    for step in (1, 2):
+        run.log({"step": step, "tokens": 5, "train_loss": 2.0})
     run.forget_after(1)
     assert calls == whole
     del calls[:]

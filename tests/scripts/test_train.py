@@ -39,13 +39,14 @@ def test_help_has_every_flag_with_its_text(parsed, capsys):
 def test_a_flag_of_each_kind_becomes_a_field(parsed):
     """--batching once took a list, which no batching is, so the flag could not be used."""
     sources, shape = ["--data", "a", "b", "--batching", "padded"], ["--n-layer", "3", "--no-tied-head"]
-    args, options, fields = parsed("--out", "r", *sources, *shape, "--family", "gpt2", "--lr", "0.1", "--keep", "7")
+    args, fields = parsed("--out", "r", *sources, *shape, "--family", "gpt2", "--lr", "0.1", "--keep", "7")
     config = resolve_run(None, None, fields)
     assert (config.data.data, config.data.batching) == (("a", "b"), "padded")
+    assert parsed("--out", "r", "--separator", "---", "--lr", "1")[1] == {"separator": "---", "lr": 1.0}
     assert (config.model.n_layer, config.model.tied_head, config.model.family) == (3, False, "gpt2")
     assert config.training.lr == 0.1
-    assert (options.keep, options.every, str(args.out)) == (7, 0, "r")
-    assert sorted(fields) == ["batching", "data", "family", "lr", "n_layer", "tied_head"]  # and none that was not given
+    assert (config.loop.keep, config.loop.every, str(args.out)) == (7, 0, "r")
+    assert sorted(fields) == ["batching", "data", "family", "keep", "lr", "n_layer", "tied_head"]  # and no others
 
 
 @pytest.mark.parametrize(
@@ -54,19 +55,29 @@ def test_a_flag_of_each_kind_becomes_a_field(parsed):
         ("", "either --out RUN for a new run or --resume RUN"),
         ("--out a --resume a", "either --out RUN"),
         ("--out a --batching odd", "invalid choice: 'odd'"),
-        ("--out a --every -1", "--every must be at least 0"),
-        ("--out a --log-every 0", "--log-every and --keep at least 1"),
-        ("--out a --keep 0", "--keep at least 1"),
+        ("--out a --family bert", "invalid choice: 'bert' (choose from 'gpt2', 'llama')"),
+        ("--out a --schedule linear", "'wsd', 'cosine', 'constant'"),
     ],
 )
 def test_a_wrong_command_line_is_refused(parsed, capsys, argv, words):
     with pytest.raises(SystemExit) as caught:
         parsed(*argv.split())
     assert caught.value.code == 2
-    assert words in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert shown.count("\n") == 2  # the usage does not bury the mistake
 
 
-def test_a_mistake_in_a_field_names_the_field(parsed):
-    _, _, fields = parsed("--out", "r", "--family", "bert")
-    with pytest.raises(UsageError, match="family is 'bert'"):
-        resolve_run(None, None, fields).model.model_config(10)
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--every -1", "--every must be at least 0"),
+        ("--log-every 0", "--log-every and --keep at least 1"),
+        ("--keep 0", "--keep at least 1"),
+        ("--save-minutes -1", "save_minutes is -1.0"),
+    ],
+)
+def test_a_mistake_in_a_field_names_the_field(parsed, argv, words):
+    _, fields = parsed("--out", "r", *argv.split())
+    with pytest.raises(UsageError, match=words):
+        resolve_run(None, None, fields)

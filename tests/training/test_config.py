@@ -4,10 +4,10 @@ import struct
 
 import pytest
 
-from tinystory.checkpoint import read_header
+from tinystory.checkpoint import hub, read_header
 from tinystory.checkpoint.tokenizers import find_tokenizer
 from tinystory.errors import CheckpointError, UsageError
-from tinystory.training.config import PRESETS, RunConfig, resolve_run
+from tinystory.training.config import PRESETS, LoopConfig, RunConfig, resolve_run
 from tinystory.training.plotting import plot_metrics, plot_runs, read_metrics
 
 
@@ -20,6 +20,9 @@ def test_flag_over_file_over_preset_over_default(tmp_path):
     assert resolve_run("tiny", file, {}).model.d_model == 128
     assert resolve_run("tiny", file, {}).data.data == ("a.txt",)
     assert resolve_run(None, None, {}) == RunConfig()
+    file.write_text("every = 5\nsave_minutes = 2\n[loop]\nkeep = 3\ndevice = 'cpu'\ntensorboard = true")
+    loop = resolve_run(None, file, {"log_every": 7}).loop
+    assert loop == LoopConfig(device="cpu", every=5, save_minutes=2.0, log_every=7, keep=3, tensorboard=True)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -91,16 +94,33 @@ def test_a_vocabulary_comes_from_a_file_a_folder_or_the_hub(tokenizer, tmp_path,
         )
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
-    hub = find_tokenizer("gpt2")
-    assert asked == [("gpt2", {"trust_remote_code": False})]
-    assert (hub.vocab_size, hub.bos_id, hub.eos_ids) == (300, 0, frozenset({0}))
+    found = find_tokenizer("gpt2")
+    assert asked == [("gpt2", {"trust_remote_code": False, "local_files_only": True})]  # the cache has it
+    assert (found.vocab_size, found.bos_id, found.eos_ids) == (300, 0, frozenset({0}))
+
+
+def test_a_vocabulary_that_is_not_in_the_cache_asks_the_hub_once(monkeypatch):
+    """Without a network, transformers tries again and again for a minute."""
+    transformers = pytest.importorskip("transformers")
+    asked = []
 
     def fail(name, **options):
+        asked.append(options.get("local_files_only", False))
         raise OSError("no network\nat all")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
-    with pytest.raises(UsageError, match=r"no network at all$"):
+    monkeypatch.setattr(hub, "_ask", lambda *_: TimeoutError("no answer"))
+    with pytest.raises(
+        UsageError, match=r"^there is no file or folder gpt2, and the Hugging Face hub cannot be reached"
+    ):
         find_tokenizer("gpt2")
+    assert asked == [True]
+    monkeypatch.setattr(hub, "_ask", lambda *_: ["tokenizer.json"])
+    with pytest.raises(UsageError, match=r"the hub gave none: no network at all$"):
+        find_tokenizer("gpt2")
+    assert asked == [True, True, False]
+    with pytest.raises(UsageError, match=r"no tokenizer file or folder \./nowhere\.json"):
+        find_tokenizer("./nowhere.json")
 
 
 @pytest.mark.slow
@@ -108,8 +128,8 @@ def test_metrics_become_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     log = tmp_path / "metrics.jsonl"
     log.write_text(
-        '{"step": 1, "tokens": 100, "train_loss": 3.0, "lr": 0.1, "tokens_per_second": 5}\n'
-        '{"step": 1, "tokens": 100, "valid_loss": 3.1, "valid_perplexity": 22.2, "valid_accuracy": 0.2}\n'
+        '{"step": 1, "tokens": 100, "train_loss": 3.0, "lr": 0.1, "muon_lr": 0.2, "tokens_per_second": 5}\n'
+        '{"step": 1, "tokens": 100, "valid_loss": 3.1, "valid_accuracy": 0.2, "train_accuracy": 0.3}\n'
         '{"step": 2, "tok'
     )
     records = read_metrics(log)
@@ -119,7 +139,10 @@ def test_metrics_become_a_picture(tmp_path):
     header = (tmp_path / "metrics.png").read_bytes()[:24]
     assert header.startswith(b"\x89PNG")
     assert struct.unpack(">II", header[16:]) == (1320, 715)
-    assert b"<svg" in (tmp_path / "metrics.svg").read_bytes()
+    drawn = (tmp_path / "metrics.svg").read_bytes()
+    assert b"<svg" in drawn
+    for line in (b"AdamW", b"Muon", b"train", b"valid"):
+        assert line in drawn
     plot_metrics([], tmp_path / "metrics.png")
     plot_runs({"one": records, "empty": []}, tmp_path / "runs.svg")
     assert b"million tokens" in (tmp_path / "runs.svg").read_bytes()

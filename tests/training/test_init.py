@@ -76,7 +76,7 @@ def begin(story_file, tmp_path):
 def step_and_save(opened):
     trainer = make_trainer(opened, ALONE)
     trainer.step(*next(trainer.plan.ahead(trainer.state.epoch, trainer.state.batch)))
-    opened.run.save(trainer.state, opened.tokenizer, {}, best=False, keep=2)
+    opened.run.save(trainer.state, opened.tokenizer, {}, keep=2)
     return trainer
 
 
@@ -91,7 +91,7 @@ def test_run_keeps_the_architecture_and_the_vocabulary(case, make_init, begin):
     trainer = make_trainer(opened, ALONE)
     initial = as_weights(load_model(read_header(make_init(config))))
     assert all(torch.equal(weight, initial[name]) for name, weight in trainer.state.model.named_parameters())
-    story = trainer.stories[0]
+    story = trainer.stories.training[0]
     assert (story[0], story[-1], EOS in story[:-1]) == (BOS, EOS, False)
 
     step_and_save(opened)

@@ -13,7 +13,7 @@ from tinystory.checkpoint.safetensors_header import weight_files
 from tinystory.errors import CheckpointError, one_line
 from tinystory.safe.reading import shown
 
-__all__ = ["dataset_problem", "download", "is_model_id"]
+__all__ = ["dataset_problem", "download", "is_model_id", "tokenizer_problem"]
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _FILES = ["*.json", "*.txt", "model*.safetensors"]
@@ -67,6 +67,11 @@ def _cached(model_id: str) -> Path | None:
 def dataset_problem(dataset_id: str) -> str | None:
     """Return in one line why the hub cannot give a dataset now; None if it can. Takes at most about 6 seconds."""
     return _problem(_ask("dataset", dataset_id), "dataset", dataset_id, f"there is no file or folder {dataset_id}")
+
+
+def tokenizer_problem(model_id: str) -> str | None:
+    """Return in one line why the hub cannot give a tokenizer now; None if it can. Takes at most about 6 seconds."""
+    return _problem(_ask("model", model_id), "tokenizer", model_id, f"there is no file or folder {model_id}")
 
 
 def _check_hub_has(model_id: str) -> None:

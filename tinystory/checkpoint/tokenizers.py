@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinystory.checkpoint import hub
 from tinystory.checkpoint.header import CheckpointHeader
 from tinystory.checkpoint.shipped import SHIPPED_MODELS
 from tinystory.errors import CheckpointError, UsageError, one_line
@@ -51,16 +52,31 @@ def find_tokenizer(name: str) -> "Tokenizer":
         return Tokenizer.from_file(path / "tokenizer.json")
     if path.is_dir():
         return Tokenizer.from_bpe_files(path)
-    from transformers import AutoTokenizer
-
+    if not hub.is_model_id(name):
+        raise UsageError(f"there is no tokenizer file or folder {name}, and it is not the name of one on the hub")
     from tinystory.text.library_calls import is_failure
 
     try:
-        hf_tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        eos_ids = frozenset(i for i in (hf_tokenizer.eos_token_id,) if i is not None)
-        return Tokenizer(hf_tokenizer.backend_tokenizer, hf_tokenizer.bos_token_id, eos_ids)
+        return _from_hub(name, only_cache=True)  # without the hub, the library would try for a minute before its cache
     except BaseException as error:  # the hub client, transformers and a slow tokenizer raise errors of different kinds
+        if not is_failure(error):
+            raise
+    if problem := hub.tokenizer_problem(name):
+        raise UsageError(problem)
+    try:
+        return _from_hub(name, only_cache=False)
+    except BaseException as error:
         if not is_failure(error):
             raise
         reason = one_line(error)
         raise UsageError(f"{name} is no tokenizer file or folder, and the hub gave none: {reason}") from error
+
+
+def _from_hub(name: str, *, only_cache: bool) -> "Tokenizer":
+    from transformers import AutoTokenizer
+
+    from tinystory.text.tokenizer import Tokenizer
+
+    hf_tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=only_cache)
+    eos_ids = frozenset(i for i in (hf_tokenizer.eos_token_id,) if i is not None)
+    return Tokenizer(hf_tokenizer.backend_tokenizer, hf_tokenizer.bos_token_id, eos_ids)

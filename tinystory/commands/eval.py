@@ -59,6 +59,9 @@ class EvalOptions(StoryOptions):
 
     Attributes:
         data: the real stories: a file, a saved dataset or the name of one on the hub.
+        column: the column that has the text; None for text, else story.
+        split: the split of a hub dataset or of a saved dataset.
+        separator: the text between the stories of a text file; None for the usual ones.
         limit: the number of stories to take, from the first on; None takes all.
         cut: score only the part of a long story that fits into the context.
         cloze: with how many of the stories the model is asked for the right ending; None asks for none.
@@ -69,6 +72,9 @@ class EvalOptions(StoryOptions):
     """
 
     data: str
+    column: str | None
+    split: str
+    separator: str | None
     limit: int | None
     cut: bool
     cloze: int | None
@@ -90,10 +96,15 @@ def run(options: EvalOptions) -> int:
         raise UsageError(f"--cloze is {options.cloze}; it must be at least {FEWEST_CLOZE}")
     decoder = _decoder(options)
     name, header = find_model(options.model)
-    from tinystory.data.sources import read_stories
+    from tinystory.data.sources import SourceReport, read_stories
 
-    stories = list(islice(read_stories(options.data, split="validation"), options.limit))
-    training = read_stories(options.train) if options.train is not None else None
+    sources = SourceReport()
+    found = read_stories(
+        options.data, options.split, column=options.column, separator=options.separator, report=sources
+    )
+    stories = list(islice(found, options.limit))
+    training = read_stories(options.train, report=sources) if options.train is not None else None
+    warn(options, sources.notes)
     if training:  # a file without a story is refused now, and not after the model has written
         training = chain([next(training)], training)
     model = load_with_torch(options, name, header)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tinystory import __version__
+from tinystory.commands.shared.dashes import with_joined_separator
 from tinystory.errors import TinystoryError
 from tinystory.settings import BUILT_IN, Setting, allowed, parse, resolve_settings
 
@@ -172,12 +173,11 @@ def _page(parser: argparse.ArgumentParser) -> None:
 def _eval(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", metavar="DATA", help=f"real stories: {_STORIES}")
+    add("--column", metavar="NAME", help="column of DATA that has the text (default text, else story)")
+    add("--split", default="validation", metavar="NAME", help="split of a hub dataset (default validation)")
+    add("--separator", metavar="TEXT", help="text between the stories of a text file (default <|endoftext|>)")
     add("--limit", type=int, metavar="N", help="take the first N stories")
-    add(
-        "--cut",
-        action="store_true",
-        help="score only the part of a long story that fits into the context, as some published figures do",
-    )
+    add("--cut", action="store_true", help="score only what fits into the context, as some published figures do")
     add("--cloze", type=int, metavar="N", help="cut N stories: which of four endings is theirs? (1 in 4 by chance)")
     add("--stories", type=int, metavar="N", help="also write N stories, and compare them with real ones")
     add("--train", metavar="FILE", help="the training text, to find what the N stories share with it")
@@ -389,7 +389,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         UsageError: a setting in the environment or in the configuration file is wrong.
         SystemExit: for --help, --version and a wrong command line.
     """
-    argv = list(argv)
+    argv = with_joined_separator(argv)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "chat")
     args = build_parser().parse_args(argv)

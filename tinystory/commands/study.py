@@ -89,11 +89,13 @@ def run(options: StudyOptions) -> int:
         reasons = ", ".join(dict.fromkeys(skipped.values()))
         warn(options, [f"{len(skipped)} decoders of the grid are left out: {reasons}"])
     name, header = find_model(options.model)
-    from tinystory.data.sources import read_stories
+    from tinystory.data.sources import SourceReport, read_stories
 
-    stories = iter(read_stories(options.real, split="validation"))
+    sources = SourceReport()
+    stories = iter(read_stories(options.real, split="validation", report=sources))
     prompts = _prompts(options, stories)
-    training = read_stories(options.train) if options.train else None
+    training = read_stories(options.train, report=sources) if options.train else None
+    warn(options, sources.notes)
     options.out.mkdir(parents=True, exist_ok=True)
     model = load_with_torch(options, name, header)
     from tinystory.evaluation.ngrams import words

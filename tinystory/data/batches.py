@@ -298,12 +298,16 @@ class BatchPlan:
         self.pieces = cut(stories, row_len)
         self.n_tokens = int(self.pieces.n_predicted.sum(dtype=np.int64))
         self._row_len, self._n_rows, self._batching, self._seed = row_len, n_rows, batching, seed
+        self._latest: tuple[int, Epoch] | None = None
 
     def epoch(self, number: int = 0) -> Epoch:
-        """Return the batches of an epoch."""
-        return epoch_batches(
-            self.pieces, self._row_len, self._n_rows, self._seed, epoch=number, batching=self._batching
-        )
+        """Return the batches of an epoch. The number of batches may differ from epoch to epoch."""
+        if self._latest is None or self._latest[0] != number:
+            batches = epoch_batches(
+                self.pieces, self._row_len, self._n_rows, self._seed, epoch=number, batching=self._batching
+            )
+            self._latest = number, batches
+        return self._latest[1]
 
     def ahead(self, epoch: int = 0, batch: int = 0) -> Iterator[tuple[int, int, BatchRows]]:
         """Yield the rows of batches from a place in the data on, epoch after epoch, without end.

@@ -34,7 +34,7 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.safe.writing import sync_folder, write_atomically
 from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["prepare", "tokenize"]
+__all__ = ["overlap", "prepare", "tokenize"]
 
 _STORIES_AT_ONCE, _CHARACTERS_AT_ONCE = 4096, 2**22
 """Size of a chunk that is tokenised at once: enough to keep all cores busy."""
@@ -63,6 +63,7 @@ def prepare(
     *,
     split: str = "train",
     column: str | None = None,
+    separator: str | None = None,
     streaming: bool = False,
     selection: Selection | None = None,
     shard_bytes: int = 2**28,
@@ -71,16 +72,18 @@ def prepare(
 ) -> TokenShards:
     """Tokenise stories into a folder, or reuse the folder if it was made from the same things.
 
-    The things are: tokenizer, selection, column, and the name, size and modification time of each source file. For a
-    hub dataset, they are its name and split; if the dataset has changed on the hub, use `rebuild`. A folder that was
-    made from other things is replaced when the new build is complete. Only one process may prepare a folder at a time.
+    The things are: tokenizer, selection, column, separator, and the name, size and modification time of each source
+    file. For a hub dataset, they are its name and split; if the dataset has changed on the hub, use `rebuild`. A
+    folder that was made from other things is replaced when the new build is complete. Only one process may prepare a
+    folder at a time.
 
     Args:
-        sources: as for `read_stories`, like `split`, `column`, `streaming` and `selection`.
+        sources: as for `read_stories`, like `split`, `column`, `separator`, `streaming` and `selection`.
         tokenizer: with BOS and EOS.
         directory: made with its parents; nothing in it is touched except older builds.
         split: the split of a hub dataset or of a saved dataset dictionary.
         column: the column that has the text.
+        separator: the text between stories.
         streaming: read a hub dataset without downloading it first.
         selection: which stories to take; None takes all.
         shard_bytes: largest size of a shard in bytes; only a single story may exceed it.
@@ -104,13 +107,15 @@ def prepare(
         "column": column,
         "selection": None if selection.is_everything else dataclasses.asdict(selection),
     }
+    if separator is not None:
+        recipe["separator"] = separator
     old = _opened(directory)
     if old is not None and old.recipe == recipe and not rebuild:
         old.reused = True
         return old
     report = SourceReport()
     stories = read_stories(
-        sources, split, column=column, streaming=streaming, selection=selection, report=report
+        sources, split, column=column, separator=separator, streaming=streaming, selection=selection, report=report
     )  # refuses wrong sources before anything is written
 
     def after_chunk() -> None:
@@ -125,6 +130,17 @@ def prepare(
 
     _replace_build(directory, None if old is None else old.build, write_build)
     return TokenShards(directory)
+
+
+def overlap(stories: TokenShards, others: TokenShards) -> int:
+    """Return how many of the other stories are among the stories, too."""
+    found = {others[index].tobytes(): 0 for index in range(len(others))}
+    lengths = set(others.lengths().tolist())
+    for index in np.flatnonzero(np.isin(stories.lengths(), list(lengths))).tolist():
+        story = stories[index].tobytes()
+        if story in found:
+            found[story] = 1
+    return sum(found[others[index].tobytes()] for index in range(len(others)))
 
 
 def _replace_build(directory: Path, old: str | None, write_build: Callable[[Path], None]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from tinystory.data.records import SEPARATOR, reading, split_stories
+from tinystory.data.records import reading
+from tinystory.data.separators import SEPARATOR, split_stories
 from tinystory.errors import UsageError
 from tinystory.safe.showing import visible
 

@@ -6,18 +6,17 @@ block of the file are in memory. Knows file formats, and not what a story is.
 
 import json
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from tinystory.data.separators import Separator, find_separator, split_stories
 from tinystory.errors import UsageError, one_line
 from tinystory.safe.showing import visible
-from tinystory.text.tokenizer import END_OF_TEXT
 
-__all__ = ["FILE_SUFFIXES", "SEPARATOR", "Record", "dataset_records", "file_records", "reading", "split_stories"]
+__all__ = ["FILE_SUFFIXES", "Record", "dataset_records", "file_records", "reading"]
 
-SEPARATOR = END_OF_TEXT.encode()
 _COLUMNS = ("text", "story")
 _JSON_LINES = frozenset({".jsonl", ".ndjson"})
 _OTHER_FORMATS = frozenset({".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".arrow"})
@@ -35,12 +34,19 @@ Record = bytes | None
 """UTF-8 text of a record, which may be broken and may have several stories; None if the record has no text."""
 
 
-def file_records(path: Path, column: str | None = None) -> Iterator[Record]:
+def file_records(
+    path: Path,
+    column: str | None = None,
+    separator: str | None = None,
+    note: Callable[[str], object] | None = None,
+) -> Iterator[Record]:
     """Return the records of a .jsonl, .parquet or text file.
 
     Args:
         path: a file; an empty text file has no records.
         column: the column of a .jsonl or .parquet file that has the text; by default `text`, else `story`.
+        separator: the text between the stories of a text file, as for `find_separator`.
+        note: gets what a user should know about a text file without the usual separator.
 
     Raises:
         UsageError: at once, if the file cannot be opened, has another format or lacks the column; while records are
@@ -60,7 +66,13 @@ def file_records(path: Path, column: str | None = None) -> Iterator[Record]:
         return _parquet_records(path, _parquet_column(path, column))
     if b"\0" in begin:
         raise UsageError(f"{path} is not UTF-8 text (it has zero bytes)")
-    return _json_records(path, column) if suffix in _JSON_LINES else _text_records(path)
+    if suffix in _JSON_LINES:
+        return _json_records(path, column)
+    with reading(path):
+        found = find_separator(path, separator)
+    if found.note and note is not None:
+        note(found.note)
+    return _text_records(path, found)
 
 
 def dataset_records(name: str, data: Any, column: str | None = None) -> Iterator[Record]:
@@ -111,52 +123,22 @@ def reading(path: Path) -> Iterator[None]:
         raise UsageError(f"cannot read {visible(str(path))}: {error.strerror or one_line(error)}") from error
 
 
-def _text_records(path: Path) -> Iterator[Record]:
+def _text_records(path: Path, separator: Separator) -> Iterator[Record]:
     """Yield the texts between separators, with `LF` as newline; an empty text at the beginning is left out."""
     is_first = True
-    for text in _split(path):
-        if not (is_first and not text.strip()):
-            yield text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
-        is_first = False
-
-
-def _split(path: Path) -> Iterator[bytes]:
     with reading(path), path.open("rb") as file:
-        yield from split_stories(file, path)
-
-
-def split_stories(file: IO[bytes], path: Path) -> Iterator[bytes]:
-    """Yield each text between the separators of a file, unchanged; only an empty last one is left out.
-
-    Every byte is looked at once, even in a long story.
-
-    Raises:
-        UsageError: a text is too long to be a story.
-    """
-    begun: list[bytes] = []
-    n_begun = 0
-    tail = b""  # the end of a block may be the beginning of a separator
-    n_kept = len(SEPARATOR) - 1
-    file.seek(len(_BYTE_ORDER_MARK) if file.read(3) == _BYTE_ORDER_MARK else 0)
-    while block := file.read(_BLOCK_BYTES):
-        *ended, rest = (tail + block).split(SEPARATOR)
-        for end in ended:
-            yield b"".join((*begun, end))
-            begun, n_begun = [], 0
-        begun.append(rest[:-n_kept])
-        n_begun += len(begun[-1])
-        tail = rest[-n_kept:]
-        if n_begun > _MAX_RECORD_BYTES:
-            raise UsageError(f"{path} has {n_begun:,} bytes without {END_OF_TEXT}; put it between the stories")
-    last = b"".join((*begun, tail))
-    if last.strip():
-        yield last
+        for text in split_stories(file, path, separator):
+            if not (is_first and not text.strip()):
+                yield text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
+            is_first = False
 
 
 def _json_records(path: Path, column: str | None) -> Iterator[Record]:
-    """Yield the text of each line; the first object decides which column has the text."""
-    text_column: str | None = None
-    n_others = 0
+    """Yield the text of each line: of the column that was asked for, else of `text`, else of `story`."""
+    columns = _COLUMNS if column is None else (column,)
+    first_row: dict[str, Any] | None = None
+    n_without = 0  # lines without such a column
+    has_column = False
     with reading(path), path.open("rb") as file:
         while line := file.readline(_MAX_RECORD_BYTES):
             if len(line) == _MAX_RECORD_BYTES:
@@ -164,17 +146,20 @@ def _json_records(path: Path, column: str | None) -> Iterator[Record]:
             if line.isspace():
                 continue
             row = _json_object(line)
-            if row is None:
-                n_others += 1
-                if text_column is None and n_others == _MAX_BAD_LINES:
+            first_row = first_row or row
+            if row is None or not any(name in row for name in columns):
+                n_without += 1
+                if not has_column and n_without == _MAX_BAD_LINES:
                     break
                 yield None
                 continue
-            text_column = text_column or _text_column(path, row, column)
-            value = row.get(text_column)
-            yield _utf8(value) if isinstance(value, str) else None
-    if text_column is None and n_others:
-        raise UsageError(f"{path} is not JSON lines: none of its first {n_others} lines is an object {{...}}")
+            has_column = True
+            text = next((row[name] for name in columns if isinstance(row.get(name), str)), None)
+            yield None if text is None else _utf8(text)
+    if first_row is None and n_without:
+        raise UsageError(f"{path} is not JSON lines: none of its first {n_without} lines is an object {{...}}")
+    if not has_column and first_row is not None:
+        _text_column(path, first_row, column)
 
 
 def _json_object(line: bytes) -> dict[str, Any] | None:

@@ -7,7 +7,11 @@ from typing import Literal
 
 from tinystory.errors import UsageError
 
-__all__ = ["Selection"]
+__all__ = ["NothingSelected", "Selection"]
+
+
+class NothingSelected(UsageError):
+    """No story of a source is chosen."""
 
 
 @dataclass(frozen=True)

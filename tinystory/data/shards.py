@@ -11,6 +11,7 @@ are on the disk, so a folder never mixes two builds. Knows no sources of stories
 
 import copy
 import hashlib
+import json
 import re
 from bisect import bisect_right
 from itertools import accumulate
@@ -140,6 +141,10 @@ class TokenShards:
         part = copy.copy(self)
         part._offsets, part._text_bytes = self._offsets[: n + 1], self._text_bytes[:n]
         return part
+
+    def content_hash(self) -> str:
+        """Return a SHA-256 of the checksums of all files, in hex: the same stories and vocabulary give the same."""
+        return hashlib.sha256(json.dumps(sorted(self._sha256.items())).encode()).hexdigest()
 
     def verify(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.

@@ -7,6 +7,7 @@ Faults of single stories are counted in a `SourceReport`; a fault of a whole sou
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,14 +15,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinystory.checkpoint import hub
-from tinystory.data.records import FILE_SUFFIXES, SEPARATOR, Record, dataset_records, file_records, reading
-from tinystory.data.selection import Selection
+from tinystory.data.records import FILE_SUFFIXES, Record, dataset_records, file_records, reading
+from tinystory.data.selection import NothingSelected, Selection
+from tinystory.data.separators import SEPARATOR
 from tinystory.errors import UsageError, one_line
 from tinystory.safe.showing import visible
 
 __all__ = ["Source", "SourceReport", "find_sources", "read_stories"]
 
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
+_MANY_LOST = 10
+"""So many records without a text, and few with one, are not single faults but another column."""
+
+_NOT_WINDOWS_1252 = re.compile(
+    rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"  # a character in UTF-8
+    rb"|[\xe2\xf0][\x80-\xbf]+\Z"  # the beginning of one, cut off
+    rb"|[\x81\x8d\x8f\x90\x9d\xfe\xff]"  # no characters in Windows-1252, or two that hardly any text has
+)
+_MOJIBAKE = re.compile("â€[™œ\x9d“”˜¦\x99\x9c]|Ã[©¨¤¶¼±³¡§ªº\xad\x9f]|Â[\xa0£°«»]")
 
 
 @dataclass
@@ -33,16 +44,24 @@ class SourceReport:
         bytes: UTF-8 bytes of these stories.
         empty: stories that have only white space; they are left out.
         broken_utf8: stories with invalid UTF-8, selected or not; U+FFFD replaces each invalid part.
+        windows_1252: stories in Windows-1252 instead of UTF-8, selected or not; they are read as such.
+        zero_bytes: stories with a zero byte, selected or not.
+        mojibake: stories with characters that come from reading UTF-8 as Windows-1252, selected or not.
         unreadable: lines that are not a JSON object, and records without a text; they are left out.
         not_selected: stories that the `Selection` leaves out.
+        notes: what a user should know about how a source was read, in a sentence each.
     """
 
     stories: int = 0
     bytes: int = 0
     empty: int = 0
     broken_utf8: int = 0
+    windows_1252: int = 0
+    zero_bytes: int = 0
+    mojibake: int = 0
     unreadable: int = 0
     not_selected: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """Return the counts in one line, without those that are 0."""
@@ -50,6 +69,9 @@ class SourceReport:
             "not selected": self.not_selected,
             "empty and left out": self.empty,
             "with broken UTF-8, repaired": self.broken_utf8,
+            "in Windows-1252, read as such": self.windows_1252,
+            "with zero bytes (is this text?)": self.zero_bytes,
+            "with characters such as â€™, damaged by another program": self.mojibake,
             "records without a text, left out": self.unreadable,
         }
         parts = [f"{self.stories:,} stories, {self.bytes:,} bytes"]
@@ -110,6 +132,7 @@ def read_stories(
     split: str = "train",
     *,
     column: str | None = None,
+    separator: str | None = None,
     streaming: bool = False,
     selection: Selection | None = None,
     report: SourceReport | None = None,
@@ -122,6 +145,8 @@ def read_stories(
             (owner/name).
         split: the split of a hub dataset or a saved dataset dictionary.
         column: the column that has the text; by default `text`, else `story`.
+        separator: the text between the stories of a text file, as for `find_separator`; by default `<|endoftext|>`, or
+            what a file plainly has instead, which `report` tells.
         streaming: read a hub dataset while it is downloaded, instead of afterwards.
         selection: which stories to give; None gives all.
         report: its counts grow while stories are read.
@@ -130,9 +155,11 @@ def read_stories(
         UsageError: at once, if a source is missing, unreadable, empty or without the column; while stories are read, if
             a file is damaged, a source has no story, or the selection keeps none.
     """
-    sources = find_sources(names)
-    opened = [(source, _open(source, split, column, streaming)) for source in sources]
-    return _selected(opened, selection or Selection(), report or SourceReport())
+    sources, report = find_sources(names), report or SourceReport()
+    if separator is not None and not any(is_text(path) for source in sources for path in source.files):
+        raise UsageError("--separator is for text files; the stories of other files stand in lines or rows")
+    opened = [(source, _open(source, split, column, separator, streaming, report)) for source in sources]
+    return _selected(opened, selection or Selection(), report)
 
 
 def _selected(
@@ -140,7 +167,7 @@ def _selected(
 ) -> Iterator[str]:
     n_found = n_kept = 0
     for source, records in opened:
-        n_before = n_found
+        n_before, n_unreadable = n_found, report.unreadable
         for story in _stories(records, report):
             n_found += 1
             if not selection.keeps(story):
@@ -152,10 +179,16 @@ def _selected(
             yield story
         if n_found == n_before:
             raise UsageError(f"{source.name} has no story ({report.empty} empty, {report.unreadable} without a text)")
+        n_lost = report.unreadable - n_unreadable
+        if n_lost >= _MANY_LOST and n_lost > 3 * (n_found - n_before):
+            raise UsageError(
+                f"{n_lost:,} records of {source.name} have no text, and only {n_found - n_before:,} have one; "
+                "name the right --column"
+            )
     if not n_kept:
-        raise UsageError(
+        raise NothingSelected(
             f"none of {n_found:,} stories is left: fraction {selection.fraction}, test_split {selection.test_split}, "
-            f"the {selection.part} part"
+            f"the {selection.part} part{''.join(f'; {note}' for note in report.notes)}"
         )
 
 
@@ -165,15 +198,30 @@ def _stories(records: Iterable[Record], report: SourceReport) -> Iterator[str]:
             report.unreadable += 1
             continue
         for part in _between_separators(record):
-            try:
-                story = part.decode().strip()
-            except UnicodeDecodeError:
-                story = part.decode(errors="replace").strip()
-                report.broken_utf8 += 1
+            story = _decoded(part, report).strip()
             if story:
                 yield story
             else:
                 report.empty += 1
+
+
+def _decoded(part: bytes, report: SourceReport) -> str:
+    """Return the text of a story, and count what is wrong with it."""
+    try:
+        text = part.decode()
+    except UnicodeDecodeError:
+        is_1252 = not _NOT_WINDOWS_1252.search(part)
+        text = part.decode("cp1252") if is_1252 else part.decode(errors="replace")
+        report.windows_1252 += is_1252
+        report.broken_utf8 += not is_1252
+    report.zero_bytes += "\0" in text
+    report.mojibake += _MOJIBAKE.search(text) is not None
+    return text
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a file is read as text with separators."""
+    return path.suffix.lower() not in FILE_SUFFIXES or path.suffix.lower() == ".txt"
 
 
 def _between_separators(record: bytes) -> list[bytes]:
@@ -211,13 +259,15 @@ def _find(name: str) -> Source:
     raise UsageError(f"{visible(name)}: no such file or folder, and not the name of a hub dataset (owner/name)")
 
 
-def _open(source: Source, split: str, column: str | None, streaming: bool) -> Iterator[Record]:
+def _open(
+    source: Source, split: str, column: str | None, separator: str | None, streaming: bool, report: SourceReport
+) -> Iterator[Record]:
     """Return the records of a source, after all checks that need not read the whole source."""
     if source.kind == "hub":
         return dataset_records(source.name, _hub_dataset(source.name, split, streaming), column)
     if source.kind == "folder":
         return dataset_records(source.name, _saved_dataset(source.name, split), column)
-    records = [file_records(path, column) for path in source.files]
+    records = [file_records(path, column, separator, report.notes.append) for path in source.files]
     with reading(Path(source.name)):
         if not any(path.stat().st_size for path in source.files):
             raise UsageError(f"{source.name} is empty")

@@ -12,10 +12,10 @@ from time import time
 
 from tinystory.errors import SessionError, TinystoryError, UsageError, nearest
 from tinystory.folders import sessions_folder
+from tinystory.safe.name_lock import NameLock
 from tinystory.safe.reading import shown
 from tinystory.story.saved_chat import now
 from tinystory.story.session_file import load_session, save_session
-from tinystory.studio.name_lock import NameLock
 from tinystory.studio.saved_state import restore, saved_chat, settings_of
 from tinystory.studio.studio import Studio
 

@@ -6,9 +6,11 @@ It needs the `tokenizers` library, but not transformers. It knows no model and n
 import codecs
 import contextlib
 import copy
+import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import ByteLevel
@@ -101,6 +103,27 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """The number of tokens, special ones included; for a model, the number of ids that it knows."""
         return self.n_rows or self.fast.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token that stands for text that the vocabulary cannot spell, such as `<unk>`; None if it has none."""
+        model = self._model_json
+        if model.get("unk_token") is not None:
+            return self.fast.token_to_id(str(model["unk_token"]))
+        return model.get("unk_id")
+
+    @property
+    def drops_unknown(self) -> bool:
+        """True for a vocabulary that leaves out characters that it cannot spell, without a token in their place."""
+        spells_bytes = self.token_bytes is not None or self._model_json.get("byte_fallback", False)
+        return self._model_json.get("type") == "BPE" and self.unknown_id is None and not spells_bytes
+
+    @cached_property
+    def _model_json(self) -> dict[str, Any]:
+        model = json.loads(self.fast.to_str())["model"]
+        model.pop("vocab", None)
+        model.pop("merges", None)
+        return dict(model)
 
     def to_json(self) -> str:
         """Return the content of `tokenizer.json`."""

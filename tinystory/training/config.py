@@ -1,11 +1,12 @@
-"""Resolve the configuration of a run: its data, the shape of its model, and its training; with presets.
+"""Resolve the configuration of a run: its data, the shape of its model, its training and its loop; with presets.
 
-A field comes from a flag, else from a TOML file, else from the preset, else from its default. Knows the fields and
-their ranges. Does not know how a run uses them.
+A field comes from a flag, else from a TOML file, else from the preset, else from its default; in a run that goes on,
+else from the run. Knows the fields and their ranges. Does not know how a run uses them.
 """
 
 import dataclasses
 import inspect
+import math
 import re
 import tomllib
 import types
@@ -14,28 +15,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tinystory.checkpoint.shipped import SHIPPED_MODELS, find_model
 from tinystory.data.batches import Batching
 from tinystory.errors import UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.training.step import TrainConfig
+from tinystory.training.stories import as_prepared
 
-__all__ = ["PRESETS", "DataConfig", "RunConfig", "ShapeConfig", "field_help", "fields_of", "resolve_run"]
+__all__ = [
+    "PRESETS", "DataConfig", "LoopConfig", "RunConfig", "ShapeConfig", "field_help", "fields_of", "resolve_changes",
+    "resolve_run",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The stories of a run.
+    r"""The stories of a run.
 
     Attributes:
         data: sources of the training stories: files, globs, folders, or a hub dataset.
         valid: sources of the validation stories; without them, test_split of the data is used.
         tokenizer: a tokenizer.json, a folder with vocab.json and merges.txt, or a hub name; "default" is the tokenizer
             of the shipped model.
+        column: the column of .jsonl and .parquet files that has the text; by default text, else story.
+        split: the split of a hub dataset or of a saved dataset; validation stories come from its split "validation".
+        separator: the text between the stories of a text file, such as "---"; "\n\n" is a blank line, "\n" takes
+            each line as a story. Without it, <|endoftext|> or what a file plainly has instead.
         fraction: share of the stories to use, above 0 and at most 1.
-        test_split: share of the data that is held out for validation, if valid is not given.
+        test_split: share of the data that is held out for validation, if valid is not given; 0 trains without
+            validation.
+        split_seed: seed of the choice of the stories that fraction and test_split take.
         batching: "packed" rows have several whole stories, "padded" rows have one.
         valid_stories: how many stories a validation during the run uses; 0 uses all.
         streaming: read a hub dataset without downloading it first.
@@ -44,8 +55,12 @@ class DataConfig:
     data: tuple[str, ...] = ()
     valid: tuple[str, ...] = ()
     tokenizer: str = "default"
+    column: str = ""
+    split: str = "train"
+    separator: str = ""
     fraction: float = 1.0
     test_split: float = 0.02
+    split_seed: int = 0
     batching: Batching = "packed"
     valid_stories: int = 300
     streaming: bool = False
@@ -65,7 +80,7 @@ class ShapeConfig:
     """The shape of the model. The size of the vocabulary is not part of it; the tokenizer gives that.
 
     Attributes:
-        family: architecture, gpt2 or llama.
+        family: architecture of the model.
         n_layer: number of blocks.
         n_head: number of query heads.
         n_kv_head: number of key/value heads; 0 means as many as n_head.
@@ -76,7 +91,7 @@ class ShapeConfig:
         init: a checkpoint to start from; it gives weights, shape and vocabulary. Without it, the weights are random.
     """
 
-    family: str = "llama"
+    family: Literal["gpt2", "llama"] = "llama"
     n_layer: int = 6
     n_head: int = 3
     n_kv_head: int = 0
@@ -90,15 +105,41 @@ class ShapeConfig:
         """Return the config of a model with this vocabulary.
 
         Raises:
-            UsageError: the family is unknown.
             CheckpointError: the shape is impossible.
         """
         shared = (vocab_size, self.n_layer, self.n_head, self.d_model, self.max_seq_len)
         if self.family == "gpt2":
             return ModelConfig.gpt2(*shared, d_ff=self.d_ff, tied_head=self.tied_head)
-        if self.family == "llama":
-            return ModelConfig.llama(*shared, d_ff=self.d_ff, n_kv_head=self.n_kv_head, tied_head=self.tied_head)
-        raise UsageError(f"family is {self.family!r}; it must be gpt2 or llama")
+        return ModelConfig.llama(*shared, d_ff=self.d_ff, n_kv_head=self.n_kv_head, tied_head=self.tied_head)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """When a run validates, saves and logs, and where it computes. It changes no weight.
+
+    Attributes:
+        device: cpu or cuda, or one of several like cuda:1; without it, cuda if there is one.
+        every: validate and save after this many steps, and after each epoch; 0 means after each epoch only, or five
+            times in a run with max_minutes.
+        save_minutes: save after this many minutes without a checkpoint, too; 0 is off.
+        log_every: steps between log lines.
+        keep: how many checkpoints stay, besides the best one.
+        tensorboard: log to RUN/tensorboard, too.
+    """
+
+    device: str = ""
+    every: int = 0
+    save_minutes: float = 15.0
+    log_every: int = 10
+    keep: int = 2
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges; raise UsageError for a value outside."""
+        if self.every < 0 or self.log_every < 1 or self.keep < 1:
+            raise UsageError("--every must be at least 0, --log-every and --keep at least 1")
+        if not 0 <= self.save_minutes < math.inf:
+            raise UsageError(f"save_minutes is {self.save_minutes}; it must be a number from 0")
 
 
 @dataclass(frozen=True)
@@ -108,6 +149,19 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ShapeConfig = field(default_factory=ShapeConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """Return the value of each field: name -> value."""
+        return {name: value for section in SECTIONS for name, value in vars(getattr(self, section)).items()}
+
+    def changed(self, changes: Mapping[str, Any]) -> "RunConfig":
+        """Return the configuration with some fields changed.
+
+        Raises:
+            UsageError: a value is out of its range.
+        """
+        return _build({**self.flat(), **changes}, "the run")
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as JSON values."""
@@ -117,18 +171,23 @@ class RunConfig:
     def from_json(cls, content: Mapping[str, Any]) -> "RunConfig":
         """Return the configuration that `to_json` gave.
 
+        A run without a `split_seed` was begun when `seed` also chose the validation stories.
+
         Raises:
             UsageError: the content is no configuration of a run.
         """
         values: dict[str, Any] = {}
-        for section in content.values():
+        for name in SECTIONS:
+            section = content.get(name, {} if name == "loop" else None)
             if not isinstance(section, Mapping):
                 raise UsageError("it is not the configuration of a run")
             values |= section
-        return _build(values, "run.json")
+        return _build({"split_seed": values.get("seed", 0), **values}, "run.json")
 
 
-SECTIONS: Mapping[str, type] = {"data": DataConfig, "model": ShapeConfig, "training": TrainConfig}
+SECTIONS: Mapping[str, type] = {
+    "data": DataConfig, "model": ShapeConfig, "training": TrainConfig, "loop": LoopConfig,
+}  # fmt: skip
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The student project from which this one grew: 85.9 million parameters on a tenth of TinyStories.
@@ -177,14 +236,57 @@ def resolve_run(preset: str | None, file: Path | None, flags: Mapping[str, Any])
             range, or the shape is not that of the checkpoint to start from.
         CheckpointError: the checkpoint to start from is missing or damaged.
     """
+    from_preset, given, origin = _given(preset, file, flags)
+    config = _build({**from_preset, **given}, origin)
+    config = _started_from(config, given) if config.model.init else config
+    if config.data.valid:
+        if given.get("test_split"):
+            raise UsageError("give either valid or test_split, not both: with valid, no part of the data is held out")
+        config = config.changed({"test_split": 0.0})
+    return as_prepared(config, from_preset, given)
+
+
+def resolve_changes(
+    config: RunConfig, preset: str | None, file: Path | None, flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields in which a command line differs from the configuration of a run: name -> new value.
+
+    Args:
+        config: what is in force.
+        preset: as for `resolve_run`, like `file` and `flags`; fields that none of them has stay as they are.
+        file: the same file with which a run was begun changes nothing.
+        flags: they change fields of the training and the loop.
+
+    Raises:
+        UsageError: as for `resolve_run`, or a field cannot change in a run that goes on.
+    """
+    from_preset, given, origin = _given(preset, file, flags)
+    all_fields, in_force = fields_of(), config.flat()
+    if config.data.valid:
+        from_preset = {name: value for name, value in from_preset.items() if name != "test_split"}
+    wanted = _checked({**from_preset, **given}, origin)
+    changes = {name: value for name, value in wanted.items() if value != in_force[name]}
+    if fixed := [name for name in changes if all_fields[name][0] in ("data", "model")]:
+        raise UsageError(
+            f"{', '.join(fixed)} cannot change in a resumed run; start a new run with --out\n"
+            + ", ".join(f"{name} is {in_force[name]!r}" for name in fixed)
+        )
+    if {"rows", "seed"} & changes.keys():
+        raise UsageError("rows and seed cannot change in a resumed run: its place in the data would be lost")
+    config.changed(changes)  # refuses values out of range
+    return changes
+
+
+def _given(
+    preset: str | None, file: Path | None, flags: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], dict[str, Any], str]:
+    """Return the fields of the preset, those of file and flags, and the place to name in messages about these."""
     from_file = _read_toml(file) if file else {}
-    preset = preset or from_file.pop("preset", None)
-    from_file.pop("preset", None)
+    named = from_file.pop("preset", None)
+    preset = preset or named
     if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
         raise UsageError(f"there is no preset {preset!r}; the presets are {', '.join(PRESETS)}")
-    given, origin = {**from_file, **flags}, str(file or "the command line")
-    config = _build({**PRESETS.get(preset or "", {}), **given}, origin)
-    return _started_from(config, given) if config.model.init else config
+    return PRESETS.get(preset or "", {}), {**from_file, **flags}, str(file or "the command line")
 
 
 def _started_from(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
@@ -218,16 +320,24 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _build(values: Mapping[str, Any], origin: str) -> RunConfig:
-    all_fields = fields_of()
+    checked, all_fields = _checked(values, origin), fields_of()
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for name, value in checked.items():
+        sections[all_fields[name][0]][name] = value
+    return RunConfig(**{section: cls(**sections[section]) for section, cls in SECTIONS.items()})
+
+
+def _checked(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Return the values in the types of their fields; raise UsageError for an unknown field or another type."""
+    all_fields = fields_of()
+    checked = {}
     for name, value in values.items():
         if name not in all_fields:
             near = get_close_matches(name, all_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(all_fields)}"
             raise UsageError(f"{origin}: {name!r} is not a field of a run; {hint}")
-        section, _, kind = all_fields[name]
-        sections[section][name] = _typed(name, value, kind, origin)
-    return RunConfig(**{section: cls(**sections[section]) for section, cls in SECTIONS.items()})
+        checked[name] = _typed(name, value, all_fields[name][2], origin)
+    return checked
 
 
 def _typed(name: str, value: Any, kind: Any, origin: str) -> Any:

@@ -1,10 +1,9 @@
-"""Open a run and load what it needs before its first step: configuration, stories, model, teachers and state.
+"""Open a run and load what it needs before its first step: configuration, model, teachers and state.
 
 Knows data, checkpoints and the folder of a run. Does not know steps, the command line or a terminal.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,20 @@ import torch
 from tinystory.checkpoint import load_model, read_header
 from tinystory.checkpoint.shipped import find_model
 from tinystory.checkpoint.tokenizers import find_tokenizer, load_tokenizer
-from tinystory.data.prepare import prepare, tokenize
-from tinystory.data.selection import Selection
-from tinystory.data.shards import TokenShards, fingerprint
+from tinystory.data.prepare import tokenize
+from tinystory.data.shards import fingerprint
 from tinystory.errors import UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.model.transformer import Transformer
 from tinystory.text.tokenizer import Tokenizer
-from tinystory.training.config import RunConfig, fields_of
+from tinystory.training.config import RunConfig
 from tinystory.training.distributed import Ranks
-from tinystory.training.run import Run, TrainState
+from tinystory.training.run import Run
+from tinystory.training.state import TrainState
 from tinystory.training.step import make_optimizers
+from tinystory.training.stories import Report, RunStories, load_stories, open_stories
 
-__all__ = ["OpenRun", "begin_run", "load_state", "load_stories", "load_teacher", "make_model", "resume_run"]
+__all__ = ["OpenRun", "begin_run", "find_run_stories", "load_state", "load_teacher", "make_model", "resume_run"]
 
 HUB_DATASET = "roneneldan/TinyStories"
 """The dataset that the message about missing data recommends."""
@@ -56,8 +56,8 @@ def begin_run(folder: Path, config: RunConfig, ranks: Ranks) -> OpenRun:
     """Begin a new run: check its configuration, and write it to the folder.
 
     Raises:
-        UsageError: the run has no data, the folder holds a run already, the vocabulary has no BOS or EOS, or
-            vocabulary and starting checkpoint do not fit together.
+        UsageError: the run has no data, the folder holds a run already or is of another kind, the vocabulary has no BOS
+            or EOS, or vocabulary and starting checkpoint do not fit together.
         CheckpointError: the shape of the model is impossible, or a checkpoint is missing or damaged.
     """
     if not config.data.data:
@@ -102,68 +102,60 @@ def resume_run(folder: Path, changes: Mapping[str, Any], ranks: Ranks) -> OpenRu
 
     Args:
         folder: the folder of the run.
-        changes: new values of training fields, by name.
-        ranks: the first of them drops log lines that are newer than the checkpoint.
+        changes: new values of fields, by name; `resolve_changes` gives them.
+        ranks: the first of them locks the run, and drops log lines that are newer than the checkpoint.
 
     Raises:
-        UsageError: the folder holds no run, the run has no checkpoint, or a field cannot change.
+        UsageError: the folder holds no run, the run has no checkpoint or is in use, or a value is out of range.
         CheckpointError: the checkpoint has no training state.
     """
     run = Run(folder)
     config, _ = run.configuration()
-    if fixed := [name for name in changes if fields_of()[name][0] != "training"]:
-        raise UsageError(f"{', '.join(fixed)} cannot change in a resumed run; start a new run with --out")
-    if {"rows", "seed"} & changes.keys():
-        raise UsageError("rows and seed cannot change in a resumed run: its place in the data would be lost")
     header = read_header(run.latest)
     tokenizer = load_tokenizer(header)  # unlike the tokenizer.json of the run, it has BOS and EOS
     shape = header.config if config.model.init else None
     shape = shape or config.model.model_config(tokenizer.vocab_size)
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
+    step = TrainState.step_of(run.latest)
     if ranks.first:
-        run.forget_after(TrainState.step_of(run.latest))
-    return OpenRun(run, config, tokenizer, shape, resumed=True)
+        run.lock()
+        run.forget_after(step)
+    return OpenRun(run, config.changed(changes), tokenizer, shape, resumed=True)
 
 
-def load_stories(opened: OpenRun, ranks: Ranks, report: Callable[[str], object]) -> tuple[TokenShards, TokenShards]:
-    """Return the training stories and the validation stories.
-
-    Args:
-        opened: its data is a folder of prepared stories, or sources that the first rank now tokenises into the folder
-            of the run.
-        ranks: they all wait until the stories are prepared.
-        report: gets one line for each part that was prepared.
+def find_run_stories(opened: OpenRun, ranks: Ranks, report: Report) -> RunStories:
+    """Return the stories of a run; the first rank prepares them, and the others wait for it.
 
     Raises:
-        UsageError: a source does not exist, or the stories were prepared with another vocabulary.
+        UsageError: as for `load_stories`.
     """
-    data = opened.config.data
-    folder = Path(data.data[0])
-    prepared = len(data.data) == 1 and (folder / "train" / "manifest.json").is_file()
-    if not prepared:
-        folder = opened.run.folder / "data"
-        if ranks.first:
-            prepare_stories(folder, opened.config, opened.tokenizer, report)
-        ranks.wait()
-    training, valid = TokenShards(folder / "train"), TokenShards(folder / "valid")
-    if {training.recipe["tokenizer"], valid.recipe["tokenizer"]} != {fingerprint(opened.tokenizer)}:
-        raise UsageError(
-            f"{folder} was prepared with another vocabulary; give the same --tokenizer, or prepare it again"
-        )
-    return training, valid.first(data.valid_stories or len(valid))
+    begun = opened.run.story_hashes() if opened.resumed else None
+    place = opened.run.folder, opened.config.data
+    stories = load_stories(*place, opened.tokenizer, begun, report) if ranks.first else None
+    if ranks.first and not opened.resumed and (known := _known_to_init(opened.config)):
+        report(known)
+    ranks.wait()
+    return stories or open_stories(*place, begun)
 
 
-def prepare_stories(folder: Path, config: RunConfig, tokenizer: Tokenizer, report: Callable[[str], object]) -> None:
-    """Tokenise training and validation stories into two folders, unless the folders have them already."""
-    data = config.data
-    chosen = Selection(data.fraction, 0.0 if data.valid else data.test_split, "train", config.training.seed)
-    held_out = Selection() if data.valid else dataclasses.replace(chosen, part="test")
-    for part, sources, selection, split in (
-        ("train", data.data, chosen, "train"),
-        ("valid", data.valid or data.data, held_out, "validation" if data.valid else "train"),
-    ):
-        shards = prepare(sources, tokenizer, folder / part, split=split, streaming=data.streaming, selection=selection)
-        report(f"{part} stories: {shards.report}")
+def _known_to_init(config: RunConfig) -> str | None:
+    """Return a line if the checkpoint to start from has perhaps learned from stories that this run holds out."""
+    data, init = config.data, config.model.init
+    if not init or data.valid or not data.test_split:
+        return None
+    run: Any = find_model(init)[1].provenance.get("run")
+    try:
+        names, test_split = run["data"]["data"], run["data"]["test_split"]
+        seed = run["data"].get("split_seed", run["training"]["seed"])
+        if not {Path(source).name for source in data.data} & set(names):
+            return None
+        if not run["data"]["valid"] and seed == data.split_seed and test_split >= data.test_split:
+            return None
+    except (TypeError, KeyError, AttributeError):  # it comes from another program, or from a stranger
+        return None
+    return (
+        f"{init} was trained on {names[0]}, too, with other stories held out (test_split {test_split}, split_seed "
+        f"{seed}), so it may know some of the stories that are held out here"
+    )
 
 
 def make_model(opened: OpenRun, ranks: Ranks) -> Transformer:

@@ -13,11 +13,14 @@ PANELS = (
     ("loss, nats per token", ("train_loss", "valid_loss")),
     ("perplexity", ("valid_perplexity",)),
     ("bits per byte", ("valid_bits_per_byte",)),
-    ("next-token accuracy", ("valid_accuracy",)),
-    ("learning rate", ("lr",)),
+    ("next-token accuracy", ("train_accuracy", "valid_accuracy")),
+    ("learning rate", ("lr", "muon_lr")),
     ("tokens per second", ("tokens_per_second",)),
 )
 """Title and keys of each plot; the x axis shows the tokens that the run has predicted."""
+
+_LABELS = {"lr": "AdamW", "muon_lr": "Muon"}
+"""The name of a line in the legend, if it is not the first word of its key."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -49,8 +52,10 @@ def plot_metrics(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         for key in keys:
             points = [(record["tokens"] / 1e6, record[key]) for record in records if record.get(key) is not None]
             if points:
-                style: dict[str, Any] = {"marker": "o", "markersize": 3} if key.startswith("valid") else {}
-                axes.plot(*zip(*points, strict=True), linewidth=1.2, label=key.split("_")[0], **style)
+                measured_rarely = key.startswith("valid") or key == "train_accuracy"
+                style: dict[str, Any] = {"marker": "o", "markersize": 3} if measured_rarely else {}
+                label = _LABELS.get(key, key.split("_")[0])
+                axes.plot(*zip(*points, strict=True), linewidth=1.2, label=label, **style)
         axes.set_xlim(0, max((record["tokens"] / 1e6 for record in records), default=1) * 1.02)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("million tokens", fontsize=8)

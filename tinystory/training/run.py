@@ -1,161 +1,53 @@
-"""Keep a training run in a folder: its configuration, its checkpoints with the training state, and its log.
+"""Keep a training run in a folder: its configuration with its history, its checkpoints, and its log.
 
-run/run.json                 the configuration
+run/run.json                 the configuration that is in force, its history, and the hashes of the stories
 run/tokenizer.json           the vocabulary
 run/metrics.jsonl            the log, one record a line; metrics.png and metrics.svg show it as plots
 run/samples.txt              the stories that were written at each validation
 run/step-001000/             an ordinary checkpoint, with the training state beside the weights
-run/latest, run/best         links to two of the checkpoints
+run/latest.json, best.json   the names of two of the checkpoints; latest and best are links to them
 
-Knows files and the state of a run. Does not know how a step is computed.
+Knows files. Does not know what a training state holds, or how a step is computed.
 """
 
+import functools
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor
 
-from tinystory.checkpoint import load_model, read_header
+import tinystory
+from tinystory.checkpoint.directory import STEP_NAME, name_checkpoint, named_checkpoint
 from tinystory.checkpoint.save import save_checkpoint
-from tinystory.errors import CheckpointError, TinystoryError, UsageError
-from tinystory.model.transformer import Transformer
-from tinystory.safe.writing import replace_link, write_atomically
+from tinystory.errors import TinystoryError, UnreadableFile, UsageError
+from tinystory.safe.name_lock import NameLock
+from tinystory.safe.reading import read_json_object
+from tinystory.safe.writing import write_atomically
 from tinystory.text.tokenizer import Tokenizer
 from tinystory.training.config import RunConfig
-from tinystory.training.distributed import Ranks
+from tinystory.training.state import COUNTERS, TrainState
 from tinystory.training.step import averaged
 
-__all__ = ["Run", "TrainState"]
+__all__ = ["Run", "git_commit", "provenance"]
 
-_TENSORS, _COUNTERS = "training_state.safetensors", "training_state.json"
+_PACKAGE = Path(tinystory.__file__).resolve().parent
 
+_PARTLY_BEGUN = re.compile(r"\.run\.lock|\..*\.partial|\.DS_Store")
+"""Files that do not make a folder one of another kind."""
 
-@dataclass
-class TrainState:
-    """Everything that a resumed run needs so that its next step is the same.
+_locks: dict[Path, NameLock] = {}
+"""The locks of this process, by the folder of the run."""
 
-    Attributes:
-        model: has the raw weights, which the optimizers change.
-        optimizers: the optimizers by name.
-        average: exponential average of the weights, by parameter name; empty if averaging is off.
-        step: how many optimizer steps are done.
-        n_tokens: how many tokens were predicted.
-        epoch: how many passes over the data are done.
-        batch: how many batches of this epoch are done; their stories follow from the seed and the epoch.
-        seconds: seconds spent on steps.
-        best_loss: lowest validation loss so far, in nats per token.
-    """
-
-    model: Transformer
-    optimizers: dict[str, torch.optim.Optimizer]
-    average: dict[str, Tensor] = field(default_factory=dict)
-    step: int = 0
-    n_tokens: int = 0
-    epoch: int = 0
-    batch: int = 0
-    seconds: float = 0.0
-    best_loss: float = math.inf
-
-    _NUMBERS = ("step", "n_tokens", "epoch", "batch", "seconds", "best_loss")
-
-    @staticmethod
-    def step_of(directory: Path) -> int:
-        """Return the step at which a checkpoint was saved.
-
-        Raises:
-            CheckpointError: the checkpoint has no training state.
-        """
-        try:
-            return int(json.loads((directory / _COUNTERS).read_text(encoding="utf-8"))["step"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{directory} has no training state, so no run can go on from it") from error
-
-    def files(self) -> dict[str, bytes]:
-        """Return optimizer moments, random state and counters as files to save beside the weights: name -> content."""
-        tensors = {"rng.cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        for kind, optimizer in self.optimizers.items():
-            for name, parameter in self._parameters(optimizer):
-                entries = optimizer.state.get(parameter, {})
-                tensors |= {f"{kind}:{key}:{name}": torch.as_tensor(value) for key, value in entries.items()}
-        if self.average:  # then the checkpoint itself has the averaged weights
-            tensors |= {f"weights.{name}": p.detach() for name, p in self.model.named_parameters()}
-        numbers = {name: getattr(self, name) for name in self._NUMBERS}
-        if not math.isfinite(self.best_loss):
-            numbers["best_loss"] = None
-        return {
-            _TENSORS: save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}),
-            _COUNTERS: (json.dumps(numbers) + "\n").encode(),
-        }
-
-    def _parameters(self, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
-        """Return the parameters of an optimizer with their names, in the order of the optimizer."""
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
-
-    def load(self, directory: Path, ranks: Ranks, seed: int) -> None:
-        """Load a checkpoint and the files that `files` made beside it.
-
-        The first rank, which wrote the random state, gets it back; the others make a new one from seed, rank and step.
-
-        Raises:
-            CheckpointError: the checkpoint is missing or damaged, has another model, or has no training state.
-        """
-        saved = load_model(read_header(directory), device=str(ranks.device))
-        if saved.config != self.model.config:
-            raise CheckpointError(f"{directory} has another model than this run trains")
-        weights = dict(saved.named_parameters())
-        try:
-            tensors = load_file(directory / _TENSORS)
-            numbers = json.loads((directory / _COUNTERS).read_text(encoding="utf-8"))
-            with torch.no_grad():
-                for name, parameter in self.model.named_parameters():
-                    parameter.copy_(tensors.get(f"weights.{name}", weights[name]))
-                for name, tensor in self.average.items():
-                    tensor.copy_(weights[name])
-            for kind, optimizer in self.optimizers.items():
-                state = optimizer.state_dict()
-                state["state"] = {
-                    index: moments
-                    for index, (name, parameter) in enumerate(self._parameters(optimizer))
-                    if (moments := _moments(tensors, kind, name, parameter))
-                }
-                optimizer.load_state_dict(state)
-            if numbers["best_loss"] is None:
-                numbers["best_loss"] = math.inf
-            for name in self._NUMBERS:
-                setattr(self, name, numbers[name])
-            if ranks.first:
-                torch.set_rng_state(tensors["rng.cpu"])
-                if ranks.device.type == "cuda" and "rng.cuda" in tensors:
-                    torch.cuda.set_rng_state(tensors["rng.cuda"])
-            else:
-                torch.manual_seed(hash((seed, ranks.rank, self.step)) % 2**63)
-        except Exception as error:  # safetensors, json and torch each raise their own
-            raise CheckpointError(
-                f"{directory} has weights, but no training state that this run can load: {error}"
-            ) from error
-
-
-def _moments(tensors: Mapping[str, Tensor], kind: str, name: str, parameter: Tensor) -> dict[str, Tensor]:
-    """Return the saved moments of a parameter; empty if another kind of optimizer had it."""
-    moments = {}
-    for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
-        tensor = tensors.get(f"{kind}:{key}:{name}")
-        if tensor is not None:
-            if key != "step" and tensor.shape != parameter.shape:
-                raise ValueError(f"{key} of {name} has the shape {tuple(tensor.shape)}")
-            moments[key] = tensor
-    return moments
+_LOGS = ("metrics.jsonl", "metrics.png", "metrics.svg", "samples.txt", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -165,32 +57,109 @@ class Run:
     folder: Path
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer) -> None:
-        """Write the configuration and the vocabulary of a new run.
+        """Lock the folder, and write the configuration and the vocabulary of a new run.
+
+        What an earlier start without a checkpoint has left in the folder is replaced, its logs too.
 
         Raises:
-            UsageError: the folder has a run already, or cannot be written.
+            UsageError: the folder has a run already, has other files, is in use, or cannot be written.
         """
-        if (self.folder / "latest").exists():
-            raise UsageError(f"{self.folder} has a run already: continue it with --resume, or give another --out")
+        self._check_is_free()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock()
+            for name in _LOGS:
+                _delete(self.folder / name)
+            self._write_json({**config.to_json(), "history": [], "stories": {}})
             write_atomically(self.folder / "tokenizer.json", tokenizer.to_json().encode())
-            write_atomically(self.folder / "run.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())
         except OSError as error:
             raise UsageError(f"{self.folder} cannot be written: {error.strerror}") from error
 
+    def _check_is_free(self) -> None:
+        """Raise UsageError if a new run would replace anything in the folder."""
+        try:
+            names = [name for name in os.listdir(self.folder) if not _PARTLY_BEGUN.fullmatch(name)]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UsageError(f"{self.folder} cannot be written: {error.strerror}") from error
+        if self._checkpoints() or (self.folder / "latest").exists():
+            raise UsageError(f"{self.folder} has a run already: continue it with --resume, or give another --out")
+        try:
+            RunConfig.from_json(self._content() if names else RunConfig().to_json())
+        except (OSError, ValueError, TinystoryError) as error:
+            raise UsageError(
+                f"{self.folder} holds {', '.join(sorted(names)[:3])} and no run; give --out a new or an empty folder"
+            ) from error
+
+    def lock(self) -> None:
+        """Lock the run for this process until `unlock`, or until the process ends.
+
+        Raises:
+            UsageError: another process trains this run.
+            OSError: the folder cannot be written.
+        """
+        place = self.folder.resolve()
+        lock = _locks.get(place) or NameLock.take(self.folder, "run")
+        if lock is None:
+            raise UsageError(f"another process trains {self.folder} now; wait for it, or stop it with Ctrl-C")
+        _locks[place] = lock
+
+    def unlock(self) -> None:
+        """Let other processes train this run."""
+        if lock := _locks.pop(self.folder.resolve(), None):
+            lock.release()
+
     def configuration(self) -> tuple[RunConfig, Tokenizer]:
-        """Return the configuration and the vocabulary with which the run was begun.
+        """Return the configuration that is in force, and the vocabulary.
 
         Raises:
             UsageError: the folder holds no run.
         """
         try:
-            content = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-            config = RunConfig.from_json(content)
-        except (OSError, ValueError, AttributeError, UsageError) as error:
+            config = RunConfig.from_json(self._content())
+        except (OSError, ValueError, UsageError, UnreadableFile) as error:
             raise UsageError(f"{self.folder} holds no run to resume: its run.json cannot be read ({error})") from error
         return config, Tokenizer.from_file(self.folder / "tokenizer.json")
+
+    def story_hashes(self) -> dict[str, str]:
+        """Return the hashes of the stories with which the run was begun; empty for a run of an older version."""
+        hashes = self._content().get("stories") or {}
+        return {part: hashes[part] for part in ("train", "valid") if part in hashes} if "train" in hashes else {}
+
+    def remember(self, config: RunConfig, step: int, story_hashes: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
+        """Write what is in force from now on to `run.json`, and what has changed to the history in it.
+
+        Returns:
+            The fields that have changed: name -> (old value, new value).
+
+        Raises:
+            TinystoryError: the file cannot be written.
+        """
+        content = self._content()
+        old, new = RunConfig.from_json(content).flat(), config.flat()
+        changed = {name: (old[name], value) for name, value in new.items() if value != old[name]}
+        history = content.get("history")
+        history = history if isinstance(history, list) else []
+        if changed:
+            history = [*history, {"step": step, "changed": {name: list(pair) for name, pair in changed.items()}}]
+        now = {**config.to_json(), "history": history, "stories": dict(story_hashes)}
+        if now != content:
+            try:
+                self._write_json(now)
+            except OSError as error:
+                raise TinystoryError(f"cannot write {self.folder / 'run.json'}: {error.strerror}") from error
+        return changed
+
+    def _content(self) -> dict[str, Any]:
+        return read_json_object(self.folder / "run.json")
+
+    def _write_json(self, content: Mapping[str, Any]) -> None:
+        write_atomically(self.folder / "run.json", (json.dumps(content, indent=2) + "\n").encode())
+
+    def _checkpoints(self) -> list[Path]:
+        """Return the checkpoints in the folder, by step; other folders beside them do not count."""
+        folders = [path for path in self.folder.glob("step-*") if STEP_NAME.fullmatch(path.name) and path.is_dir()]
+        return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
     @property
     def latest(self) -> Path:
@@ -199,23 +168,25 @@ class Run:
         Raises:
             UsageError: the run has no checkpoint yet.
         """
-        if not (self.folder / "latest").exists():
+        found = self.named("latest") or next(reversed(self._checkpoints()), None)
+        if found is None:
             raise UsageError(f"{self.folder} has no checkpoint yet; start the run again with --out")
-        return self.folder / "latest"
+        return found
 
-    def save(
-        self, state: TrainState, tokenizer: Tokenizer, provenance: Mapping[str, Any], *, best: bool, keep: int
-    ) -> Path:
-        """Save a checkpoint and delete old ones.
+    def named(self, name: str) -> Path | None:
+        """Return the checkpoint that `NAME.json` or the link `NAME` names, or a copy of it; None if there is none."""
+        link = self.folder / name
+        return named_checkpoint(self.folder, name) or (link.resolve() if link.exists() else None)
 
-        It is saved as `step-NNNNNN`, and `latest` becomes a link to it. After a crash at any moment, `latest` is a link
-        to a whole checkpoint.
+    def save(self, state: TrainState, tokenizer: Tokenizer, provenance: Mapping[str, Any], *, keep: int) -> Path:
+        """Save a checkpoint as `step-NNNNNN`, name it the latest, and delete old ones.
+
+        After a crash at any moment, the latest is a whole checkpoint.
 
         Args:
             state: weights and training state.
             tokenizer: the vocabulary.
             provenance: the content of `tinystory.json`.
-            best: also make `best` a link to it.
             keep: how many of the newest checkpoints stay, besides the best one.
 
         Returns:
@@ -236,35 +207,70 @@ class Run:
                 provenance=provenance,
                 extra_files=beside,
             )
+        self._name("latest", directory)
+        self._delete_old(directory, keep)
+        return directory
+
+    def add_validation(
+        self, directory: Path, state: TrainState, provenance: Mapping[str, Any], *, best: bool, keep: int
+    ) -> None:
+        """Add to a checkpoint what its validation has found, and delete old ones.
+
+        Args:
+            directory: what `save` has returned.
+            state: its `best_loss` counts this validation.
+            provenance: the content of `tinystory.json`, with the figures.
+            best: name this checkpoint the best.
+            keep: how many of the newest checkpoints stay, besides the best one.
+
+        Raises:
+            TinystoryError: the disk is full or cannot be written.
+        """
         try:
-            for link in ("latest", "best") if best else ("latest",):
-                replace_link(self.folder / link, directory.name)
+            write_atomically(directory / COUNTERS, state.counters())
+            text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
+            write_atomically(directory / "tinystory.json", text.encode())
+        except OSError as error:
+            raise TinystoryError(f"cannot write {directory}: {error.strerror}") from error
+        if best:
+            self._name("best", directory)
+            self._delete_old(directory, keep)
+
+    def _delete_old(self, latest: Path, keep: int) -> None:
+        best = self.named("best")
+        for old in self._checkpoints()[:-keep]:
+            if old.name != latest.name and (best is None or old.name != best.name):
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _name(self, name: str, directory: Path) -> None:
+        try:
+            name_checkpoint(self.folder, name, directory.name)
         except OSError as error:
             raise TinystoryError(f"cannot write {self.folder}: {error.strerror}") from error
-        kept = {directory.name, _target(self.folder / "best")}
-        by_step = sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-        for old in by_step[:-keep]:
-            if old.name not in kept:
-                shutil.rmtree(old, ignore_errors=True)
-        return directory
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a record to `metrics.jsonl`; raise TinystoryError if it cannot be written."""
         self._append("metrics.jsonl", json.dumps(record) + "\n")
 
-    def keep_samples(self, text: str) -> None:
-        """Append a text to `samples.txt`; raise TinystoryError if it cannot be written."""
-        self._append("samples.txt", text)
+    def keep_samples(self, step: int, stories: Mapping[str, str]) -> None:
+        """Append stories (spec -> text) to `samples.txt`; raise TinystoryError if it cannot be written."""
+        self._append("samples.txt", "".join(f"== step {step}, {spec}\n{text}\n\n" for spec, text in stories.items()))
 
     def forget_after(self, step: int) -> None:
-        """Delete the log lines after a step, because a run that is resumed from this step writes them again."""
-        path = self.folder / "metrics.jsonl"
+        """Delete log lines and samples after a step, because a run that is resumed from this step writes them again."""
+        self._rewrite("metrics.jsonl", lambda lines: [line for line in lines if _step_of(line) <= step])
+        self._rewrite("samples.txt", lambda lines: list(takewhile(lambda line: _sample_step(line) <= step, lines)))
+
+    def _rewrite(self, name: str, kept: Callable[[list[str]], list[str]]) -> None:
+        path = self.folder / name
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            try:
-                write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
-            except OSError as error:
-                raise TinystoryError(f"cannot write {path}: {error.strerror}") from error
+            text = path.read_text(encoding="utf-8", errors="replace")
+            left = "".join(f"{line}\n" for line in kept(text.split("\n")[:-1]))  # without a line that was cut off
+            if left != text:
+                try:
+                    write_atomically(path, left.encode())
+                except OSError as error:
+                    raise TinystoryError(f"cannot write {path}: {error.strerror}") from error
 
     def _append(self, name: str, text: str) -> None:
         try:
@@ -282,5 +288,49 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _target(link: Path) -> str | None:
-    return os.readlink(link) if link.is_symlink() else None
+def _sample_step(line: str) -> int:
+    """Return the step of the heading of a sample, and 0 for any other line."""
+    match = re.match(r"== step (\d+), ", line)
+    return int(match[1]) if match else 0
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def provenance(config: RunConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a checkpoint's `tinystory.json`. For data files it has only the names, not the folders."""
+    stored = config.to_json()
+    stored["data"] |= {name: [Path(source).name for source in stored["data"][name]] for name in ("data", "valid")}
+    return dict(record) | {
+        "seconds": round(record["seconds"]),
+        "run": stored,
+        "git_commit": _own_commit(),
+        "versions": {"tinystory": tinystory.__version__, "torch": torch.__version__},
+    }
+
+
+@functools.cache
+def _own_commit() -> str | None:
+    """Return the commit of the code that runs; a later one is not in this process."""
+    return git_commit()
+
+
+def git_commit(package: Path = _PACKAGE) -> str | None:
+    """Return the commit of the checkout that a package is in, or None if it is in none, or git is not installed.
+
+    A package that is installed below the repository of another project is not in a checkout of its own.
+    """
+    command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        result = subprocess.run(command, cwd=package.parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    if result.returncode:  # no repository, or no commit yet
+        return None
+    top, commit = result.stdout.splitlines()
+    return commit if Path(top).resolve() == package.parent.resolve() else None

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,14 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.cross_entropy import IGNORE, stretch
 from tinystory.model.transformer import Transformer
 from tinystory.training.distributed import Ranks
-from tinystory.training.schedule import SCHEDULES
 
 __all__ = [
-    "Losses", "TrainConfig", "autocast", "averaged", "backward", "evaluate_loss", "loss_sum", "make_optimizers",
-    "optimizer_step", "update_average",
+    "Losses", "TrainConfig", "autocast", "averaged", "backward", "evaluate_loss", "learning_rate_scale", "loss_sum",
+    "make_optimizers", "optimizer_step", "update_average",
 ]  # fmt: skip
+
+
+Schedule = Literal["wsd", "cosine", "constant"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ class TrainConfig:
         max_minutes: end the run, and the schedule with it, after this many minutes; 0 is no limit.
         rows: rows of one step, over all ranks and micro-batches.
         micro_rows: rows of one forward pass on one rank; the gradients of a step add up over the passes.
-        lr: peak learning rate of AdamW, for embeddings, norms and biases; for everything if muon_lr is 0.
-        muon_lr: peak learning rate of Muon, for the matrices of the blocks; 0 trains these with AdamW.
+        lr: peak learning rate of AdamW, for embeddings, norms and biases, and for everything if muon_lr is 0; the
+            matrices of the blocks have muon_lr.
+        muon_lr: peak learning rate of Muon, for the matrices of the blocks, whatever lr is; 0 trains these with AdamW.
         weight_decay: decoupled weight decay of the matrices.
         schedule: the learning rate after the warmup: "wsd" holds and then falls linearly to zero, "cosine" falls to a
             tenth, "constant" stays.
@@ -61,7 +65,7 @@ class TrainConfig:
     lr: float = 3e-3
     muon_lr: float = 3e-3
     weight_decay: float = 0.1
-    schedule: str = "wsd"
+    schedule: Schedule = "wsd"
     warmup: float = 0.02
     decay: float = 0.7
     clip: float = 1.0
@@ -93,10 +97,31 @@ class TrainConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be a number from 0")
         if not 0 <= self.seed < 2**63 - 2**20:  # a rank adds its number
             raise UsageError(f"seed is {self.seed}; it must be from 0 to below 2**63 - 2**20")
-        if self.schedule not in SCHEDULES:
-            raise UsageError(
-                f"schedule is {self.schedule!r}; it must be {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}"
-            )
+        if self.schedule not in get_args(Schedule):
+            raise UsageError(f"schedule is {self.schedule!r}; it must be one of {', '.join(get_args(Schedule))}")
+
+
+def learning_rate_scale(progress: float, schedule: str, *, warmup: float, decay: float) -> float:
+    """Return the factor by which the peak learning rates are multiplied.
+
+    Args:
+        progress: how much of the run is done, from 0 to 1.
+        schedule: one of `Schedule`.
+        warmup: the share of the run in which the rate rises.
+        decay: the share of the run, at its end, in which "wsd" falls to zero.
+
+    Returns:
+        A factor above 0 and at most 1, if progress is below 1.
+    """
+    rising = (progress + 1e-3) / warmup if warmup > 0 else 1.0
+    if schedule == "constant":
+        falling = 1.0
+    elif schedule == "cosine":
+        since = max(0.0, (progress - warmup) / max(1 - warmup, 1e-9))
+        falling = 0.1 + 0.9 * (1 + math.cos(math.pi * min(since, 1.0))) / 2
+    else:
+        falling = (1 - progress) / decay if decay > 0 else 1.0
+    return max(0.0, min(1.0, rising, falling))
 
 
 def make_optimizers(model: Transformer, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
@@ -273,18 +298,26 @@ def evaluate_loss(model: Transformer, loaded: Iterable[Batch], config: TrainConf
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)  # on the CPU: not every device has float64
-    with autocast(config, ranks.device):
-        for batch in loaded:
-            batch = placed(batch, config, ranks.device)
-            scored = batch.labels != IGNORE
-            hidden = model.hidden(batch.token_ids, batch.positions, batch.mask())[scored]
-            n = stretch(len(hidden), model.config.vocab_size)
-            for part, labels in zip(torch.split(hidden, n), torch.split(batch.labels[scored], n), strict=True):
-                logits = model.head(part).float()
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                correct = (logits.argmax(-1) == labels).sum()
-                sums += torch.stack((loss.cpu().double(), correct.cpu().double(), sums.new_tensor(len(labels))))
-    model.train(was_training)
+    try:
+        with autocast(config, ranks.device):
+            for batch in loaded:
+                sums += _loss_correct_count(model, placed(batch, config, ranks.device))
+    finally:
+        model.train(was_training)
     loss_total, correct_total, n_tokens = ranks.sum(sums.to(ranks.device) if ranks.size > 1 else sums).tolist()
     n = max(n_tokens, 1)
     return Losses(loss_total / n, correct_total / n, int(n_tokens))
+
+
+def _loss_correct_count(model: Transformer, batch: Batch) -> Tensor:
+    """Return summed loss in nats, correct guesses and predicted tokens of a batch: (3,) float64, on the CPU."""
+    scored = batch.labels != IGNORE
+    hidden = model.hidden(batch.token_ids, batch.positions, batch.mask())[scored]
+    n = stretch(len(hidden), model.config.vocab_size)
+    sums = torch.zeros(3, dtype=torch.float64)
+    for part, labels in zip(torch.split(hidden, n), torch.split(batch.labels[scored], n), strict=True):
+        logits = model.head(part).float()
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        correct = (logits.argmax(-1) == labels).sum()
+        sums += torch.stack((loss.cpu().double(), correct.cpu().double(), sums.new_tensor(len(labels))))
+    return sums

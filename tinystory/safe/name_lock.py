@@ -1,4 +1,4 @@
-"""Lock the name of a session, so that two chats never write one file. It knows no session and no studio."""
+"""Lock a name, so that two processes never write one thing: a session or a run. It knows neither."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ if sys.platform != "win32":
 __all__ = ["NameLock"]
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""The errors of file systems that have no locks. Two chats at once are rare there, so the name counts as locked."""
+"""The errors of file systems that have no locks. Two processes at once are rare there, so the name counts as locked."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class NameLock:
 
     @classmethod
     def take(cls, folder: Path, name: str) -> "NameLock | None":
-        """Lock a name in a folder, which is made if it is missing; return None if another chat has the name.
+        """Lock a name in a folder, which is made if it is missing; return None if another process has the name.
 
         Raises:
             OSError: the folder cannot be written.
@@ -56,7 +56,7 @@ def _locked(path: Path) -> int | None:
             return descriptor
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The chat that had the lock may have removed the file meanwhile. Then another file has this path now.
+            # The process that had the lock may have removed the file meanwhile. Then another file has this path now.
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
         except BlockingIOError:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tinystory.studio.name_lock import NameLock
+from tinystory.safe.name_lock import NameLock
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 
