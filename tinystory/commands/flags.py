@@ -393,7 +393,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "chat")
     args = build_parser().parse_args(argv)
-    args.settings = resolve_settings(getattr(args, "settings", ()))
+    warnings: list[str] = []
+    args.settings = resolve_settings(getattr(args, "settings", ()), warnings=warnings)
+    warn(Options(quiet=args.quiet), warnings)
     for setting in args.settings:
         if getattr(args, setting.name, "") is None:
             setattr(args, setting.name, setting.value)

@@ -13,6 +13,7 @@ from typing import Any
 
 from tinystory.data.separators import Separator, find_separator, split_stories
 from tinystory.errors import UsageError, one_line
+from tinystory.safe.reading import BYTE_ORDER_MARK, open_regular, without_mark
 from tinystory.safe.showing import visible
 
 __all__ = ["FILE_SUFFIXES", "Record", "dataset_records", "file_records", "reading"]
@@ -22,7 +23,6 @@ _JSON_LINES = frozenset({".jsonl", ".ndjson"})
 _OTHER_FORMATS = frozenset({".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".arrow"})
 FILE_SUFFIXES = _JSON_LINES | _OTHER_FORMATS | {".txt", ".parquet"}
 """Endings of files; a name with such an ending is never a hub dataset."""
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 2**20
 _MAX_RECORD_BYTES = 2**28
 """A text that is longer, without a separator or a line end, is no story; this also limits the memory."""
@@ -55,11 +55,8 @@ def file_records(
     suffix = path.suffix.lower()
     if suffix in _OTHER_FORMATS:
         raise UsageError(f"cannot read {path}: stories come from .txt, .jsonl or .parquet files, not from {suffix}")
-    with reading(path):
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, and cannot be read twice
-            raise UsageError(f"{path} is not a regular file")
-        with path.open("rb") as file:
-            begin = file.read(4096)
+    with reading(path), open_regular(path, raises=UsageError) as file:
+        begin = file.read(4096)
     if suffix == ".parquet":
         if not begin:
             raise UsageError(f"{path} is empty")
@@ -164,7 +161,7 @@ def _json_records(path: Path, column: str | None) -> Iterator[Record]:
 
 def _json_object(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line.removeprefix(_BYTE_ORDER_MARK).decode(errors="surrogateescape"))
+        value = json.loads(without_mark(line).decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -29,6 +29,7 @@ from tinystory.repl.history import open_history
 from tinystory.repl.input_line import PROMPT, input_line
 from tinystory.repl.settings import ChatSettings
 from tinystory.repl.stream import show_columns, show_picked, show_story, show_versus, stream
+from tinystory.safe.reading import is_absent
 from tinystory.screen.blocks import Line
 from tinystory.screen.colours import background
 from tinystory.screen.screen import Screen
@@ -84,7 +85,7 @@ def chat(settings: ChatSettings) -> int:
     keeper = Keeper(studio)
     notices = [] if settings.resume is None else keeper.resume(settings.resume, _given_by_flag(settings))
     path = history_file()
-    first_time = not path.exists()
+    first_time = is_absent(path)
     screen = Screen(sys.stdout, color=settings.color, theme=background(settings.theme))
     app = App(studio, screen, settings, open_history(path), keeper)
     if not settings.quiet:

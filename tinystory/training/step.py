@@ -17,6 +17,7 @@ from tinystory.data.batches import Batch
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.cross_entropy import IGNORE, stretch
 from tinystory.model.transformer import Transformer
+from tinystory.safe.reading import shown
 from tinystory.training.distributed import Ranks
 
 __all__ = [

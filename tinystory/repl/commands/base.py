@@ -196,5 +196,5 @@ def whole_number(argument: str, origin: str, least: int, most: int | None = None
     except ValueError:
         number = least - 1
     if number < least or (most is not None and number > most):
-        raise UsageError(f"{origin} takes a whole number {limits}, not {argument!r}")
+        raise UsageError(f"{origin} takes a whole number {limits}, not {shown(argument)}")
     return number

@@ -5,6 +5,7 @@ import os
 import re
 
 from tinystory.decoding.spec import format_spec
+from tinystory.docstrings import docstring
 from tinystory.folders import config_file
 from tinystory.repl.commands.base import COMMANDS, Reply, command, find
 from tinystory.screen.blocks import Line, Printable, Table
@@ -63,8 +64,8 @@ def _help(studio: Studio, argument: str) -> Reply:
     if argument:
         entry = find(argument.removeprefix("/"))
         blocks: list[Printable] = [Line(entry.synopsis, "bold"), Line(entry.help)]
-        if entry.run.__doc__:
-            blocks.append(Line(_LINE_BREAK.sub(" ", inspect.getdoc(entry.run) or "")))
+        if text := docstring(inspect.unwrap(entry.run)):
+            blocks.append(Line(_LINE_BREAK.sub(" ", text)))
         if entry.aliases:
             blocks.append(Line("also " + ", ".join(f"/{alias}" for alias in entry.aliases)))
         return Reply(tuple(blocks))
