@@ -126,13 +126,35 @@ def test_a_prompt_comes_from_a_pipe_and_chat_without_a_terminal_writes_one_story
     assert tiny("-d", "greedy", "-n", "9", "-q")[0] == 0
 
 
-def test_broken_utf8_in_a_pipe_is_no_crash(tiny, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", Bytes(b"Tim \xff\xfe ran"))
-    code, out, _ = tiny("generate", "-d", "greedy", "-n", "3", "-q")
-    assert code == 0
-    assert out.startswith("Tim \ufffd\ufffd ran")
-    code, out, _ = tiny("generate", "Tim \udcff", "-d", "greedy", "-n", "3", "-q")
-    assert out.startswith("Tim \ufffd")
+@pytest.mark.parametrize("raw", [b"Once upon", b"Once upon\r\n", b"\xef\xbb\xbfOnce upon\n"])
+def test_a_prompt_from_a_pipe_has_no_mark_and_no_carriage_return(tiny, monkeypatch, raw):
+    monkeypatch.setattr(sys, "stdin", Bytes(raw))
+    assert json.loads(tiny("generate", "-n", "1", "--json")[1])["prompt"] == "Once upon"
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"Tim \xff\xfe ran", "is not UTF-8 text: the text is broken"),
+        ("Once".encode("utf-16"), "is not UTF-8 text"),
+        ("Once".encode("utf-16-be"), "is not UTF-8 text: the text has zero bytes"),
+        (b"word " * 2**21, "which is too long for a prompt"),
+    ],
+)
+def test_a_pipe_that_is_no_prompt_is_refused_in_one_line(tiny, monkeypatch, raw, reason):
+    """Once, UTF-16 became a story, and ten megabytes were tokenised for more than a minute."""
+    monkeypatch.setattr(sys, "stdin", Bytes(raw))
+    code, out, err = tiny("generate", "-n", "1")
+    assert (code, out) == (2, "")
+    assert err.startswith("tinystory: standard input")
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+def test_a_long_prompt_and_broken_utf8_on_the_command_line(tiny):
+    assert tiny("generate", "x" * (2**20 + 1), "-n", "1")[0] == 2
+    assert tiny("generate", "é" * (2**19 + 1), "-n", "1")[2].count("\n") == 1
+    assert tiny("generate", "Tim \udcff", "-d", "greedy", "-n", "3", "-q")[1].startswith("Tim \ufffd")
 
 
 def test_a_stop_text_ends_the_story_and_is_not_part_of_it(tiny):

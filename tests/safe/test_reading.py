@@ -154,3 +154,5 @@ def test_what_cannot_be_there_is_absent(tmp_path):
         True,
     ]
     assert is_absent(tmp_path / "/dev/null/tinystory")
+    (tmp_path / "off").symlink_to("/dev/null")
+    assert is_absent(tmp_path / "off")

@@ -56,14 +56,16 @@ def shown(value: object) -> str:
 
 
 def is_absent(path: Path) -> bool:
-    """Return whether a file is certainly not there; False if that cannot be seen, for example without permission."""
+    """Return whether a file is certainly not there, or is the null device, with which users switch a file off.
+
+    The result is False if this cannot be seen, for example without permission.
+    """
     try:
-        os.stat(path)
+        return os.path.samestat(os.stat(path), os.stat(os.devnull))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return True
     except OSError:
         return False
-    return False
 
 
 def regular_file_size(path: Path, *, raises: Raises = UnreadableFile) -> int:

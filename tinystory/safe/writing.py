@@ -33,9 +33,11 @@ def write_atomically(
         keep_mode: keep the permissions that an existing file has.
 
     Raises:
-        OSError: the file cannot be written; the old one is untouched.
+        OSError: the file cannot be written, or a folder or a device is in its place; the old one is untouched.
     """
     path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file, so it cannot be replaced", str(path))
     temporary = _temporary(path)
     try:
         old_mode = stat.S_IMODE(path.stat().st_mode) if keep_mode and path.exists() else None

@@ -16,6 +16,7 @@ from tinystory.studio.seams import joint, lengthened
 from tinystory.studio.turn_request import TurnRequest
 from tinystory.studio.unfinished_turn import UnfinishedTurn
 from tinystory.studio.views import Tint
+from tinystory.text.prompt_text import check_prompt
 from tinystory.text.sentences import ends_sentence
 from tinystory.writing.generate import Ended, Story, StoryRequest, TextEvent
 
@@ -114,7 +115,7 @@ class Studio:
 
     def begin(self, prompt: str) -> TurnRequest:
         """Ask for the first turn of a new story; if the prompt is empty, the model begins the story."""
-        typed_ids = tuple(self.backend.encode(prompt, bos=True))
+        typed_ids = tuple(self.backend.encode(check_prompt(prompt), bos=True))
         return TurnRequest(
             parent=ROOT,
             kept=0,
@@ -130,7 +131,11 @@ class Studio:
 
         Args:
             text: the text that the writer typed. If it is empty, an unfinished story goes on, past a stop text.
+
+        Raises:
+            UsageError: the text is too long.
         """
+        check_prompt(text)
         turn = self.tree.turn
         if turn is None or turn.ended:
             return self.begin(text)
@@ -187,10 +192,13 @@ class Studio:
         """Ask for a turn that goes on from another text; return None if the text is the same or empty.
 
         If the text ends within a word, the model spells that word again.
+
+        Raises:
+            UsageError: the new part of the text is too long.
         """
         if text == self.text or not text:
             return None
-        added = text[common_prefix(self.text, text) :]
+        added = check_prompt(text[common_prefix(self.text, text) :])
         request = self._lengthened(text, added)
         return self._healed(request, text) if self.backend.heals else request
 

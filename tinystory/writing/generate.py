@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tinystory.decoding import Commit, Decoder, Draft, Finish, FinishReason, Request, Session, Step, Token
 from tinystory.decoding.loop import run
 from tinystory.errors import UsageError
+from tinystory.text.prompt_text import check_prompt
 from tinystory.text.sentences import whole_sentences
 from tinystory.text.tokenizer import Detokenizer, Tokenizer
 from tinystory.writing.healing import Healing
@@ -193,8 +194,10 @@ class _Writer:
         """Return the request for the loop."""
         story_request = self.story_request
         prompt_ids = story_request.prompt_ids
+        if prompt_ids is None:
+            prompt_ids = tuple(self.tokenizer.encode(check_prompt(story_request.prompt)))
         return Request(
-            prompt_ids=tuple(self.tokenizer.encode(story_request.prompt)) if prompt_ids is None else prompt_ids,
+            prompt_ids=prompt_ids,
             max_new_tokens=story_request.max_new_tokens,
             seed=story_request.seed,
             n_prompt=story_request.n_prompt,

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from tinystory.errors import UsageError
+from tinystory.text.prompt_text import MAX_PROMPT_BYTES, check_prompt, prompt_text
 
 __all__ = ["prompt_of", "seed_of", "stops_of"]
 
@@ -13,12 +14,16 @@ def prompt_of(prompt: str | None) -> str:
     """Return the prompt of the command line, or else standard input without its last newline.
 
     Without a prompt, a terminal as standard input gives an empty prompt.
+
+    Raises:
+        UsageError: the prompt is too long, or standard input is not UTF-8 text.
     """
     if prompt is not None:
-        return _utf8(prompt)
+        return check_prompt(_utf8(prompt))
     if sys.stdin is None or sys.stdin.isatty():
         return ""
-    return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
+    raw = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)  # a pipe may be endless
+    return prompt_text(raw, "standard input").removesuffix("\n")
 
 
 def seed_of(seed: int | None) -> int:
