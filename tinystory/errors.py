@@ -38,6 +38,8 @@ class SessionError(TinystoryError):
         damaged: the content of the file is wrong.
     """
 
+    exit_code = 3
+
     def __init__(self, message: str, *, damaged: bool = False) -> None:
         super().__init__(message)
         self.damaged = damaged

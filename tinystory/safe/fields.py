@@ -72,11 +72,13 @@ class Fields:
             raise self.wrong(name, "text")
         return cast(str, value)
 
-    def texts(self, name: str) -> tuple[str, ...]:
-        """Return a field that is a list of texts, none of them empty."""
+    def texts(self, name: str, most: int, most_characters: int) -> tuple[str, ...]:
+        """Return a field that is a list of at most `most` texts with `most_characters` together, none of them empty."""
         value = self.get(name)
         if not isinstance(value, list) or not all(_is_text(text) and text for text in value):
             raise self.wrong(name, "a list of texts, none of them empty")
+        if len(value) > most or sum(map(len, value)) > most_characters:
+            raise self.wrong(name, f"at most {most:,} texts with {most_characters:,} characters together")
         return tuple(value)
 
     def ids(self, name: str) -> tuple[int, ...]:

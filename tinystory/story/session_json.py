@@ -16,6 +16,7 @@ from tinystory.safe.reading import shown
 from tinystory.settings import MAX_TOKENS
 from tinystory.story.saved_chat import SavedChat, now, summary_of
 from tinystory.story.tree import ROOT, StoryTree, Turn, Written
+from tinystory.writing.stops import MAX_STOP_CHARACTERS, MAX_STOPS
 
 __all__ = ["MAX_TURNS", "SCHEMA", "chat_from", "compact", "session_fields", "turn_fields"]
 
@@ -119,8 +120,8 @@ def chat_from(fields: Mapping[str, Any], where: str) -> SavedChat:
         spec=reader.text("spec"),
         seed=None if fields.get("seed") is None else reader.seed("seed"),
         max_tokens=reader.whole("max_tokens", 1, MAX_TOKENS),
-        stop=reader.texts("stop"),
-        words=reader.texts("words"),
+        stop=reader.texts("stop", MAX_STOPS, MAX_STOP_CHARACTERS),
+        words=reader.texts("words", MAX_STOPS, MAX_STOP_CHARACTERS),
         tint=reader.text("tint"),
         model=reader.text("model"),
         model_hash=reader.text("model_hash"),
@@ -144,23 +145,21 @@ def _check_schema(reader: Fields, where: str) -> None:
 def _tree(reader: Fields) -> StoryTree:
     """Return the tree. This checks all that `StoryTree.add` checks, but in linear time."""
     tree = StoryTree()
-    lengths = {ROOT: (0, 0)}  # of the story up to each turn, in tokens and in characters
     last = ROOT
     for turn in reader.items("nodes", _turn, MAX_TURNS):
         where = f"turn {turn.id}"
         if turn.id <= last:
             raise WrongField(f"{where} stands twice, or out of order")
         last = turn.id
-        if turn.parent not in lengths:
+        parent = tree.turns.get(turn.parent)
+        if parent is None and turn.parent != ROOT:
             raise WrongField(f"{where} goes on from turn {turn.parent}, which does not stand before it")
-        n_tokens, n_characters = lengths[turn.parent]
+        n_tokens, n_characters = (parent.n_tokens, parent.n_characters) if parent else (0, 0)
         if turn.kept > n_tokens or turn.shared > n_characters:
             raise WrongField(f"{where} keeps more of turn {turn.parent} than that turn has")
-        n_added = len(turn.typed_ids) + len(turn.picked) + len(turn.tail_ids)
-        lengths[turn.id] = (turn.kept + n_added, turn.shared + len(turn.own))
         tree.turns[turn.id] = turn
     tree.current = reader.whole("current")
-    if tree.current not in lengths:
+    if tree.current != ROOT and tree.current not in tree.turns:
         raise WrongField(f"current is turn {tree.current}, and the file has no such turn")
     for parent, child in reader.items("latest", _pair, MAX_TURNS):
         if child not in tree.turns or tree.turns[child].parent != parent:
@@ -200,7 +199,7 @@ def _written(value: Any, where: str) -> Written:
         model_hash=reader.text("model_hash"),
         dtype=reader.text("dtype"),
         max_new_tokens=reader.whole("max_new_tokens", 0),
-        stop=reader.texts("stop"),
+        stop=reader.texts("stop", MAX_STOPS, MAX_STOP_CHARACTERS),
         heal=reader.text("heal"),
         tokens=tuple(reader.items("tokens", _token, MAX_ID)),
         finish_reason=cast(FinishReason, reason),

@@ -4,8 +4,8 @@ import random
 import sys
 from collections.abc import Sequence
 
-from tinystory.errors import UsageError
 from tinystory.text.prompt_text import MAX_PROMPT_BYTES, check_prompt, prompt_text
+from tinystory.writing.stops import check_stops
 
 __all__ = ["prompt_of", "seed_of", "stops_of"]
 
@@ -35,10 +35,9 @@ def stops_of(stops: Sequence[str]) -> tuple[str, ...]:
     """Return the stop texts as valid UTF-8.
 
     Raises:
-        UsageError: a stop text is empty.
+        UsageError: a stop text is empty, or there are too many, or they are too long.
     """
-    if not all(stops):
-        raise UsageError("a stop text is empty; it would end the story before its first word")
+    check_stops(stops)
     return tuple(map(_utf8, stops))
 
 

@@ -4,6 +4,7 @@ A command gets the studio and its argument. It changes the studio and gives a `R
 wrong input it raises TinystoryError and changes nothing.
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tinystory.studio.turn_request import TurnRequest
 
 __all__ = [
     "COMMANDS", "Argument", "Command", "DeskStory", "Reply", "command", "execute", "find", "keeping_command",
-    "split_line", "texts", "whole_number",
+    "path_of", "split_line", "texts", "whole_number",
 ]  # fmt: skip
 
 Argument = Literal[
@@ -182,6 +183,20 @@ def texts(argument: str, origin: str) -> tuple[str, ...]:
     if not all(parts) or any(text.startswith('"') for text in parts):
         raise UsageError(f'{origin}: put a text with spaces in double quotes; no text may be empty: {origin} "The end"')
     return tuple(parts)
+
+
+def path_of(argument: str, origin: str) -> str:
+    """Return the path in an argument; it may stand in quotes, and ~ is the home folder.
+
+    Raises:
+        UsageError: a quote is not closed.
+    """
+    quote = argument[:1]
+    if quote and quote in "\"'":
+        if len(argument) < 3 or not argument.endswith(quote):
+            raise UsageError(f"{origin}: the quote {quote} is not closed after a path: {origin} {quote}my file{quote}")
+        argument = argument[1:-1]
+    return os.path.expanduser(argument)
 
 
 def whole_number(argument: str, origin: str, least: int, most: int | None = None) -> int:

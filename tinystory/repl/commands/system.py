@@ -1,13 +1,12 @@
 """Commands about the chat itself: model, figures, settings, help, leaving."""
 
 import inspect
-import os
 import re
 
 from tinystory.decoding.spec import format_spec
 from tinystory.docstrings import docstring
 from tinystory.folders import config_file
-from tinystory.repl.commands.base import COMMANDS, Reply, command, find
+from tinystory.repl.commands.base import COMMANDS, Reply, command, find, path_of
 from tinystory.screen.blocks import Line, Printable, Table
 from tinystory.studio.presets import SUGGESTED
 from tinystory.studio.studio import Studio
@@ -21,7 +20,7 @@ def _model(studio: Studio, argument: str) -> Reply:
     """Let the story on the desk go on with the new model. `default` is the model that comes with tinystory."""
     if not argument:
         return Reply((Table(tuple(studio.backend.facts())),))
-    backend = studio.open_model(os.path.expanduser(argument))
+    backend = studio.open_model(path_of(argument, "/model"))
     backend.wait(lambda: False)
     studio.set_model(backend)
     return Reply((Table(tuple(backend.facts())),))
