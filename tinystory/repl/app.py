@@ -18,7 +18,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
-from tinystory.errors import TinystoryError, UsageError, one_line
+from tinystory.errors import OUT_OF_MEMORY, TinystoryError, UsageError, is_out_of_memory, one_line
 from tinystory.folders import history_file
 from tinystory.repl.browser import Browser, browser_of
 from tinystory.repl.chooser import Chooser, asks, check_alone
@@ -282,7 +282,8 @@ class App:
             self._trace(error)
             summary = one_line(error, kind=True)
             hint = "" if self.settings.verbose else "; tinystory chat -v shows where"
-            self.screen.show(Line(f"unexpected error ({summary}){hint}, please report it"))
+            unexpected = f"unexpected error ({summary}){hint}, please report it"
+            self.screen.show(Line(OUT_OF_MEMORY if is_out_of_memory(error) else unexpected))
         return False
 
     def _trace(self, error: Exception) -> None:

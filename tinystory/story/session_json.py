@@ -161,10 +161,10 @@ def _tree(reader: Fields) -> StoryTree:
     tree.current = reader.whole("current")
     if tree.current != ROOT and tree.current not in tree.turns:
         raise WrongField(f"current is turn {tree.current}, and the file has no such turn")
-    for parent, child in reader.items("latest", _pair, MAX_TURNS):
-        if child not in tree.turns or tree.turns[child].parent != parent:
-            raise WrongField(f"latest says that turn {child} goes on from turn {parent}, and it does not")
-        tree.latest[parent] = child
+    for number, child in reader.items("latest", _pair, MAX_TURNS):
+        if child not in tree.turns or tree.turns[child].parent != number:
+            raise WrongField(f"latest says that turn {child} goes on from turn {number}, and it does not")
+        tree.latest[number] = child
     return tree
 
 

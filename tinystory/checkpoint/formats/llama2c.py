@@ -127,7 +127,7 @@ def _read_model(path: Path, config: ModelConfig) -> "Transformer":
         file.seek(_HEADER.size)
         for name, shape in file_arrays(config):
             values = torch.empty(shape)
-            if file.readinto(values.view(-1).view(torch.uint8).numpy().data) != 4 * values.numel():  # type: ignore[attr-defined]
+            if file.readinto(values.view(-1).view(torch.uint8).numpy().data) != 4 * values.numel():
                 raise CheckpointError(f"{path} became shorter while it was read; try again")
             if name.endswith(("attn.q.weight", "attn.k.weight")):
                 values = _halves_from_pairs(values, config.d_head)
