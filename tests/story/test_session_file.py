@@ -220,6 +220,7 @@ def test_flipped_or_missing_bytes_are_one_error_or_none(tmp_path, data):
         ({"spec": 3}, "spec must be text, not 3"),
         ({"stop": ["a"] * 100_000}, "stop must be at most 1,000 texts with 20,000 characters together"),
         ({"stop": ["a" * 60_000] * 3}, "stop must be at most 1,000 texts"),
+        ({"spec": "top-k 5 | " * 10**5}, "spec must be text of at most 20,000 characters"),
         ({"words": ["a" * 60_000]}, "words must be at most 1,000 texts"),
     ],
 )

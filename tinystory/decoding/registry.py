@@ -220,5 +220,5 @@ def _is_option_type(kind: Any) -> bool:
 def error_summary(error: BaseException) -> str:
     """Return an error as one short line that is safe to print."""
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-    text = f"{type(error).__name__}: {text}"
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= 160 and text.isprintable() else shown(text)

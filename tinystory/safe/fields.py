@@ -65,11 +65,13 @@ class Fields:
             raise self.wrong(name, "true or false")
         return value
 
-    def text(self, name: str) -> str:
-        """Return a field that is a text and can be written as UTF-8."""
+    def text(self, name: str, most: int | None = None) -> str:
+        """Return a field that is a text of at most `most` characters and can be written as UTF-8."""
         value = self.get(name)
         if not _is_text(value):
             raise self.wrong(name, "text")
+        if most is not None and len(value) > most:
+            raise self.wrong(name, f"text of at most {most:,} characters")
         return cast(str, value)
 
     def texts(self, name: str, most: int, most_characters: int) -> tuple[str, ...]:

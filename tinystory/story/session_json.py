@@ -24,6 +24,8 @@ SCHEMA = 1
 """The version of the file format; a file with a higher one is refused."""
 MAX_TURNS = 100_000
 """The largest number of turns in one session."""
+_LONGEST_SPEC = 20_000
+"""Characters of the longest spec. Each of its stages costs time at every token."""
 
 
 # --- writing ---
@@ -117,7 +119,7 @@ def chat_from(fields: Mapping[str, Any], where: str) -> SavedChat:
     _check_schema(reader, where)
     return SavedChat(
         tree=_tree(reader),
-        spec=reader.text("spec"),
+        spec=reader.text("spec", _LONGEST_SPEC),
         seed=None if fields.get("seed") is None else reader.seed("seed"),
         max_tokens=reader.whole("max_tokens", 1, MAX_TOKENS),
         stop=reader.texts("stop", MAX_STOPS, MAX_STOP_CHARACTERS),
@@ -192,7 +194,7 @@ def _written(value: Any, where: str) -> Written:
     if reason not in get_args(FinishReason):
         raise reader.wrong("finish_reason", f"one of {', '.join(get_args(FinishReason))}")
     return Written(
-        spec=reader.text("spec"),
+        spec=reader.text("spec", _LONGEST_SPEC),
         seed=reader.seed("seed"),
         number=reader.whole("number"),
         model=reader.text("model"),
