@@ -67,6 +67,36 @@ def test_notices_that_cannot_be_written_change_no_exit_code(monkeypatch, capsys,
     assert ("setting" in capsys.readouterr().out) == (code == 0)
 
 
+NOISY = """
+from dataclasses import dataclass
+from tinystory.decoding import LogitsProcessor
+print("noise")
+
+@dataclass(frozen=True)
+class Noisy(LogitsProcessor):
+    "Print a word at each token."
+    name = "noisy"
+
+    def __call__(self, logits, step):
+        print("noise")
+        return logits
+"""
+
+
+@pytest.mark.parametrize("form", [["--json"], ["--jsonl"], ["--num", "2"], ["--prompts", "prompts.txt"]])
+def test_what_a_decoder_prints_stays_out_of_the_output(checkpoint, tmp_path, monkeypatch, capsys, form):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noisy.py").write_text(NOISY)
+    (tmp_path / "prompts.txt").write_text("Tim")
+    prompt = [] if "--prompts" in form else ["Tim"]
+    argv = ["generate", *prompt, *form, "-d", "noisy | greedy", "--decoder-file", "noisy.py", "-n", "3", "-s", "1"]
+    assert main([*argv, "-m", str(checkpoint)]) == 0
+    out, err = capsys.readouterr()
+    assert "Tim" in out
+    assert "noise" not in out
+    assert err.count("noise") > 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),

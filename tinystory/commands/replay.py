@@ -11,6 +11,7 @@ from typing import Any
 import tinystory
 from tinystory.commands.shared.groups import DecoderFileOptions
 from tinystory.commands.shared.notices import warn
+from tinystory.commands.shared.streams import apart
 from tinystory.decoding.plugins import Registry, discover
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
@@ -49,7 +50,7 @@ def run(options: ReplayOptions) -> int:
     turns = [turn for turn in chat.tree.turns.values() if turn.written is not None]
     rows: list[dict[str, Any]] = []
     models = _Models(options)
-    for row in _replayed(chat.tree, turns, registry, models):
+    for row in apart(_replayed(chat.tree, turns, registry, models)):
         rows.append(row)
         _clear_progress()
         if not options.json:

@@ -5,10 +5,12 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any, TextIO, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO, TypeVar, cast
 
-__all__ = ["discard_output", "sound_streams"]
+__all__ = ["apart", "discard_output", "sound_streams"]
+
+_Item = TypeVar("_Item")
 
 
 class _Closed(io.TextIOBase):
@@ -77,6 +79,18 @@ def sound_streams() -> Iterator[None]:
             except (OSError, ValueError):
                 discard_output()
             sys.stdout, sys.stderr = before
+
+
+def apart(items: Iterable[_Item]) -> Iterator[_Item]:
+    """Yield items; what their making prints goes to standard error, because it may be code of somebody else."""
+    iterator = iter(items)
+    while True:
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
 
 
 def discard_output() -> None:
