@@ -276,6 +276,16 @@ def test_a_stage_that_fails_at_once_leaves_the_tree_as_it_was(studio, monkeypatc
     monkeypatch.undo()
 
 
+def test_a_very_long_story_of_another_vocabulary_is_not_tokenised(studio):
+    """A session of somebody else may have megabytes, which would be tokenised for minutes."""
+    studio.tree.add(typed_turn(ROOT, 0, [1], "word " * 250_000))
+    started = time.process_time()
+    for ask in (studio.trim, lambda: studio.next_turn("more"), lambda: studio.begin("word " * 250_000)):
+        with pytest.raises(UsageError, match="too long"):
+            ask()
+    assert time.process_time() - started < 1
+
+
 def test_a_turn_in_another_vocabulary_is_not_tried_again(studio):
     write(studio, studio.begin("Once"))
     studio.tree.turns[1] = replace(studio.tree.turns[1], vocabulary="another")

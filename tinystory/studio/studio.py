@@ -102,7 +102,7 @@ class Studio:
         turn = self.tree.turn
         if turn is None or turn.vocabulary == self.backend.vocabulary:
             return self.tree.token_ids(self.tree.current)
-        return tuple(self.backend.encode(self.text, bos=True))
+        return tuple(self.backend.encode(check_prompt(self.text, "the story"), bos=True))
 
     def set_seed(self, seed: int | None) -> None:
         """Set the seed, or None to draw one for each story; an unfinished story goes on with the new noise."""
@@ -211,7 +211,8 @@ class Studio:
         """Cut the story after its last whole sentence; return None if it ends with one or has none."""
         ids = self.token_ids
         text = self.backend.detokenize(ids).rstrip()
-        end = next((n for n in range(len(text), 0, -1) if ends_sentence(text[:n]) and text[:n].rstrip() == text[:n]), 0)
+        places = (n for n in range(len(text), 0, -1) if not text[n - 1].isspace())
+        end = next((n for n in places if ends_sentence(text[max(0, n - 64) : n])), 0)
         if end in (0, len(text)):
             return None
         request = self._lengthened(text[:end], "")

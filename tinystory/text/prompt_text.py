@@ -34,11 +34,11 @@ def prompt_text(raw: bytes, where: str, part: str = "the text") -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def check_prompt(prompt: str) -> str:
-    """Return a prompt; raise UsageError if it is longer than `MAX_PROMPT_BYTES`."""
+def check_prompt(prompt: str, what: str = "the prompt") -> str:
+    """Return a prompt, or a text that is tokenised like one; UsageError if it is longer than `MAX_PROMPT_BYTES`."""
     n_bytes = len(prompt) if len(prompt) > MAX_PROMPT_BYTES else len(prompt.encode("utf-8", errors="replace"))
     if n_bytes > MAX_PROMPT_BYTES:
-        raise _too_long("the prompt", n_bytes)
+        raise _too_long(what, n_bytes)
     return prompt
 
 
