@@ -77,7 +77,7 @@ def _report(message: str, code: int, error: BaseException, args: argparse.Namesp
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    from tinystory.safe.showing import visible
+    from tinystory.safe.showing import shortened, visible
 
-    print(f"tinystory: {visible(message)}", file=sys.stderr)
+    print(f"tinystory: {shortened(visible(message))}", file=sys.stderr)
     return code

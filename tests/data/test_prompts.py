@@ -136,19 +136,19 @@ def test_a_device_and_an_endless_pipe_do_not_fill_the_disk(tmp_path, monkeypatch
             buffer[:] = (self.content * len(buffer))[: len(buffer)]
             return len(buffer)
 
-    monkeypatch.setattr("tinystory.data.prompts._MOST_PIPE_BYTES", 10**6)
+    monkeypatch.setattr("tinystory.data.prompts._MOST_PIPE_BYTES", 10**5)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
-    with pytest.raises(UsageError, match="standard input has more than 1,000,000 bytes"):
+    with pytest.raises(UsageError, match="standard input has more than 100,000 bytes"):
         PromptFile(Path("-"))
     monkeypatch.setattr(Endless, "content", b"\0")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
     with pytest.raises(UsageError, match="zero bytes"):
         PromptFile(Path("-"))
-    (tmp_path / "a.txt").write_text("One day\n" * 200_000)
+    (tmp_path / "a.txt").write_text("One day\n" * 20_000)
     with (tmp_path / "a.txt").open() as file:  # a file as standard input ends by itself
         monkeypatch.setattr(sys, "stdin", file)
         with PromptFile(Path("-")) as prompts:
-            assert prompts.count == 200_000
+            assert prompts.count == 20_000
 
 
 def test_of_many_prompts_only_one_is_held(tmp_path):

@@ -56,7 +56,7 @@ def test_a_turn_keeps_a_part_of_its_parent(tree):
 
 
 @given(st.data())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 def test_a_story_is_what_its_turns_keep_and_add(data):
     """The plain way, turn by turn from the first, copies a long text once for each turn that shares it."""
     tree = StoryTree()

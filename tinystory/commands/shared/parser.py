@@ -10,13 +10,10 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from tinystory.safe.reading import shown
-from tinystory.safe.showing import visible
+from tinystory.safe.showing import shortened, visible
 from tinystory.settings import Setting
 
 __all__ = ["Parser", "SettingFlag", "SettingSwitch", "whole_number"]
-
-_LONGEST = 500
-"""The largest number of characters of an error."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,8 +21,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message as one line of limited length, and exit with 2."""
-        line = " ".join(visible(message).split())
-        print(f"{self.prog}: {line if len(line) <= _LONGEST else line[:_LONGEST] + ' …'}", file=sys.stderr)
+        line = shortened(" ".join(visible(message).split()))
+        print(f"{self.prog}: {line}", file=sys.stderr)
         raise SystemExit(2)
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
