@@ -120,7 +120,7 @@ class PromptFile:
         except UnicodeDecodeError as error:
             raise UsageError(f"{self.name} is not UTF-8 text") from error
         except ValueError as error:
-            raise UsageError(f"{self.name} is not a YAML list of texts: {error}") from error
+            raise UsageError(f"{self.name} {error}") from error
 
 
 def digest(texts: Iterable[str]) -> str:

@@ -11,53 +11,66 @@ from tinystory.errors import one_line
 
 __all__ = ["yaml_texts"]
 
+_TEXT_TAG = "tag:yaml.org,2002:str"
+_LONGEST_VALUE = 100
+"""Characters of the longest plain text that may be a number or a date instead."""
+
 
 def yaml_texts(document: str) -> list[str]:
-    """Return the texts of a YAML list: plain, quoted or in blocks. A plain text is never a number or a date.
+    """Return the texts of a YAML list: plain, quoted or in blocks. An item without any text is an empty text.
 
     Raises:
-        ValueError: the document is not YAML, or is anything else than one list of texts.
+        ValueError: the document is anything else than one list of texts. The message goes on from its name.
     """
     import yaml
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return list(_texts(yaml, yaml.parse(document, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))))
+        return list(_texts(yaml, yaml.parse(document, Loader=loader)))
     except yaml.YAMLError as error:
-        raise ValueError(one_line(error)) from error
+        raise ValueError(f"is not YAML: {one_line(error)}") from error
 
 
 def _texts(yaml: Any, events: Iterator[Any]) -> Iterator[str]:
     """Yield the text of each item of the list."""
     content = (yaml.SequenceStartEvent, yaml.MappingStartEvent, yaml.ScalarEvent, yaml.AliasEvent)
+    resolver = yaml.resolver.Resolver()
     n_items = 0
     begun = ended = False
     for event in events:
-        if isinstance(event, yaml.SequenceEndEvent):
-            ended = True
+        ended = ended or isinstance(event, yaml.SequenceEndEvent)
         if not isinstance(event, content):
             continue
-        if ended:
-            raise ValueError("it has something after the list")
         if not begun:
             if not isinstance(event, yaml.SequenceStartEvent):
-                raise ValueError("write `- ` before each text")
+                raise _no_list("write `- ` before each text")
             _check_plain(event, "the list")
             begun = True
             continue
+        if ended:
+            raise _no_list("it has something after the list")
         n_items += 1
         item = f"its item {n_items}"
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"{item} is an alias (*), which is not allowed; put quotes around such a text")
-        if not isinstance(event, yaml.ScalarEvent):
-            raise ValueError(
-                f"{item} is not a text; put quotes around a text with `: `, or one that begins with [ or {{"
-            )
         _check_plain(event, item)
+        if not isinstance(event, yaml.ScalarEvent):
+            raise _not_plain(f"{item} is not a text; put quotes around a text that has `: ` or begins with [ or {{")
+        may_be_other = event.implicit[0] and 0 < len(event.value) <= _LONGEST_VALUE
+        if may_be_other and resolver.resolve(yaml.ScalarNode, event.value, (True, False)) != _TEXT_TAG:
+            raise _no_list(f"{item} is a number, a date or a word like yes for YAML; put quotes around it")
         yield event.value.encode(errors="replace").decode()  # an escape can write half of a surrogate pair
     if not begun:
-        raise ValueError("it is empty")
+        raise _no_list("it is empty")
 
 
 def _check_plain(event: Any, what: str) -> None:
-    if event.anchor is not None or event.tag is not None:
-        raise ValueError(f"{what} has an anchor (&) or a tag (!), which is not allowed; put quotes around such a text")
+    """Refuse an alias, which has an anchor as well, an anchor and a tag."""
+    if event.anchor is not None or getattr(event, "tag", None) is not None:
+        raise _not_plain(f"{what} begins with an alias (*), an anchor (&) or a tag (!); put quotes around such a text")
+
+
+def _not_plain(problem: str) -> ValueError:
+    return ValueError(f"is not YAML of plain texts: {problem}")
+
+
+def _no_list(problem: str) -> ValueError:
+    return ValueError(f"is not a YAML list of texts: {problem}")
