@@ -96,7 +96,11 @@ def check_tokenizer(text: str, where: str) -> None:
     Raises:
         CheckpointError: as `read_tokenizer_json`.
     """
-    document = parse_json_object(text, where, raises=CheckpointError)
+
+    def not_json(problem: str) -> CheckpointError:
+        return CheckpointError(f"{where} is not a tokenizer: {problem}")
+
+    document = parse_json_object(text, where, raises=not_json)
     try:
         if "model" not in document:
             raise _Wrong("it has no model")
