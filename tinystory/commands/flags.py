@@ -7,6 +7,9 @@ from typing import Any
 
 from tinystory import __version__
 from tinystory.commands.shared.dashes import with_joined_separator
+from tinystory.commands.shared.groups import Options
+from tinystory.commands.shared.notices import warn
+from tinystory.commands.shared.parser import Parser, SettingFlag, SettingSwitch, whole_number
 from tinystory.errors import TinystoryError
 from tinystory.settings import BUILT_IN, Setting, allowed, parse, resolve_settings
 
@@ -122,10 +125,15 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     add("--column", metavar="NAME", help="column of DATA that has the text (default text, else story)")
     add("--split", default="validation", metavar="NAME", help="split of a hub dataset (default validation)")
     add("--separator", metavar="TEXT", help="text between the stories of a text file (default <|endoftext|>)")
-    add("--limit", type=int, metavar="N", help="take the first N stories")
+    add("--limit", type=whole_number, metavar="N", help="take the first N stories")
     add("--cut", action="store_true", help="score only what fits into the context, as some published figures do")
-    add("--cloze", type=int, metavar="N", help="cut N stories: which of four endings is theirs? (1 in 4 by chance)")
-    add("--stories", type=int, metavar="N", help="also write N stories, and compare them with real ones")
+    add(
+        "--cloze",
+        type=whole_number,
+        metavar="N",
+        help="cut N stories: which of four endings is theirs? (1 in 4 by chance)",
+    )
+    add("--stories", type=whole_number, metavar="N", help="also write N stories, and compare them with real ones")
     add("--train", metavar="FILE", help="the training text, to find what the N stories share with it")
     add("--json", action="store_true", help="print one JSON object")
     _add_model_flags(parser)

@@ -15,6 +15,7 @@ from typing import IO
 
 from tinystory.data.records import reading
 from tinystory.data.separators import SEPARATOR, split_stories
+from tinystory.data.yaml_texts import yaml_texts
 from tinystory.errors import UsageError
 from tinystory.safe.reading import open_regular, without_mark
 from tinystory.safe.showing import visible

@@ -5,7 +5,6 @@ block of the file are in memory. Knows file formats, and not what a story is.
 """
 
 import json
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from tinystory.data.separators import Separator, find_separator, split_stories
 from tinystory.errors import UsageError, one_line
-from tinystory.safe.reading import BYTE_ORDER_MARK, open_regular, without_mark
+from tinystory.safe.reading import open_regular, without_mark
 from tinystory.safe.showing import visible
 
 __all__ = ["FILE_SUFFIXES", "Record", "dataset_records", "file_records", "reading"]
@@ -123,7 +122,7 @@ def reading(path: Path) -> Iterator[None]:
 def _text_records(path: Path, separator: Separator) -> Iterator[Record]:
     """Yield the texts between separators, with `LF` as newline; an empty text at the beginning is left out."""
     is_first = True
-    with reading(path), path.open("rb") as file:
+    with reading(path), open_regular(path, raises=UsageError) as file:
         for text in split_stories(file, path, separator):
             if not (is_first and not text.strip()):
                 yield text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
@@ -136,7 +135,7 @@ def _json_records(path: Path, column: str | None) -> Iterator[Record]:
     first_row: dict[str, Any] | None = None
     n_without = 0  # lines without such a column
     has_column = False
-    with reading(path), path.open("rb") as file:
+    with reading(path), open_regular(path, raises=UsageError) as file:
         while line := file.readline(_MAX_RECORD_BYTES):
             if len(line) == _MAX_RECORD_BYTES:
                 raise UsageError(f"{path} has a line of {_MAX_RECORD_BYTES:,} bytes or more")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tinystory.errors import SessionError, TinystoryError, UsageError, nearest
 from tinystory.folders import sessions_folder
+from tinystory.safe.leftovers import sweep
 from tinystory.safe.name_lock import NameLock
 from tinystory.safe.reading import shown
 from tinystory.story.saved_chat import now

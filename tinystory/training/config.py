@@ -5,7 +5,6 @@ else from the run. Knows the fields and their ranges. Does not know how a run us
 """
 
 import dataclasses
-import inspect
 import math
 import re
 import types
@@ -286,7 +285,7 @@ def _given(
     named = from_file.pop("preset", None)
     preset = preset or named
     if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
-        raise UsageError(f"there is no preset {preset!r}; the presets are {', '.join(PRESETS)}")
+        raise UsageError(f"there is no preset {shown(preset)}; the presets are {', '.join(PRESETS)}")
     return PRESETS.get(preset or "", {}), {**from_file, **flags}, str(file or "the command line")
 
 
@@ -311,7 +310,7 @@ def _started_from(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, value in read_toml(path, raises=UsageError).items():
+    for name, value in read_toml(path, raises=lambda problem: UsageError(f"{path} cannot be read: {problem}")).items():
         values |= value if name in SECTIONS and isinstance(value, dict) else {name: value}
     return values
 
@@ -332,7 +331,7 @@ def _checked(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         if name not in all_fields:
             near = get_close_matches(name, all_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(all_fields)}"
-            raise UsageError(f"{origin}: {name!r} is not a field of a run; {hint}")
+            raise UsageError(f"{origin}: {shown(name)} is not a field of a run; {hint}")
         checked[name] = _typed(name, value, all_fields[name][2], origin)
     return checked
 
