@@ -8,13 +8,13 @@ The file of prompts is a YAML list of texts.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-import yaml
-
+from tinystory.data.prompts import PromptFile
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import format_spec, parse_spec
-from tinystory.errors import TinystoryError, UsageError, one_line
+from tinystory.errors import TinystoryError
 from tinystory.safe.showing import visible
 from tinystory.session.loading import load
 from tinystory.writing.generate import Ended, Story, StoryRequest, write
@@ -22,13 +22,8 @@ from tinystory.writing.generate import Ended, Story, StoryRequest, write
 
 def read_prompts(path: Path, limit: int | None) -> list[str]:
     """Return the first prompts of a file; raise UsageError if it has none."""
-    try:
-        prompts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read: {one_line(error)}") from error
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise UsageError(f"{path} is not a YAML list of texts")
-    return prompts[:limit]
+    with PromptFile(path) as prompts:
+        return list(islice(prompts, limit))
 
 
 def stories(model: str | None, prompts: Sequence[str], specs: Sequence[str], seed: int, max_tokens: int) -> list[Story]:

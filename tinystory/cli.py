@@ -5,7 +5,6 @@ setting is wrong, 3 the model is missing or invalid, 130 interrupted, 143 termin
 """
 
 import argparse
-import contextlib
 import importlib
 import os
 import signal
@@ -16,7 +15,8 @@ from typing import NoReturn
 
 from tinystory.commands.flags import build_parser, parse_args
 from tinystory.commands.shared.groups import options_from
-from tinystory.errors import TinystoryError, one_line
+from tinystory.commands.shared.streams import discard_output, sound_streams
+from tinystory.errors import OUT_OF_MEMORY, TinystoryError, is_out_of_memory, one_line
 
 __all__ = ["main"]
 
@@ -35,15 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for --help, --version, a wrong command line, and a question of a shell about completion.
     """
-    args: argparse.Namespace | None = None
     signal.signal(signal.SIGTERM, _terminate)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the caller has closed it; print would write to the other stream instead
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    with sound_streams():
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    args: argparse.Namespace | None = None
     try:
         if "_ARGCOMPLETE" in os.environ:  # the completion script of a shell asks how a line may go on
             importlib.import_module("tinystory.commands.completion").answer(build_parser())
-        args = parse_args(sys.argv[1:] if argv is None else argv)
+        args = parse_args(argv)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
@@ -56,24 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated:
         return 143
     except BrokenPipeError:
-        _discard_output()  # nobody reads it any more
+        discard_output()  # nobody reads it any more
         return 0
     except TinystoryError as error:
         return _report(str(error), error.exit_code, error, args)
     except OSError as error:
-        _discard_output()
+        discard_output()
         return _report(f"cannot read or write: {error.strerror or error}", 1, error, args)
-    except MemoryError as error:
-        return _report("out of memory; try a smaller model or fewer stories at once", 1, error, args)
     except Exception as error:
+        if is_out_of_memory(error):
+            return _report(OUT_OF_MEMORY, 1, error, args)
         summary = one_line(error, kind=True)
         return _report(f"unexpected error ({summary}); please report it with the output of -v", 1, error, args)
-
-
-def _discard_output() -> None:
-    """Discard the rest of standard output. Python would otherwise report the error again when it flushes at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(message: str, code: int, error: BaseException, args: argparse.Namespace | None) -> int:
@@ -81,7 +77,7 @@ def _report(message: str, code: int, error: BaseException, args: argparse.Namesp
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    from tinystory.safe.showing import visible
+    from tinystory.safe.showing import shortened, visible
 
-    print(f"tinystory: {visible(message)}", file=sys.stderr)
+    print(f"tinystory: {shortened(visible(message))}", file=sys.stderr)
     return code

@@ -4,7 +4,12 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "SessionError", "TinystoryError", "UnreadableFile", "UsageError", "nearest", "one_line"]
+__all__ = [
+    "OUT_OF_MEMORY", "CheckpointError", "SessionError", "TinystoryError", "UnreadableFile", "UsageError",
+    "is_out_of_memory", "nearest", "one_line",
+]  # fmt: skip
+
+OUT_OF_MEMORY = "out of memory; try a smaller model, --dtype bfloat16, or fewer stories at once"
 
 
 class TinystoryError(Exception):
@@ -38,9 +43,19 @@ class SessionError(TinystoryError):
         damaged: the content of the file is wrong.
     """
 
+    exit_code = 3
+
     def __init__(self, message: str, *, damaged: bool = False) -> None:
         super().__init__(message)
         self.damaged = damaged
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is used up. torch has an error of its own for it, and two messages."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in message or "out of memory" in message)
 
 
 def nearest(text: str, names: Iterable[str]) -> str | None:

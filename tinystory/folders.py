@@ -3,6 +3,7 @@
 No function makes a file or folder; each may be missing.
 """
 
+import os
 from pathlib import Path
 
 __all__ = [
@@ -18,12 +19,22 @@ __all__ = [
 ]
 
 
+_NOWHERE = Path(os.devnull, "tinystory")
+
+
 def _folder(kind: str) -> Path:
+    """Return a folder of the user; a path at which nothing can be if the user has no home.
+
+    Without a home, platformdirs gives a relative path. In the current directory, a stranger's files could be there.
+    """
     # platformdirs is imported late, since the quickest commands do not need it.
     import platformdirs
 
-    path: Path = getattr(platformdirs, f"user_{kind}_path")("tinystory")
-    return path
+    try:
+        path: Path = getattr(platformdirs, f"user_{kind}_path")("tinystory")
+    except (OSError, RuntimeError, KeyError):  # there is neither a HOME nor an entry for the user
+        return _NOWHERE
+    return path if path.is_absolute() else _NOWHERE
 
 
 def config_file() -> Path:

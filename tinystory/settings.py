@@ -4,7 +4,6 @@ It imports nothing heavy, and must not know who uses a setting.
 """
 
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import UsageError, nearest
 from tinystory.folders import config_file
+from tinystory.safe.reading import is_absent, read_toml, shown
 
 __all__ = ["BUILT_IN", "CHOICES", "MAX_TOKENS", "Setting", "allowed", "parse", "resolve_settings", "variable"]
 
@@ -69,18 +69,22 @@ def variable(name: str) -> str:
     return f"TINYSTORY_{name.upper()}"
 
 
-def resolve_settings(given: Iterable[Setting] = (), environment: Mapping[str, str] = os.environ) -> tuple[Setting, ...]:
+def resolve_settings(
+    given: Iterable[Setting] = (), environment: Mapping[str, str] = os.environ, warnings: list[str] | None = None
+) -> tuple[Setting, ...]:
     """Return all settings, in the order of `BUILT_IN`.
 
     Args:
         given: settings from flags, which override all others. If two have one name, the last one counts.
         environment: the environment variables.
+        warnings: gets a line if the system does not let the configuration file be read; the defaults hold then.
 
     Raises:
-        UsageError: the file has an unknown setting, or the file or a variable has a wrong value.
+        UsageError: the file is damaged, it has an unknown setting, or the file or a variable has a wrong value.
     """
     settings = {name: Setting(name, value) for name, value in BUILT_IN.items()}
-    for setting in (*_from_file(config_file()), *_from_environment(environment), *given):
+    from_file = _from_file(config_file(), [] if warnings is None else warnings)
+    for setting in (*from_file, *_from_environment(environment), *given):
         settings[setting.name] = setting
     return tuple(settings.values())
 
@@ -100,7 +104,7 @@ def parse(name: str, value: object, origin: str = "") -> Any:
     try:
         return kind(value)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{origin and f'{origin}: '}{name} must be {described}, not {value!r}") from error
+        raise UsageError(f"{origin and f'{origin}: '}{name} must be {described}, not {shown(value)}") from error
 
 
 def allowed(name: str) -> str:
@@ -108,12 +112,12 @@ def allowed(name: str) -> str:
     return _KINDS[name][1]
 
 
-def _from_file(path: Path) -> Iterator[Setting]:
-    for name, value in _read(path).items():
+def _from_file(path: Path, warnings: list[str]) -> Iterator[Setting]:
+    for name, value in _read(path, warnings).items():
         if name not in BUILT_IN:
             near = nearest(name, BUILT_IN)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(BUILT_IN)}"
-            raise UsageError(f"{path}: {name!r} is not a setting; {hint}")
+            raise UsageError(f"{path}: {shown(name)} is not a setting; {hint}")
         yield Setting(name, parse(name, value, str(path)), str(path))
 
 
@@ -124,13 +128,17 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[Setting]:
             yield Setting(name, parse(name, text, variable(name)), variable(name))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _read(path: Path, warnings: list[str]) -> dict[str, Any]:
+    """Return the content of the configuration file; empty if there can be no such file, or if it may not be read."""
+    if is_absent(path):
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+    try:
+        return read_toml(path, raises=UsageError)
+    except UsageError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        warnings.append(f"{error}; the settings have their defaults")
+        return {}
 
 
 def _text(value: object) -> str:

@@ -736,7 +736,7 @@ def test_hub_that_never_answers_is_given_up_within_ten_seconds(fake_hub):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     path = tmp_path / "cache" / "model_hash.json"
-    monkeypatch.setattr(model_hash_module, "_cache_file", lambda: path)
+    monkeypatch.setattr(model_hash_module, "hashes_file", lambda: path)
     return path
 
 

@@ -12,6 +12,7 @@ import pytest
 from tinystory.cli import main
 from tinystory.commands.flags import COMMAND_SUMMARIES, parse_args
 from tinystory.commands.generate import one
+from tinystory.errors import OUT_OF_MEMORY
 from tinystory.folders import config_file
 from tinystory.safe.showing import visible
 from tinystory.settings import BUILT_IN
@@ -126,13 +127,35 @@ def test_a_prompt_comes_from_a_pipe_and_chat_without_a_terminal_writes_one_story
     assert tiny("-d", "greedy", "-n", "9", "-q")[0] == 0
 
 
-def test_broken_utf8_in_a_pipe_is_no_crash(tiny, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", Bytes(b"Tim \xff\xfe ran"))
-    code, out, _ = tiny("generate", "-d", "greedy", "-n", "3", "-q")
-    assert code == 0
-    assert out.startswith("Tim \ufffd\ufffd ran")
-    code, out, _ = tiny("generate", "Tim \udcff", "-d", "greedy", "-n", "3", "-q")
-    assert out.startswith("Tim \ufffd")
+@pytest.mark.parametrize("raw", [b"Once upon", b"Once upon\r\n", b"\xef\xbb\xbfOnce upon\n"])
+def test_a_prompt_from_a_pipe_has_no_mark_and_no_carriage_return(tiny, monkeypatch, raw):
+    monkeypatch.setattr(sys, "stdin", Bytes(raw))
+    assert json.loads(tiny("generate", "-n", "1", "--json")[1])["prompt"] == "Once upon"
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"Tim \xff\xfe ran", "is not UTF-8 text: the text is broken"),
+        ("Once".encode("utf-16"), "is not UTF-8 text"),
+        ("Once".encode("utf-16-be"), "is not UTF-8 text: the text has zero bytes"),
+        (b"word " * 2**21, "which is too long for a prompt"),
+    ],
+)
+def test_a_pipe_that_is_no_prompt_is_refused_in_one_line(tiny, monkeypatch, raw, reason):
+    """Once, UTF-16 became a story, and ten megabytes were tokenised for more than a minute."""
+    monkeypatch.setattr(sys, "stdin", Bytes(raw))
+    code, out, err = tiny("generate", "-n", "1")
+    assert (code, out) == (2, "")
+    assert err.startswith("tinystory: standard input")
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+def test_a_long_prompt_and_broken_utf8_on_the_command_line(tiny):
+    assert tiny("generate", "x" * (2**20 + 1), "-n", "1")[0] == 2
+    assert tiny("generate", "é" * (2**19 + 1), "-n", "1")[2].count("\n") == 1
+    assert tiny("generate", "Tim \udcff", "-d", "greedy", "-n", "3", "-q")[1].startswith("Tim \ufffd")
 
 
 def test_a_stop_text_ends_the_story_and_is_not_part_of_it(tiny):
@@ -171,6 +194,8 @@ def test_text_cannot_steer_the_terminal(tiny):
         (["decoders", "gredy"], 2, ["greedy"]),
         (["info", "./nowhere"], 3, ["nowhere"]),
         (["generate", "-m", "./nowhere"], 3, ["nowhere"]),
+        (["generate", "-m", "./" + "x" * 10**5], 3, ["there is no directory xxx", "give a checkpoint's directory"]),
+        (["replay", "x" * 10**5], 3, ["cannot read xxx", "File name too long"]),
     ],
 )
 def test_a_mistake_is_one_or_two_lines_with_its_exit_code(tiny, argv, code, words):
@@ -181,12 +206,29 @@ def test_a_mistake_is_one_or_two_lines_with_its_exit_code(tiny, argv, code, word
     assert err.startswith("tinystory: ")
     assert err.count("\n") <= 2
     assert all(word in err for word in words), err
+    assert len(err) < 1100
 
 
 @pytest.mark.parametrize(
     ("argv", "word"),
     [
         (["gnerate"], "did you mean generate?"),
+        (["don't"], '"don\'t" is not a command; there are chat, generate,'),
+        (["Once", "upon"], "a story begins with `tinystory chat TEXT` or `tinystory generate TEXT`"),
+        (["x" * 10**5], "is not a command"),
+        (["generate", "Once", "upon"], "'upon' does not belong here; put a text with spaces in quotes"),
+        (["generate", "Once", "don't"], '"don\'t" does not belong here'),
+        (["generate", "--num", "don't"], 'argument --num: it must be a whole number, not "don\'t"'),
+        (["eval", "x", "--limit", "1" * 10**4], "argument --limit: it must be a whole number"),
+        (["generate", "--seed=3", "--sed=3"], "--sed is not a flag here; did you mean --seed?"),
+        (["generate", "--color", "don't"], 'color must be auto, always or never, not "don\'t"'),
+        (
+            ["export", "default", "--to", "gguff", "-o", "x"],
+            "argument --to: 'gguff' is not possible; did you mean gguf?",
+        ),
+        (["completion", "it's"], 'argument SHELL: "it\'s" is not possible; there are bash, zsh, fish'),
+        (["generate", f"--quiet={'x' * 10**5}"], "ignored explicit argument"),
+        (["generate", "\n\x1b[2J", "\n\x1b[2J"], "does not belong here"),
         (["generate", "--sed", "3"], "did you mean --seed?"),
         (["generate", "-n", "0"], "whole number from 1"),
         (["generate", "-s", "x"], "whole number or random"),
@@ -201,6 +243,8 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(capsys, argv, word):
     err = capsys.readouterr().err
     assert word in err
     assert err.count("\n") == 1
+    assert len(err) < 1100
+    assert "\x1b" not in err
 
 
 def test_flag_over_environment_over_file_over_built_in(monkeypatch):
@@ -281,6 +325,34 @@ def test_an_unexpected_error_is_one_line_and_v_shows_the_rest(tiny, monkeypatch,
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried 4 bytes"
+        ),
+    ],
+)
+def test_memory_that_is_used_up_is_no_unexpected_error(monkeypatch, capsys, error):
+    def fail(_options):
+        raise error
+
+    monkeypatch.setattr("tinystory.commands.info.run", fail)
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == f"tinystory: {OUT_OF_MEMORY}\n"
+
+
+def test_a_file_that_is_no_session_is_3_and_a_difference_is_1(tmp_path, capsys):
+    """Once, both were 1, and a script could not tell a damaged file from a story that differs."""
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "bad.json").write_text("{")
+    for name in ("none.json", "pipe.json", "bad.json", "."):
+        assert main(["replay", str(tmp_path / name)]) == 3
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_info_takes_the_model_as_a_flag_too(tiny, checkpoint):
     plain = json.loads(tiny("info", checkpoint, "--json", model=False)[1])
     assert json.loads(tiny("info", "--json")[1]) == plain
@@ -289,7 +361,7 @@ def test_info_takes_the_model_as_a_flag_too(tiny, checkpoint):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ("info >&-", 0, ""),
+        ("info >&-", 1, "standard output is closed"),
         ("info -m ./nowhere 2>&-", 3, ""),
         ("info > /dev/full", 1, "No space left"),
         ("decoders | true", 0, ""),

@@ -22,6 +22,7 @@ NEEDED = {
     "import": ["model.bin", "--tokenizer", "tokenizer.bin", "-o", "out"],
     "export": ["mini", "--to", "gguf", "-o", "mini.gguf"],
     "completion": ["bash"],
+    "page": ["session.json"],
 }
 """The arguments that a command does not work without."""
 

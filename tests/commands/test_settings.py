@@ -1,13 +1,15 @@
 """Settings know where they come from."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from tinystory.cli import main
 from tinystory.commands.flags import parse_args
 from tinystory.errors import UsageError
-from tinystory.folders import config_file
+from tinystory.folders import cache_folder, config_file, decoders_folder, history_file, sessions_folder
 from tinystory.settings import BUILT_IN, CHOICES, Setting, allowed, parse, resolve_settings, variable
 
 
@@ -135,3 +137,69 @@ def test_an_escape_in_a_setting_cannot_steer_the_terminal(monkeypatch, capsys):
     monkeypatch.setenv("TINYSTORY_MODEL", "\x1b[2J")
     main(["config"])
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed = " + "1" * 5000, "seed = 0x" + "f" * 20_000, "seed = " + "[" * 3000, f"theme = '{'x' * 10**5}'",
+        f"theme = {['word'] * 10**4}", f"{'x' * 10**5} = 1", "max_tokens = 1979-05-27", "device = ['cpu']", "[model]",
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_in_a_short_line_with_the_file(write_file, text):
+    path = write_file(text)
+    with pytest.raises(UsageError) as caught:
+        resolve_settings()
+    assert path in str(caught.value)
+    assert len(str(caught.value)) < len(path) + 400
+    assert "\n" not in str(caught.value)
+
+
+def test_a_variable_of_many_digits_is_told_in_a_short_line():
+    with pytest.raises(UsageError, match="TINYSTORY_SEED: seed must be"):
+        resolve_settings(environment={"TINYSTORY_SEED": "9" * 10**4})
+
+
+def test_a_byte_order_mark_is_ignored(write_file):
+    write_file("\ufeffmax_tokens = 7")
+    assert by_name(resolve_settings())["max_tokens"].value == 7
+
+
+def test_a_pipe_in_the_place_of_the_file_is_refused(tmp_path):
+    config_file().parent.mkdir(parents=True)
+    os.mkfifo(config_file())
+    with pytest.raises(UsageError, match="is not a regular file"):
+        resolve_settings()
+
+
+def test_a_file_that_may_not_be_read_is_told_and_the_defaults_hold(write_file, monkeypatch, capsys):
+    path = write_file("max_tokens = 7")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("open", "stat"):  # the file, or its folder
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, refuse)
+            args = parse_args(["generate"])
+        assert args.max_tokens == 256
+        assert f"cannot read {path}: Permission denied; the settings have their defaults" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/tinystory", "~/.config/tinystory", "."])
+def test_without_a_home_there_are_no_files_of_the_user(monkeypatch, folder):
+    """A relative folder would be in the current directory, where a stranger's decoders could be."""
+    for kind in ("config", "data", "state", "cache"):
+        monkeypatch.setattr(f"platformdirs.user_{kind}_path", lambda _name: Path(folder))
+    assert by_name(resolve_settings(environment={}))["max_tokens"].origin == "built-in"
+    for place in (config_file, decoders_folder, sessions_folder, history_file, cache_folder):
+        assert place().is_absolute()
+        assert not place().exists()
+
+
+def test_with_neither_a_home_nor_an_entry_for_the_user_the_defaults_hold(monkeypatch):
+    def refuse(_name):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("platformdirs.user_config_path", refuse)
+    assert by_name(resolve_settings(environment={}))["max_tokens"].origin == "built-in"

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -31,7 +32,14 @@ SUBJECT = {"prompts": "abc", "spec": "greedy"}
         ("a.txt", b"\xef\xbb\xbfOne\n", ["One"]),
         ("a", "one\u2028still one\x0band so\nTim".encode(), ["one\u2028still one\x0band so", "Tim"]),
         ("a.txt", b"One day\n\nTim\n<|endoftext|>\nThe owl \n<|endoftext|>\n", ["One day\n\nTim", "The owl"]),
-        ("a.yml", b'- a\n- " "\n- "\\ud800b"\n', ["a", "?b"]),
+        ("a.txt", b"One\r\nday\rhere<|endoftext|>Tim\r\n", ["One\nday\nhere", "Tim"]),
+        ("a.yml", b'- a\n- " "\n- "b"\n', ["a", "b"]),
+        (
+            "a.yml",
+            b"\xef\xbb\xbf---\n- 'a: b'\n- |\n  One\n  day\n- >-\n  Tim\n  ran\n-\n",
+            ["a: b", "One\nday", "Tim ran"],
+        ),
+        ("a.yaml", b"['No', \"12\", No way, 12 owls, '~']", ["No", "12", "No way", "12 owls", "~"]),
     ],
 )
 def test_prompts_are_read_again_and_again(tmp_path, name, raw, expected):
@@ -71,8 +79,29 @@ def test_a_pipe_and_standard_input_are_read_too(tmp_path, monkeypatch):
         ("a.txt", b"<|endoftext|>\n \n", "has no prompt"),
         ("a.txt", b"one\ntw\xff\n", "not UTF-8 text: its line 2"),
         ("a.txt", b"one<|endoftext|>tw\xff", "not UTF-8 text: its text 2"),
-        ("a.txt", b"x" * 2**24, "which is too long for a prompt"),
+        ("a.txt", b"x" * 2**24, "its line 1 of .* which is too long for a prompt"),
+        ("a.txt", b"a<|endoftext|>" + b"x" * 2**21, "its text 2 of .* which is too long for a prompt"),
+        ("a.txt", "One day".encode("utf-16"), "not UTF-8 text: its line 1 is broken"),
+        ("a.txt", "One day".encode("utf-16-le"), "not UTF-8 text: its line 1 has zero bytes"),
         ("a.yaml", b"\xff", "not UTF-8"),
+        ("a.yaml", b"- " + b"x" * 2**21, "which is too long for a prompt"),
+        ("a.yaml", b"- &a One\n- *a\n", "its item 1 begins with an alias"),
+        ("a.yaml", b"- One\n- *a\n", "its item 2 begins with an alias"),
+        ("a.yaml", b"- !!timestamp x\n", "its item 1 begins with .* a tag"),
+        ("a.yaml", b"- !!int ''\n", "its item 1 begins with .* a tag"),
+        ("a.yaml", b"!!python/tuple [a]\n", "the list begins with an alias"),
+        ("a.yaml", b"- a\n- No\n", "its item 2 is a number, a date or a word like yes"),
+        ("a.yaml", b"- 2001-01-01\n", "put quotes around it"),
+        ("a.yaml", b"- ~\n", "put quotes around it"),
+        ("a.yaml", b"- {<<: [a, b]}\n", "its item 1 is not a text"),
+        ("a.yaml", b"- Tim said: no\n", "its item 1 is not a text; put quotes"),
+        ("a.yaml", b"[" * 10**5, "its item 1 is not a text"),
+        ("a.yaml", b"a: b", "write `- ` before each text"),
+        ("a.yaml", b"One", "write `- ` before each text"),
+        ("a.yaml", b"", "it is empty"),
+        ("a.yaml", b"- a\n--- \n- b\n", "something after the list"),
+        ("a.yaml", b'- "a', "is not YAML: while scanning"),
+        ("a.yaml", b"- a\x1b", "is not YAML"),
         ("a.jsonl", b"{}", "not from .jsonl"),
     ],
 )
@@ -81,6 +110,48 @@ def test_what_is_no_file_of_prompts_is_refused(tmp_path, name, raw, message):
     path.write_bytes(raw)
     with pytest.raises(UsageError, match=message):
         PromptFile(path)
+
+
+def test_merges_and_aliases_cost_nothing(tmp_path):
+    """Once, a few hundred bytes of merge keys took more than 40 seconds."""
+    path = tmp_path / "a.yaml"
+    merges = "- &a0 {k: v}\n" + "".join(f"- &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9))
+    for text in (merges, "- &a " + "x" * 10**6 + "\n" + "- *a\n" * 3000):
+        path.write_text(text)
+        started = time.process_time()
+        with pytest.raises(UsageError, match="its item 1"):
+            PromptFile(path)
+        assert time.process_time() - started < 1
+
+
+def test_a_device_and_an_endless_pipe_do_not_fill_the_disk(tmp_path, monkeypatch):
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match="neither a file nor a pipe"):
+        PromptFile(tmp_path / "zero.txt")
+
+    class Endless(io.RawIOBase):
+        content = b"One day\n"
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            buffer[:] = (self.content * len(buffer))[: len(buffer)]
+            return len(buffer)
+
+    monkeypatch.setattr("tinystory.data.prompts._MOST_PIPE_BYTES", 10**5)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
+    with pytest.raises(UsageError, match="standard input has more than 100,000 bytes"):
+        PromptFile(Path("-"))
+    monkeypatch.setattr(Endless, "content", b"\0")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
+    with pytest.raises(UsageError, match="zero bytes"):
+        PromptFile(Path("-"))
+    (tmp_path / "a.txt").write_text("One day\n" * 20_000)
+    with (tmp_path / "a.txt").open() as file:  # a file as standard input ends by itself
+        monkeypatch.setattr(sys, "stdin", file)
+        with PromptFile(Path("-")) as prompts:
+            assert prompts.count == 20_000
 
 
 def test_of_many_prompts_only_one_is_held(tmp_path):

@@ -405,7 +405,7 @@ def test_pipes_and_forbidden_files_are_refused_at_once(tmp_path, monkeypatch):
     def refuse(self, *_, **__):
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert one_line_error(tmp_path / "secret.txt") == f"cannot read {tmp_path}/secret.txt: Permission denied"
 
 

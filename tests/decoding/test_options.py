@@ -1,6 +1,8 @@
 """Options: one declaration gives the check of the range, its text, and the neutral value."""
 
 import dataclasses
+import sys
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinystory.decoding import Decoder, LogitsProcessor, option
-from tinystory.decoding.options import is_neutral, options_of
+from tinystory.decoding.options import is_neutral, options_of, summary
+from tinystory.docstrings import docstring
 from tinystory.errors import UsageError
 
 
@@ -112,3 +115,18 @@ def test_any_value_is_shown_short_and_clean(value):
         Everything(style=value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
+
+
+def test_descriptions_are_there_where_python_forgets_docstrings(tmp_path, monkeypatch):
+    """Under `python -OO`, a dataclass would be described by the call that makes it."""
+    path = tmp_path / "forgetful.py"
+    path.write_text('import dataclasses\n\n@dataclasses.dataclass\nclass Mine:\n    """Add\n    nothing."""\n')
+    module = types.ModuleType("forgetful")
+    module.__file__ = str(path)
+    monkeypatch.setitem(sys.modules, "forgetful", module)
+    exec(compile(path.read_text(), str(path), "exec", optimize=2), vars(module))
+    assert "Add" not in docstring(module.Mine)
+    monkeypatch.setattr("tinystory.docstrings._FORGOTTEN", True)
+    assert docstring(module.Mine) == "Add\nnothing."
+    assert summary(module.Mine) == "Add nothing."
+    assert docstring(int) == docstring(type("New", (), {})) == ""

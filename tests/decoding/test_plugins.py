@@ -266,6 +266,8 @@ def test_other_packages_can_be_left_out(package, monkeypatch):
         ("import nowhere_to_be_found", ":1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
         ("\n\n1 / 0", ":3: ZeroDivisionError: division by zero"),
         ("import sys\nsys.exit(3)", ":2: SystemExit: 3"),
+        ("\nraise KeyboardInterrupt", ":2: KeyboardInterrupt"),
+        ("\nraise BaseException('no')", ":2: BaseException: no"),
         ("\0", "SyntaxError"),
         ("raise ValueError('a\\n\\x1b[2Jb' + 'c' * 1000)", ":1: "),
         ("x = 1", "it defines no decoder"),
@@ -396,6 +398,31 @@ def test_links_that_lead_nowhere_do_not_stop_the_start(tmp_path):
     registry = discover(user_folder=tmp_path)
     assert len(registry.warnings) == 3
     assert discover(user_folder=tmp_path / "missing").warnings == []
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), NotADirectoryError(20, "Not a directory")])
+def test_a_folder_that_cannot_be_read_costs_at_most_a_warning(tmp_path, monkeypatch, error):
+    def refuse(_folder):
+        raise error
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    registry = discover(user_folder=tmp_path)
+    told = [f"the decoders in {tmp_path} cannot be read: Permission denied"]
+    assert registry.warnings == (told if isinstance(error, PermissionError) else [])
+    assert set(registry.names()) >= BUILT_IN
+
+
+def test_what_decoder_files_print_is_not_output(tmp_path, capfd):
+    path = tmp_path / "mine.py"
+    path.write_text("print('noise')\n" + decoder_file("mine"))
+    assert discover([path], user_folder=None).get("mine").name == "mine"
+    assert capfd.readouterr() == ("", "noise\n")
+
+
+def test_a_pipe_in_the_place_of_a_decoder_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "mine.py")
+    (tmp_path / "other.py").symlink_to("/dev/zero")
+    assert len(discover(user_folder=tmp_path).warnings) == 2
 
 
 def test_add_refuses_what_is_no_stage():

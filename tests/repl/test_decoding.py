@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,6 +175,29 @@ def test_a_damaged_file_is_set_aside_and_never_lost(studio, content):
     assert "is set aside as presets.toml.damaged-1" in " ".join(shown.split())
     assert path.with_name("presets.toml.damaged-1").read_bytes() == content
     assert preset_names() == ["suggested", "warm"]
+
+
+def test_damage_is_told_also_where_the_command_then_fails(studio):
+    presets_file().parent.mkdir(parents=True)
+    presets_file().write_bytes(b"warm = ")
+    with pytest.raises(UsageError, match=r"set aside as presets.toml.damaged-1(.|\n)*no preset is called 'warm'"):
+        execute(studio, "/preset load warm")
+
+
+def test_a_byte_order_mark_is_no_damage(studio):
+    presets_file().parent.mkdir(parents=True)
+    presets_file().write_bytes(b"\xef\xbb\xbfwarm = 'greedy'\n")
+    assert run(studio, "/preset load warm") == "decoder: greedy\n"
+
+
+def test_a_file_that_cannot_be_read_is_told_and_never_replaced(studio):
+    presets_file().parent.mkdir(parents=True)
+    os.mkfifo(presets_file())
+    assert "is not a regular file" in " ".join(run(studio, "/preset load suggested").split())
+    for line in ("/preset save warm", "/preset rm warm"):
+        with pytest.raises(UsageError, match="is not a regular file"):
+            execute(studio, line)
+    assert preset_names() == ["suggested"]
 
 
 def test_a_preset_of_a_stage_that_is_gone_changes_nothing(studio):

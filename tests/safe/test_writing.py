@@ -183,3 +183,13 @@ def test_what_a_run_and_prepared_stories_replace_goes_through_the_one_door(tmp_p
     prepare(story_file, tokenizer, tmp_path / "data")
     assert calls == ["fsync"] * 3 + ["fsync folder", *whole]  # tokens, offsets, text bytes, build; the manifest
     assert json.loads((tmp_path / "data" / "manifest.json").read_text())["stories"] == 60
+
+
+def test_a_device_a_pipe_and_a_folder_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "folder", "link"):
+        with pytest.raises(OSError, match="not a regular file"):
+            write_atomically(tmp_path / name, b"x")
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]

@@ -448,8 +448,8 @@ def test_a_tie_is_counted_and_passed(registry, session, monkeypatch):
 def test_a_file_that_is_no_session_is_a_line(tmp_path, capsys):
     path = tmp_path / "a.json"
     path.write_text("[]")
-    assert replay(capsys, path)[0] == 1
+    assert replay(capsys, path)[0] == 3
     code, _, err = replay(capsys, tmp_path / "nothing.json")
-    assert code == 1
+    assert code == 3
     assert "No such file" in err
     assert len(err.splitlines()) == 1

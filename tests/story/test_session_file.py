@@ -218,19 +218,31 @@ def test_flipped_or_missing_bytes_are_one_error_or_none(tmp_path, data):
         ({"nodes": [FIELDS["nodes"][0]] * 2}, "turn 1 stands twice"),
         ({"nodes": [{**FIELDS["nodes"][0], "hidden": 3}]}, "nodes[0].hidden must be a whole number from 0 to 2"),
         ({"spec": 3}, "spec must be text, not 3"),
+        ({"stop": ["a"] * 100_000}, "stop must be at most 1,000 texts with 20,000 characters together"),
+        ({"stop": ["a" * 60_000] * 3}, "stop must be at most 1,000 texts"),
+        ({"spec": "top-k 5 | " * 10**5}, "spec must be text of at most 20,000 characters"),
+        ({"words": ["a" * 60_000]}, "words must be at most 1,000 texts"),
     ],
 )
 def test_a_damaged_file_says_which_field(change, said):
     with pytest.raises(SessionError) as caught:
         decode(FIELDS | change, "here")
     assert said in str(caught.value)
+    assert len(str(caught.value)) < 400
     assert caught.value.damaged
+    assert caught.value.exit_code == 3
 
 
 def test_a_newer_file_is_not_called_damaged():
     with pytest.raises(SessionError, match="from a newer tinystory") as caught:
         decode(FIELDS | {"schema": SCHEMA + 1, "nodes": "something else"}, "here")
     assert not caught.value.damaged
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + encode(small_session()))
+    assert repr(load_session(tmp_path / "a.json")) == repr(small_session())
+    assert read_summary(tmp_path / "a.json") == Summary(1, 2, "Once upon a")
 
 
 def test_a_huge_file_is_refused_unread(tmp_path):

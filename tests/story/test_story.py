@@ -55,6 +55,42 @@ def test_a_turn_keeps_a_part_of_its_parent(tree):
     assert [token.turn for token in tree.path(3)] == [1, 1, 3]
 
 
+@given(st.data())
+@settings(deadline=None, max_examples=25)
+def test_a_story_is_what_its_turns_keep_and_add(data):
+    """The plain way, turn by turn from the first, copies a long text once for each turn that shares it."""
+    tree = StoryTree()
+    texts, ids = {ROOT: ""}, {ROOT: ()}
+    for number in range(1, data.draw(st.integers(1, 6)) + 1):
+        parent = data.draw(st.sampled_from(list(texts)))
+        kept = data.draw(st.integers(0, len(ids[parent])))
+        shared = data.draw(st.integers(0, len(texts[parent])))
+        new_ids, own = data.draw(st.lists(st.integers(0, 9), max_size=3)), data.draw(st.text("ab", max_size=3))
+        tree.add(typed_turn(parent, kept, new_ids, own, shared))
+        texts[number], ids[number] = texts[parent][:shared] + own, (*ids[parent][:kept], *new_ids)
+    for number in texts:
+        assert tree.text(number) == texts[number]
+        assert tree.token_ids(number) == tuple(token.id for token in tree.path(number)) == ids[number]
+        if number:
+            assert (tree.turns[number].n_characters, tree.turns[number].n_tokens) == (
+                len(texts[number]),
+                len(ids[number]),
+            )
+
+
+def test_thousands_of_turns_that_share_a_long_text_cost_its_length_once():
+    """Once, such a session hung `/load`."""
+    tree = StoryTree()
+    n_characters, n_turns = 10**6, 5000
+    tree.turns[1] = typed_turn(ROOT, 0, range(1000), "x" * n_characters)
+    for number in range(2, n_turns + 1):
+        tree.turns[number] = replace(typed_turn(number - 1, 1000, [], "", n_characters), id=number)
+    started = time.process_time()
+    assert len(tree.text(n_turns)) == n_characters
+    assert len(tree.token_ids(n_turns)) == len(tree.path(n_turns)) == 1000
+    assert time.process_time() - started < 0.3
+
+
 def test_undo_and_redo_are_exact(tree):
     tree.goto(2)
     assert tree.undo() == 1
@@ -238,6 +274,16 @@ def test_a_stage_that_fails_at_once_leaves_the_tree_as_it_was(studio, monkeypatc
         write(studio, studio.begin("Another"))
     assert studio.text == "Another"
     monkeypatch.undo()
+
+
+def test_a_very_long_story_of_another_vocabulary_is_not_tokenised(studio):
+    """A session of somebody else may have megabytes, which would be tokenised for minutes."""
+    studio.tree.add(typed_turn(ROOT, 0, [1], "word " * 250_000))
+    started = time.process_time()
+    for ask in (studio.trim, lambda: studio.next_turn("more"), lambda: studio.begin("word " * 250_000)):
+        with pytest.raises(UsageError, match="too long"):
+            ask()
+    assert time.process_time() - started < 1
 
 
 def test_a_turn_in_another_vocabulary_is_not_tried_again(studio):

@@ -189,6 +189,19 @@ def test_settings_changed_after_the_last_turn_are_saved_on_leaving(make):
     assert not [name for name in files(studio) if name.endswith(".lock")]
 
 
+def test_locks_of_killed_chats_go_at_the_next_start_and_those_in_use_stay(make):
+    studio = make()
+    write(studio, "Once")
+    folder, name = keeper_of(studio).folder, keeper_of(studio).name
+    (folder / ".killed.lock").touch()
+    (folder / ".new.lock").touch()
+    (folder / ". a note of mine .lock").touch()
+    for other in (".killed.lock", f".{name}.lock", ". a note of mine .lock"):
+        os.utime(folder / other, (1, 1))
+    make()
+    assert files(studio) == sorted([". a note of mine .lock", ".new.lock", f".{name}.lock", f"{name}.json"])
+
+
 # --- opening again ---
 
 

@@ -59,6 +59,12 @@ def test_the_student_projects_recipe():
         ("fraction = 0", "above 0"),
         ("test_split = 1", "below 1"),
         ("preset = 'huge'", "the presets are gpt2-tiny"),
+        ("lr = 0x" + "f" * 9999, "lr must be a number, not a whole number of"),
+        ("rows = 0x" + "f" * 9999, "rows must be a whole number"),
+        ("rows = " + "1" * 9999, "cannot be read as TOML"),
+        ("rows = " + "[" * 3000, "nested too deeply"),
+        (f"schedule = '{'x' * 10**5}'", r"schedule must be .*, not 'x{1,80}\.\.\."),
+        (f"rows = {['word'] * 10**4}", r"not \['word', 'word', 'word', 'word', \.\.\.\]"),
         ("lr = ", "cannot be read"),
     ],
 )

@@ -18,7 +18,7 @@ from tinystory.session.loading import load
 from tinystory.text.sentences import whole_sentences
 from tinystory.text.tokenizer import Detokenizer, Tokenizer
 from tinystory.writing.generate import Ended, StoryRequest, Text, Trimmed, write
-from tinystory.writing.stops import StopFilter
+from tinystory.writing.stops import StopFilter, check_stops
 
 TIE = 1e-3
 """A numerical tie: batches of another shape may round such near scores the other way."""
@@ -238,6 +238,53 @@ def test_a_stop_text_is_found_across_pieces_and_overlaps():
     assert held.add("the EN") == "the "
     assert held.add("chanted") == "ENchanted"
     assert held.finish() == ""
+
+
+def plain_filter(stops, pieces):
+    """Return what passes, piece by piece, from the definition: every beginning of every stop text is tried."""
+    passed, held = [], ""
+    for piece in pieces:
+        held += piece
+        begins = [at for stop in stops if (at := held.find(stop)) >= 0]
+        if begins:
+            return [*passed, held[: min(begins)]], True
+        n = max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+        passed.append(held[: len(held) - n])
+        held = held[len(held) - n :]
+    return [*passed, held], False
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.text("ab", min_size=1, max_size=5), max_size=4), st.lists(st.text("abc", max_size=5), max_size=6))
+def test_stop_texts_end_a_text_where_the_definition_says(stops, pieces):
+    expected, hit = plain_filter(stops, pieces)
+    stop = StopFilter(stops)
+    passed = []
+    for piece in pieces:
+        passed.append(stop.add(piece))
+        if stop.hit:
+            break
+    assert "".join(passed) + stop.finish() == "".join(expected)
+    assert stop.hit == hit
+
+
+@pytest.mark.parametrize("stops", [["a" * 19_999 + "b"], [f"{'a' * 15}{n:05}" for n in range(1000)]])
+def test_a_token_costs_the_same_with_many_and_long_stop_texts(stops):
+    """Once, half a second for each token."""
+    check_stops(stops)
+    stop = StopFilter(stops)
+    started = time.process_time()
+    for _ in range(1000):
+        stop.add("aaaa ")
+    for _ in range(1000):
+        stop.add("aaa")
+    assert time.process_time() - started < 0.3
+
+
+def test_too_many_and_too_long_stop_texts_are_refused():
+    for stops in (["a"] * 1001, ["a" * 20_001], [""]):
+        with pytest.raises(UsageError, match="stop text"):
+            check_stops(stops)
 
 
 def test_the_window_keeps_bos_and_whole_sentences(model):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from tinystory.checkpoint import hf_layout
 from tinystory.checkpoint.header import CheckpointHeader
 from tinystory.errors import CheckpointError
+from tinystory.safe.reading import open_regular
 
 __all__ = ["read_arrays"]
 
@@ -36,7 +37,7 @@ def _read(header: CheckpointHeader, shown_name: str, name: str) -> NDArray[np.fl
     path = header.directory / entry.file
     raw = np.empty(entry.n_elements, _NUMPY_DTYPES[entry.dtype])
     try:
-        with path.open("rb") as file:
+        with open_regular(path, raises=CheckpointError) as file:
             file.seek(entry.start)
             n_read = file.readinto(raw.data.cast("B")) if raw.size else 0
     except OSError as error:

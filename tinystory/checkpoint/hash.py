@@ -12,7 +12,7 @@ from tinystory.checkpoint.directory import follow_latest
 from tinystory.checkpoint.safetensors_header import weight_files
 from tinystory.errors import CheckpointError, TinystoryError
 from tinystory.folders import hashes_file
-from tinystory.safe.reading import read_json_object, regular_file_size
+from tinystory.safe.reading import open_regular, read_json_object, regular_file_size
 from tinystory.safe.writing import write_atomically
 
 __all__ = ["file_stamp", "model_hash"]
@@ -40,7 +40,7 @@ def model_hash(directory: Path, stamp: str = "") -> str:
     stamp_now = _stamp(directory, names)
     if stamp not in ("", stamp_now):
         raise _changed(directory)
-    cache_file = _cache_file()
+    cache_file = hashes_file()
     cache = _read_cache(cache_file)
     entry = cache.get(str(directory))
     if isinstance(entry, list) and len(entry) == 2 and entry[0] == stamp_now and isinstance(entry[1], str):
@@ -50,7 +50,7 @@ def model_hash(directory: Path, stamp: str = "") -> str:
         for name in names:
             path = directory / name
             digest.update(f"{name}\0{regular_file_size(path, raises=CheckpointError)}\0".encode())
-            with path.open("rb") as file:
+            with open_regular(path, raises=CheckpointError) as file:
                 while block := file.read(_BLOCK_BYTES):
                     digest.update(block)
     except OSError as error:
@@ -93,23 +93,14 @@ def _file_stamp(path: Path) -> str:
     return f"{path.name}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 
 
-def _cache_file() -> Path | None:
+def _read_cache(path: Path) -> dict[str, object]:
     try:
-        return hashes_file()
-    except (OSError, RuntimeError):  # the user has no home directory
-        return None
-
-
-def _read_cache(path: Path | None) -> dict[str, object]:
-    try:
-        return {} if path is None else dict(read_json_object(path))
+        return dict(read_json_object(path))
     except TinystoryError:
         return {}
 
 
-def _write_cache(path: Path | None, cache: dict[str, object]) -> None:
-    if path is None:
-        return
+def _write_cache(path: Path, cache: dict[str, object]) -> None:
     with contextlib.suppress(OSError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(cache).encode())

@@ -21,7 +21,7 @@ from tinystory.checkpoint.vocabulary import read_vocabulary
 from tinystory.dtypes import dtype_of_safetensors
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
-from tinystory.safe.reading import read_json_object, shown
+from tinystory.safe.reading import open_regular, read_json_object, shown
 
 __all__ = [
     "CheckpointHeader", "check_doubled_head", "lacking_tensors", "read_header", "warnings_about_unused",
@@ -230,7 +230,10 @@ def _resolve_head(
         return config, tensors
     embed = tensors[hf_layout.embedding_name(config, tensors)]
     try:
-        with (directory / head.file).open("rb") as head_file, (directory / embed.file).open("rb") as embed_file:
+        with (
+            open_regular(directory / head.file, raises=CheckpointError) as head_file,
+            open_regular(directory / embed.file, raises=CheckpointError) as embed_file,
+        ):
             same = _same_bytes(head_file, head, embed_file, embed)
     except OSError as error:
         raise CheckpointError(f"cannot read {directory}: {error.strerror}") from error

@@ -14,7 +14,7 @@ from tinystory.dtypes import DTYPES, LOADED_DTYPES, dtype_of_safetensors
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.model.device import usable_device
-from tinystory.safe.reading import shown
+from tinystory.safe.reading import open_regular, shown
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ def _read(directory: Path, entry: TensorEntry) -> "Tensor":
     assert dtype is not None  # `read_header` refuses other dtypes
     tensor = torch.empty(entry.shape, dtype=getattr(torch, dtype))
     try:
-        with (directory / entry.file).open("rb") as file:
+        with open_regular(directory / entry.file, raises=CheckpointError) as file:
             file.seek(entry.start)
             n_read = file.readinto(tensor.flatten().view(torch.uint8).numpy().data)
     except OSError as error:

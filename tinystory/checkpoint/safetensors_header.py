@@ -15,7 +15,7 @@ from typing import Any
 
 from tinystory.checkpoint.formats.foreign_files import told_weights
 from tinystory.errors import CheckpointError
-from tinystory.safe.reading import parse_json_object, read_json_object, regular_file_size, shown
+from tinystory.safe.reading import open_regular, parse_json_object, read_json_object, shown
 
 __all__ = ["TensorEntry", "read_tensors", "weight_files"]
 
@@ -111,9 +111,9 @@ def _read_index(directory: Path) -> dict[str, str]:
 
 
 def _read_file(path: Path) -> dict[str, TensorEntry]:
-    size = regular_file_size(path, raises=CheckpointError)
     try:
-        with path.open("rb") as file:
+        with open_regular(path, raises=CheckpointError) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             n_header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= n_header <= min(size - 8, MAX_HEADER_BYTES):

@@ -46,7 +46,7 @@ def find_tokenizer(name: str) -> "Tokenizer":
     from tinystory.text.tokenizer import Tokenizer
 
     path = SHIPPED_MODELS.get(name) or Path(name)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return Tokenizer.from_file(path)
     if (path / "tokenizer.json").exists():
         return Tokenizer.from_file(path / "tokenizer.json")

@@ -15,6 +15,7 @@ from tinystory.commands.shared.groups import StoryOptions
 from tinystory.commands.shared.models import load_with_torch
 from tinystory.commands.shared.notices import warn
 from tinystory.commands.shared.prompt import seed_of
+from tinystory.commands.shared.streams import apart
 from tinystory.decoding import Decoder
 from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import UsageError
@@ -229,7 +230,7 @@ def _write(options: EvalOptions, model: LoadedModel, decoder: Decoder, seed: int
     stories: dict[int, Story] = {}
     with progress_bar("writing", n_stories, quiet=options.quiet, color=options.color) as progress:
         for start in numbers[::_TOGETHER]:
-            for event in write(model.session, model.tokenizer, requests[start : start + _TOGETHER]):
+            for event in apart(write(model.session, model.tokenizer, requests[start : start + _TOGETHER])):
                 if isinstance(event, Ended):
                     stories[start + event.story] = event.result
                     progress(len(stories))

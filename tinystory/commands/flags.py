@@ -1,14 +1,15 @@
 """The flags of every command, and the parser that reads them. This module imports nothing heavy and no command."""
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tinystory import __version__
 from tinystory.commands.shared.dashes import with_joined_separator
+from tinystory.commands.shared.groups import Options
+from tinystory.commands.shared.notices import warn
+from tinystory.commands.shared.parser import Parser, SettingFlag, SettingSwitch, whole_number
 from tinystory.errors import TinystoryError
 from tinystory.settings import BUILT_IN, Setting, allowed, parse, resolve_settings
 
@@ -42,58 +43,6 @@ _STORIES = "a text with <|endoftext|> between stories, a saved dataset, or the n
 _PROMPT_FILE = "a YAML list, a text with <|endoftext|> between prompts, or a prompt on each line"
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors have one line and name the nearest command or flag."""
-
-    def error(self, message: str) -> NoReturn:
-        words = message.split("'")
-        if message.startswith("argument COMMAND: invalid choice"):
-            near = get_close_matches(words[1], COMMAND_SUMMARIES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMAND_SUMMARIES)}"
-            message = f"{words[1]!r} is not a command; {hint}"
-        elif message.startswith("unrecognized arguments: -"):
-            flag = message.split()[2]
-            near = [other for other in get_close_matches(flag, _flags(self), n=2) if other != flag]
-            message = f"{flag} is not a flag here; " + (f"did you mean {near[0]}?" if near else "see --help")
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _flags(parser: argparse.ArgumentParser) -> list[str]:
-    """Return every flag of a parser and of its commands."""
-    flags: list[str] = []
-    for action in parser._actions:
-        flags += action.option_strings
-        if isinstance(action, argparse._SubParsersAction):
-            flags += [flag for command in action.choices.values() for flag in _flags(command)]
-    return flags
-
-
-class _SettingFlag(argparse.Action):
-    """Stores a value. It also notes in the `settings` of the namespace that the value comes from this flag."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        if values is None and not self.option_strings:
-            return  # the argument is not given
-        setattr(namespace, self.dest, values)
-        origin = f"flag {self.option_strings[-1]}" if self.option_strings else f"argument {self.metavar}"
-        namespace.settings = (*getattr(namespace, "settings", ()), Setting(self.dest, values, origin))
-
-
-class _SettingSwitch(argparse.BooleanOptionalAction):
-    """Stores `--name` and `--no-name` in the same way."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        assert option is not None
-        value = not option.startswith("--no-")
-        setattr(namespace, self.dest, value)
-        namespace.settings = (*getattr(namespace, "settings", ()), Setting(self.dest, value, f"flag {option}"))
-
-
 def _checked(name: str) -> Callable[[str], Any]:
     """Return an argparse type that checks a flag in the same way as a value in the configuration file."""
 
@@ -106,13 +55,13 @@ def _checked(name: str) -> Callable[[str], Any]:
     return convert
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the whole command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="tinystory", description="Write stories with small language models, and watch how they pick each token."
     )
     parser.add_argument("--version", action="version", version=f"tinystory {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser, required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, required=True)
     for name, text in COMMAND_SUMMARIES.items():
         command = commands.add_parser(name, help=text, description=text)
         _FLAGS[name](command)
@@ -135,13 +84,13 @@ def _chat(parser: argparse.ArgumentParser) -> None:
 def _generate(parser: argparse.ArgumentParser) -> None:
     _add_writing_flags(parser)
     add = parser.add_argument
-    add("--num", type=int, default=1, metavar="N", help="write N stories from one prompt (default 1)")
+    add("--num", type=whole_number, default=1, metavar="N", help="write N stories from one prompt (default 1)")
     described = "write from each prompt of a file, one JSON object a line; - is standard input; the file is"
     add("--prompts", type=Path, metavar="FILE", help=f"{described} {_PROMPT_FILE}")
     described = "with --prompts: write to FILE; the same command goes on where it was stopped"
     add("-o", "--out", type=Path, metavar="FILE", help=described)
     described = "with --prompts: write N stories at a time (default 32, fewer with a large model)"
-    add("--batch-size", type=int, metavar="N", help=described)
+    add("--batch-size", type=whole_number, metavar="N", help=described)
     _add_json_flags(parser)
 
 
@@ -176,10 +125,15 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     add("--column", metavar="NAME", help="column of DATA that has the text (default text, else story)")
     add("--split", default="validation", metavar="NAME", help="split of a hub dataset (default validation)")
     add("--separator", metavar="TEXT", help="text between the stories of a text file (default <|endoftext|>)")
-    add("--limit", type=int, metavar="N", help="take the first N stories")
+    add("--limit", type=whole_number, metavar="N", help="take the first N stories")
     add("--cut", action="store_true", help="score only what fits into the context, as some published figures do")
-    add("--cloze", type=int, metavar="N", help="cut N stories: which of four endings is theirs? (1 in 4 by chance)")
-    add("--stories", type=int, metavar="N", help="also write N stories, and compare them with real ones")
+    add(
+        "--cloze",
+        type=whole_number,
+        metavar="N",
+        help="cut N stories: which of four endings is theirs? (1 in 4 by chance)",
+    )
+    add("--stories", type=whole_number, metavar="N", help="also write N stories, and compare them with real ones")
     add("--train", metavar="FILE", help="the training text, to find what the N stories share with it")
     add("--json", action="store_true", help="print one JSON object")
     _add_model_flags(parser)
@@ -213,7 +167,7 @@ def _study(parser: argparse.ArgumentParser) -> None:
     add("--prompts", type=Path, metavar="FILE", help=described)
     add(
         "--limit",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="take the first N prompts; without a file of prompts, N openings (default 44)",
     )
@@ -223,12 +177,12 @@ def _study(parser: argparse.ArgumentParser) -> None:
     add("--grid", type=Path, metavar="FILE", help="a file of decoders to study, one spec a line")
     add(
         "--seeds",
-        type=int,
+        type=whole_number,
         default=2,
         metavar="N",
         help="write N stories from each prompt, each with a seed of its own (default 2)",
     )
-    add("--search-seeds", type=int, metavar="N", help="searches use only the first N of these seeds")
+    add("--search-seeds", type=whole_number, metavar="N", help="searches use only the first N of these seeds")
     add(
         "--page",
         type=Path,
@@ -323,7 +277,7 @@ _FLAGS: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
 def _add_setting(parser: argparse.ArgumentParser, *names: str, **options: Any) -> None:
     """Add a flag or an argument for the setting that its last name spells. It is checked as the setting is."""
     name = names[-1].lstrip("-").replace("-", "_")
-    parser.add_argument(*names, action=_SettingFlag, type=_checked(name), **options)
+    parser.add_argument(*names, action=SettingFlag, type=_checked(name), **options)
 
 
 def _choices(name: str) -> str:
@@ -337,7 +291,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     _add_setting(parser, "--device", metavar="D", help=_DEVICE)
     _add_setting(parser, "--dtype", metavar="T", help=f"the number format of the computation: {_choices('dtype')}")
     described = "build faster code with a C compiler, once, and use it (Llama and GPT-2 models on the CPU)"
-    parser.add_argument("--compile", action=_SettingSwitch, help=described)
+    parser.add_argument("--compile", action=SettingSwitch, help=described)
     _add_setting(parser, "--color", metavar="WHEN", help=f"when to use colour: {_choices('color')}")
 
 
@@ -392,8 +346,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     argv = with_joined_separator(argv)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "chat")
-    args = build_parser().parse_args(argv)
-    args.settings = resolve_settings(getattr(args, "settings", ()))
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.unknown(unknown)
+    warnings: list[str] = []
+    args.settings = resolve_settings(getattr(args, "settings", ()), warnings=warnings)
+    warn(Options(quiet=args.quiet), warnings)
     for setting in args.settings:
         if getattr(args, setting.name, "") is None:
             setattr(args, setting.name, setting.value)

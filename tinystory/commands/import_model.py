@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinystory.commands.shared.groups import Options
-from tinystory.errors import UsageError
+from tinystory.errors import CheckpointError, UsageError
+from tinystory.safe.reading import regular_file_size
 from tinystory.safe.showing import visible
 
 __all__ = ["ImportOptions", "run"]
@@ -31,9 +32,11 @@ def run(options: ImportOptions) -> int:
 
     Raises:
         UsageError: a tokenizer is missing, or a GGUF file gets a second one.
+        CheckpointError: the file is no model in one of the formats.
     """
     from tinystory.checkpoint.formats.gguf_header import is_gguf
 
+    regular_file_size(options.file, raises=CheckpointError)
     if is_gguf(options.file):
         if options.tokenizer is not None:
             raise UsageError(f"{options.file} is a GGUF file with a tokenizer of its own: leave out --tokenizer")

@@ -1,6 +1,7 @@
 """`tinystory page`: a session as one HTML page that shows what else the model had in mind at each word."""
 
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import TinystoryError, UsageError
+from tinystory.safe.reading import shown
 from tinystory.safe.writing import write_atomically
 from tinystory.session.loading import LoadedModel, load
 from tinystory.story.saved_chat import SavedChat
@@ -56,10 +58,11 @@ def run(options: PageOptions) -> int:
         parse_spec(options.whatif, registry)
     model = _model_of(chat, options)
     stories = []
-    for turn in turns:
-        fits = model is not None and fingerprint(model.tokenizer) == turn.vocabulary
-        tokenizer = model.tokenizer if model is not None and fits else None
-        stories.append(page_story(chat.tree, turn, tokenizer, model, registry, options.whatif))
+    with redirect_stdout(sys.stderr):  # a decoder of somebody else may print
+        for turn in turns:
+            fits = model is not None and fingerprint(model.tokenizer) == turn.vocabulary
+            tokenizer = model.tokenizer if model is not None and fits else None
+            stories.append(page_story(chat.tree, turn, tokenizer, model, registry, options.whatif))
     mark_partings(stories)
     content = page_html(stories, options.whatif)
     if options.out is None:
@@ -84,7 +87,9 @@ def _model_of(chat: SavedChat, options: PageOptions) -> LoadedModel | None:
         return None
     dtype = written.dtype if written else chat.dtype
     if dtype not in COMPUTED_DTYPES:
-        raise UsageError(f"the session was computed in {dtype!r}; dtype must be one of {', '.join(COMPUTED_DTYPES)}")
+        raise UsageError(
+            f"the session was computed in {shown(dtype)}; dtype must be one of {', '.join(COMPUTED_DTYPES)}"
+        )
     model = load(name, dtype, options.device)
     warn(options, model.warnings)
     return model

@@ -11,9 +11,11 @@ from typing import Any
 import tinystory
 from tinystory.commands.shared.groups import DecoderFileOptions
 from tinystory.commands.shared.notices import warn
+from tinystory.commands.shared.streams import apart
 from tinystory.decoding.plugins import Registry, discover
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
+from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
 from tinystory.session.loading import LoadedModel, load
 from tinystory.story.session_file import load_session
@@ -48,7 +50,7 @@ def run(options: ReplayOptions) -> int:
     turns = [turn for turn in chat.tree.turns.values() if turn.written is not None]
     rows: list[dict[str, Any]] = []
     models = _Models(options)
-    for row in _replayed(chat.tree, turns, registry, models):
+    for row in apart(_replayed(chat.tree, turns, registry, models)):
         rows.append(row)
         _clear_progress()
         if not options.json:
@@ -90,7 +92,8 @@ class _Models:
             )
         if written.dtype not in COMPUTED_DTYPES:
             raise UsageError(
-                f"turn {turn.id} was computed in {written.dtype!r}; dtype must be one of {', '.join(COMPUTED_DTYPES)}"
+                f"turn {turn.id} was computed in {shown(written.dtype)}; "
+                f"dtype must be one of {', '.join(COMPUTED_DTYPES)}"
             )
         if self._model is None or self._key != (name, written.dtype):
             self._key, self._model = (name, written.dtype), load(name, written.dtype, self._options.device)

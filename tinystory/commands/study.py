@@ -5,6 +5,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -197,7 +198,8 @@ def _collect(
             progress(done, total=total, description=visible(label))
 
         try:
-            failed = collect(model.session, model.tokenizer, plan, real, journal, show)
+            with redirect_stdout(sys.stderr):  # a decoder of somebody else may print
+                failed = collect(model.session, model.tokenizer, plan, real, journal, show)
         except KeyboardInterrupt:
             warn(options, ["stopped; the same command goes on from here"])
             raise

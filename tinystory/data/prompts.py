@@ -4,28 +4,31 @@ Knows files and texts, and not what is written from a prompt.
 """
 
 import hashlib
-import shutil
+import os
 import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from tinystory.data.records import reading
 from tinystory.data.separators import SEPARATOR, split_stories
+from tinystory.data.yaml_texts import yaml_texts
 from tinystory.errors import UsageError
+from tinystory.safe.reading import open_regular, without_mark
 from tinystory.safe.showing import visible
+from tinystory.text.prompt_text import MAX_PROMPT_BYTES, check_prompt, prompt_text
 
 __all__ = ["PromptFile", "digest"]
 
 _YAML = (".yaml", ".yml")
 _MOST_YAML_BYTES = 2**24
-_MOST_LINE_BYTES = 2**24
+_MOST_PIPE_BYTES = 2**28
+"""A pipe may be endless, and it is copied to the disk."""
 _OTHER_FORMATS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zip"})
 _BLOCK_BYTES = 2**16
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class PromptFile:
@@ -57,7 +60,7 @@ class PromptFile:
         if suffix in _OTHER_FORMATS:
             raise UsageError(f"{self.name}: prompts come from .txt or .yaml files, not from {suffix}")
         with reading(path):
-            self._file = _rereadable(path)
+            self._file = _rereadable(path, self.name)
         self.count = 0
         try:
             self._look(suffix)
@@ -85,11 +88,8 @@ class PromptFile:
     def __iter__(self) -> Iterator[str]:
         """Yield each prompt; raise UsageError if one is not UTF-8."""
         for number, raw in enumerate(self._raw(), start=1):
-            try:
-                prompt = (raw if isinstance(raw, str) else raw.decode()).strip()
-            except UnicodeDecodeError as error:
-                kind = "text" if self._separated else "line"
-                raise UsageError(f"{self.name} is not UTF-8 text: its {kind} {number} is broken") from error
+            part = f"its {'text' if self._separated else 'line'} {number}"
+            prompt = (check_prompt(raw) if isinstance(raw, str) else prompt_text(raw, self.name, part)).strip()
             if prompt:
                 yield prompt
 
@@ -107,32 +107,21 @@ class PromptFile:
             yield from split_stories(self._file, self._path) if self._separated else self._lines()
 
     def _lines(self) -> Iterator[bytes]:
-        self._file.seek(len(_BYTE_ORDER_MARK) if self._file.read(3) == _BYTE_ORDER_MARK else 0)
-        while line := self._file.readline(_MOST_LINE_BYTES):
-            if len(line) == _MOST_LINE_BYTES:
-                raise UsageError(
-                    f"{self.name} has a line of {_MOST_LINE_BYTES:,} bytes or more, which is too long for a prompt"
-                )
+        while line := self._file.readline(MAX_PROMPT_BYTES + 1):
             yield line
 
     def _yaml_texts(self) -> list[str]:
-        import yaml
-
         raw = self._file.read(_MOST_YAML_BYTES + 1)
         if len(raw) > _MOST_YAML_BYTES:
             raise UsageError(
                 f"{self.name} has more than {_MOST_YAML_BYTES:,} bytes; put that many prompts into a text file"
             )
         try:
-            content: Any = yaml.safe_load(raw.decode("utf-8-sig"))
+            return yaml_texts(without_mark(raw).decode("utf-8"))
         except UnicodeDecodeError as error:
             raise UsageError(f"{self.name} is not UTF-8 text") from error
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise UsageError(f"{self.name} is not YAML: {' '.join(str(error).split())[:200]}") from error
-        if not isinstance(content, list) or not all(isinstance(text, str) for text in content):
-            raise UsageError(f"{self.name} is not a YAML list of texts")
-        # A YAML escape can write half of a surrogate pair, which no tokenizer accepts.
-        return [text.encode(errors="replace").decode() for text in content]
+        except ValueError as error:
+            raise UsageError(f"{self.name} {error}") from error
 
 
 def digest(texts: Iterable[str]) -> str:
@@ -143,24 +132,50 @@ def digest(texts: Iterable[str]) -> str:
     return total.hexdigest()[:16]
 
 
-def _rereadable(path: Path) -> IO[bytes]:
-    """Open a file so that it can be read again: a regular file directly, and anything else as a copy."""
+def _rereadable(path: Path, name: str) -> IO[bytes]:
+    """Open a file so that it can be read again: a regular file directly, a pipe as a copy."""
     if path == Path("-"):
         if sys.stdin is None:
             raise UsageError("standard input is closed: there are no prompts")
-        return _copy(sys.stdin.buffer)
-    file = path.open("rb")
-    if stat.S_ISREG(path.stat().st_mode):
-        return file
-    with file:
-        return _copy(file)
+        return _copy(sys.stdin.buffer, name)
+    status = path.stat()
+    if stat.S_ISREG(status.st_mode):
+        return open_regular(path, raises=UsageError)
+    is_terminal = os.isatty(0) and os.path.samestat(status, os.fstat(0))
+    if not (stat.S_ISFIFO(status.st_mode) or is_terminal or os.path.samestat(status, os.stat(os.devnull))):
+        raise UsageError(f"{name} is neither a file nor a pipe")
+    with path.open("rb") as file:
+        return _copy(file, name)
 
 
-def _copy(source: IO[bytes]) -> IO[bytes]:
+def _copy(source: IO[bytes], name: str) -> IO[bytes]:
+    """Return a copy of a pipe in a temporary file.
+
+    Raises:
+        UsageError: the pipe has more bytes than a pipe may have, or it has no text.
+    """
     file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
-    shutil.copyfileobj(source, file)
+    try:
+        n_bytes = 0
+        while block := source.read(_BLOCK_BYTES):
+            n_bytes += len(block)
+            if n_bytes > _MOST_PIPE_BYTES and not _is_regular(source):
+                raise UsageError(f"{name} has more than {_MOST_PIPE_BYTES:,} bytes: put so many prompts into a file")
+            if b"\0" in block:
+                raise UsageError(f"{name} is not UTF-8 text (it has zero bytes)")
+            file.write(block)
+    except BaseException:
+        file.close()
+        raise
     file.seek(0)
     return file
+
+
+def _is_regular(source: IO[bytes]) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(source.fileno()).st_mode)
+    except OSError:  # it has no descriptor
+        return False
 
 
 def _has_separator(file: IO[bytes]) -> bool:

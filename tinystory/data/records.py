@@ -5,7 +5,6 @@ block of the file are in memory. Knows file formats, and not what a story is.
 """
 
 import json
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from tinystory.data.separators import Separator, find_separator, split_stories
 from tinystory.errors import UsageError, one_line
+from tinystory.safe.reading import open_regular, without_mark
 from tinystory.safe.showing import visible
 
 __all__ = ["FILE_SUFFIXES", "Record", "dataset_records", "file_records", "reading"]
@@ -22,7 +22,6 @@ _JSON_LINES = frozenset({".jsonl", ".ndjson"})
 _OTHER_FORMATS = frozenset({".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".arrow"})
 FILE_SUFFIXES = _JSON_LINES | _OTHER_FORMATS | {".txt", ".parquet"}
 """Endings of files; a name with such an ending is never a hub dataset."""
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 2**20
 _MAX_RECORD_BYTES = 2**28
 """A text that is longer, without a separator or a line end, is no story; this also limits the memory."""
@@ -55,11 +54,8 @@ def file_records(
     suffix = path.suffix.lower()
     if suffix in _OTHER_FORMATS:
         raise UsageError(f"cannot read {path}: stories come from .txt, .jsonl or .parquet files, not from {suffix}")
-    with reading(path):
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, and cannot be read twice
-            raise UsageError(f"{path} is not a regular file")
-        with path.open("rb") as file:
-            begin = file.read(4096)
+    with reading(path), open_regular(path, raises=UsageError) as file:
+        begin = file.read(4096)
     if suffix == ".parquet":
         if not begin:
             raise UsageError(f"{path} is empty")
@@ -126,7 +122,7 @@ def reading(path: Path) -> Iterator[None]:
 def _text_records(path: Path, separator: Separator) -> Iterator[Record]:
     """Yield the texts between separators, with `LF` as newline; an empty text at the beginning is left out."""
     is_first = True
-    with reading(path), path.open("rb") as file:
+    with reading(path), open_regular(path, raises=UsageError) as file:
         for text in split_stories(file, path, separator):
             if not (is_first and not text.strip()):
                 yield text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
@@ -139,7 +135,7 @@ def _json_records(path: Path, column: str | None) -> Iterator[Record]:
     first_row: dict[str, Any] | None = None
     n_without = 0  # lines without such a column
     has_column = False
-    with reading(path), path.open("rb") as file:
+    with reading(path), open_regular(path, raises=UsageError) as file:
         while line := file.readline(_MAX_RECORD_BYTES):
             if len(line) == _MAX_RECORD_BYTES:
                 raise UsageError(f"{path} has a line of {_MAX_RECORD_BYTES:,} bytes or more")
@@ -164,7 +160,7 @@ def _json_records(path: Path, column: str | None) -> Iterator[Record]:
 
 def _json_object(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line.removeprefix(_BYTE_ORDER_MARK).decode(errors="surrogateescape"))
+        value = json.loads(without_mark(line).decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

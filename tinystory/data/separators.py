@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from tinystory.errors import UsageError
+from tinystory.safe.reading import open_regular
 from tinystory.safe.showing import visible
 from tinystory.text.tokenizer import END_OF_TEXT
 
@@ -64,7 +65,7 @@ def find_separator(path: Path, wanted: str | None = None) -> Separator:
     """
     if wanted is not None:
         return _wanted_separator(path, wanted)
-    with path.open("rb") as file:
+    with open_regular(path, raises=UsageError) as file:
         sample = file.read(_BLOCK_BYTES)
         is_all = not file.read(1)
     if SEPARATOR in sample or (not is_all and _contains(path, SEPARATOR)):
@@ -97,7 +98,7 @@ def _wanted_separator(path: Path, wanted: str) -> Separator:
 
 
 def _contains(path: Path, mark: bytes) -> bool:
-    with path.open("rb") as file:
+    with open_regular(path, raises=UsageError) as file:
         tail = b""
         while block := file.read(_BLOCK_BYTES):
             if mark in tail + block:

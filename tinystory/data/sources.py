@@ -19,6 +19,7 @@ from tinystory.data.records import FILE_SUFFIXES, Record, dataset_records, file_
 from tinystory.data.selection import NothingSelected, Selection
 from tinystory.data.separators import SEPARATOR
 from tinystory.errors import UsageError, one_line
+from tinystory.safe.reading import regular_file_size, shown
 from tinystory.safe.showing import visible
 
 __all__ = ["Source", "SourceReport", "find_sources", "read_stories"]
@@ -246,7 +247,10 @@ def _find(name: str) -> Source:
                     f"{path} is not a folder written by save_to_disk; if it has files of stories, name the files: "
                     f"'{path}/*.txt'"
                 )
-            return Source(name, "folder", tuple(sorted(file for file in path.rglob("*") if file.is_file())))
+            entries = sorted(entry for entry in path.rglob("*") if entry.exists() and not entry.is_dir())
+            for entry in entries:
+                regular_file_size(entry, raises=UsageError)  # the library would wait for a pipe
+            return Source(name, "folder", tuple(entries))
         if path.exists():
             return Source(name, "files", (path,))
         if glob.has_magic(name):
@@ -284,7 +288,7 @@ def _saved_dataset(path: str, split: str) -> Any:
     if not isinstance(data, datasets.DatasetDict):
         return data
     if split not in data:
-        raise UsageError(f"{path} has no split {split!r}; it has {', '.join(data)}")
+        raise UsageError(f"{path} has no split {shown(split)}; it has {', '.join(data)}")
     return data[split]
 
 

@@ -1,13 +1,13 @@
 """Options of decoder stages. One declaration gives the range, the neutral value, the help and the error messages."""
 
 import dataclasses
-import inspect
 import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tinystory.docstrings import docstring
 from tinystory.errors import UsageError
 from tinystory.safe.reading import shown
 
@@ -165,4 +165,4 @@ def is_neutral(stage: Any) -> bool:
 
 def summary(cls: type) -> str:
     """Return the first paragraph of a class's docstring as one line."""
-    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+    return " ".join(docstring(cls).split("\n\n")[0].split())

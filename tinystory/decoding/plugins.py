@@ -6,7 +6,6 @@ the metadata of packages; a class is imported when it is needed for the first ti
 """
 
 import hashlib
-import importlib.machinery
 import importlib.metadata
 import os
 import re
@@ -21,7 +20,8 @@ from tinystory.decoding.registry import Entry, Registry, error_summary, name_pro
 from tinystory.decoding.stages import Stage
 from tinystory.errors import UsageError
 from tinystory.folders import decoders_folder
-from tinystory.safe.reading import shown
+from tinystory.safe.reading import read_bytes, shown
+from tinystory.safe.running import CodeFailed, foreign_code
 
 __all__ = ["Registry", "discover", "load_file", "name_problem", "source_text"]
 
@@ -30,6 +30,8 @@ GROUP = "tinystory.decoders"
 
 NO_PLUGINS = "TINYSTORY_NO_PLUGINS"
 """Environment variable. Any value except "" and "0" leaves out other packages and the user's folder."""
+
+_MOST_SOURCE_BYTES = 2**22
 
 
 def discover(decoder_files: Sequence[Path] = (), user_folder: Path | Literal["default"] | None = "default") -> Registry:
@@ -53,7 +55,7 @@ def discover(decoder_files: Sequence[Path] = (), user_folder: Path | Literal["de
     if user_folder == "default":
         user_folder = None if only_built_in else decoders_folder()
     named = {os.path.realpath(_existing(path)): path for path in decoder_files}  # a file named twice is loaded once
-    for path in sorted(user_folder.glob("[!._]*.py")) if user_folder else ():
+    for path in _files_of(user_folder, registry.warnings) if user_folder else ():
         if os.path.realpath(path) in named:
             continue
         try:
@@ -67,6 +69,18 @@ def discover(decoder_files: Sequence[Path] = (), user_folder: Path | Literal["de
         for cls in load_file(path):
             registry.add(cls, source_text(path))
     return registry
+
+
+def _files_of(folder: Path, warnings: list[str]) -> list[Path]:
+    """Return the decoder files of the user's folder, in order."""
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        warnings.append(f"the decoders in {source_text(folder)} cannot be read: {error.strerror}")
+        return []
+    return [folder / name for name in names if name.endswith(".py") and name[0] not in "._"]
 
 
 def _entry_points(warnings: list[str]) -> Iterator[Entry]:
@@ -107,14 +121,6 @@ def _search_path() -> list[str]:
     return [entry for entry in path if entry]
 
 
-class _QuietLoader(importlib.machinery.SourceFileLoader):
-    """A loader that runs a Python file as an import does, but uses no `__pycache__` beside it."""
-
-    def get_code(self, fullname: str) -> types.CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
-
-
 def load_file(path: Path) -> list[type[Stage]]:
     """Run a decoder file and return the stages that it defines, without those that it only imports.
 
@@ -128,6 +134,7 @@ def load_file(path: Path) -> list[type[Stage]]:
             line number.
     """
     identity = os.fsencode(os.path.realpath(_existing(path)))
+    source = read_bytes(path, _MOST_SOURCE_BYTES, raises=UsageError)
     module = types.ModuleType(f"_decoder_file_{hashlib.sha256(identity).hexdigest()[:16]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # before it runs, because dataclasses look up their module by its name
@@ -135,14 +142,16 @@ def load_file(path: Path) -> list[type[Stage]]:
     cause: BaseException | None = None
     problem, position = None, source_text(path)
     try:
-        _QuietLoader(module.__name__, str(path)).exec_module(module)
-        classes = dict.fromkeys(value for value in vars(module).values() if isinstance(value, type))
-        stages += [cls for cls in classes if issubclass(cls, Stage) and _is_defined_in(cls, module)]
-        problem = next(filter(None, map(stage_problem, stages)), None)
+        with foreign_code():
+            exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+            classes = dict.fromkeys(value for value in vars(module).values() if isinstance(value, type))
+            stages += [cls for cls in classes if issubclass(cls, Stage) and _is_defined_in(cls, module)]
+            problem = next(filter(None, map(stage_problem, stages)), None)
         if not stages:
             problem = "it defines no decoder: subclass LogitsProcessor, Sampler or Search and set `name`"
-    except (Exception, SystemExit) as error:  # running a module of somebody else may raise anything
-        problem, position, cause = error_summary(error), _position(path, error), error
+    except CodeFailed as failure:
+        cause = failure.error
+        problem, position = error_summary(cause), _position(path, cause)
     if problem:
         del sys.modules[module.__name__]
         raise UsageError(f"decoder file {position}: {problem}") from cause

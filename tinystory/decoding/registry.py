@@ -11,6 +11,7 @@ from tinystory.decoding.options import options_of
 from tinystory.decoding.stages import LogitsProcessor, Sampler, Search, Stage
 from tinystory.errors import UsageError, nearest
 from tinystory.safe.reading import shown
+from tinystory.safe.running import CodeFailed, foreign_code
 
 __all__ = ["Entry", "Registry", "error_summary", "name_problem", "stage_problem"]
 
@@ -150,10 +151,11 @@ class Registry:
             return self._classes.get(name)
         entry = self._entries[name]
         try:
-            cls: Any = entry.load()
-            problem = stage_problem(cls)
-        except (Exception, SystemExit) as error:  # importing a module of somebody else may raise anything
-            problem = error_summary(error)
+            with foreign_code():
+                cls: Any = entry.load()
+                problem = stage_problem(cls)
+        except CodeFailed as failure:
+            problem = error_summary(failure.error)
         if not problem and cls.name != name:
             problem = self._enter_alias(entry, cls)
         if problem:
@@ -218,5 +220,5 @@ def _is_option_type(kind: Any) -> bool:
 def error_summary(error: BaseException) -> str:
     """Return an error as one short line that is safe to print."""
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-    text = f"{type(error).__name__}: {text}"
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= 160 and text.isprintable() else shown(text)

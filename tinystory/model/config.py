@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tinystory.errors import CheckpointError
+from tinystory.safe.reading import shown
 
 __all__ = ["Activation", "Family", "ModelConfig", "RopeScaling"]
 
@@ -87,11 +88,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check every field, and that the fields fit together."""
         if self.family not in ("gpt2", "llama"):
-            raise CheckpointError(f"family is {self.family!r}; it must be 'gpt2' or 'llama'")
+            raise CheckpointError(f"family is {shown(self.family)}; it must be 'gpt2' or 'llama'")
         for name, limit in _LIMITS.items():
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= limit:
-                raise CheckpointError(f"{name} is {value!r}; it must be an integer from 1 to {limit}")
+                raise CheckpointError(f"{name} is {shown(value)}; it must be an integer from 1 to {limit}")
         if self.n_head % self.n_kv_head:
             raise CheckpointError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
         if self.family == "gpt2" and self.n_kv_head != self.n_head:
@@ -103,7 +104,7 @@ class ModelConfig:
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < 1e12:
-                raise CheckpointError(f"{name} is {value!r}; it must be a positive number")
+                raise CheckpointError(f"{name} is {shown(value)}; it must be a positive number")
         if self.n_parameters > MAX_PARAMETERS:
             raise CheckpointError(
                 f"the config describes {self.n_parameters / 1e9:.0f} billion parameters; "

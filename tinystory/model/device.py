@@ -4,6 +4,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from tinystory.errors import UsageError
+from tinystory.safe.reading import shown
 
 if TYPE_CHECKING:
     import torch
@@ -31,5 +32,5 @@ def usable_device(name: str) -> "torch.device":
             raise ValueError(name)
         device = torch.device("cpu") if device.type == "cpu" else device
     except Exception as error:  # torch raises several kinds of errors for a device that it does not know or have
-        raise UsageError(f"device {name!r} is not available here; use cpu, which always works") from error
+        raise UsageError(f"device {shown(name)} is not available here; use cpu, which always works") from error
     return device

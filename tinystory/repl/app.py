@@ -18,7 +18,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
-from tinystory.errors import TinystoryError, UsageError, one_line
+from tinystory.errors import OUT_OF_MEMORY, TinystoryError, UsageError, is_out_of_memory, one_line
 from tinystory.folders import history_file
 from tinystory.repl.browser import Browser, browser_of
 from tinystory.repl.chooser import Chooser, asks, check_alone
@@ -29,6 +29,7 @@ from tinystory.repl.history import open_history
 from tinystory.repl.input_line import PROMPT, input_line
 from tinystory.repl.settings import ChatSettings
 from tinystory.repl.stream import show_columns, show_picked, show_story, show_versus, stream
+from tinystory.safe.reading import is_absent
 from tinystory.screen.blocks import Line
 from tinystory.screen.colours import background
 from tinystory.screen.screen import Screen
@@ -84,7 +85,7 @@ def chat(settings: ChatSettings) -> int:
     keeper = Keeper(studio)
     notices = [] if settings.resume is None else keeper.resume(settings.resume, _given_by_flag(settings))
     path = history_file()
-    first_time = not path.exists()
+    first_time = is_absent(path)
     screen = Screen(sys.stdout, color=settings.color, theme=background(settings.theme))
     app = App(studio, screen, settings, open_history(path), keeper)
     if not settings.quiet:
@@ -281,7 +282,8 @@ class App:
             self._trace(error)
             summary = one_line(error, kind=True)
             hint = "" if self.settings.verbose else "; tinystory chat -v shows where"
-            self.screen.show(Line(f"unexpected error ({summary}){hint}, please report it"))
+            unexpected = f"unexpected error ({summary}){hint}, please report it"
+            self.screen.show(Line(OUT_OF_MEMORY if is_out_of_memory(error) else unexpected))
         return False
 
     def _trace(self, error: Exception) -> None:

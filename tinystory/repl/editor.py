@@ -4,10 +4,9 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 from tinystory.errors import UsageError
+from tinystory.safe.leftovers import temporary_folder
 
 __all__ = ["edit_text"]
 
@@ -28,8 +27,8 @@ def edit_text(text: str) -> str | None:
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or next(filter(shutil.which, _EDITORS), None)
     if not command:
         raise UsageError("no editor was found: set EDITOR to one, as in EDITOR=nano")
-    with tempfile.TemporaryDirectory(prefix="tinystory-") as folder:
-        path = Path(folder) / "story.txt"
+    with temporary_folder("tinystory-edit-") as folder:
+        path = folder / "story.txt"
         path.write_bytes(text.encode("utf-8", errors="replace"))
         try:
             subprocess.run([*shlex.split(command), str(path)], check=True)

@@ -23,6 +23,7 @@ from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
 from tinystory.safe.writing import write_atomically
 from tinystory.screen.colours import HEAT, Style, Theme
+from tinystory.story.session_file import MAX_BYTES
 from tinystory.story.session_json import session_fields, turn_fields
 from tinystory.story.tree import Turn
 from tinystory.studio.saved_state import saved_chat
@@ -109,8 +110,8 @@ def _turn_row(turn: Turn) -> tuple[str, ...]:
     if written is None:
         return str(turn.id), "(typed)", "", "", str(len(turn.typed_ids))
     seed = f"{written.seed}/{written.number}" if written.number else str(written.seed)
-    model = f"{_escaped(written.model)} {written.model_hash[:12]}"
-    return str(turn.id), _escaped(written.spec), seed, model, str(len(written.tokens))
+    model = _cell(f"{written.model} {written.model_hash[:12]}")
+    return str(turn.id), _cell(written.spec), seed, model, str(len(written.tokens))
 
 
 def _marked(text: str, *, bold: bool) -> str:
@@ -119,6 +120,11 @@ def _marked(text: str, *, bold: bool) -> str:
     if bold:
         parts = [re.sub(r"^(\s*)(.*\S)(\s*)$", r"\1**\2**\3", part, flags=re.DOTALL) for part in parts]
     return "".join(parts)
+
+
+def _cell(text: str) -> str:
+    """Return text as a cell of a table, on one line."""
+    return _escaped(" ".join(visible(text).split()))
 
 
 def _escaped(text: str) -> str:
@@ -138,6 +144,8 @@ def _json(studio: Studio) -> str:
         latest={turn.parent: turn.id for turn in lineage},
     )
     chat = saved_chat(replace(studio, tree=story_tree))
+    if sum(turn.n_characters for turn in lineage) > MAX_BYTES:
+        raise UsageError("the turns of this story are too long for .json; a session file keeps them all (/save)")
     turns = [turn_fields(turn) | {"text": tree.text(turn.id)} for turn in lineage]
     fields = session_fields(chat) | {"text": studio.text, "nodes": turns}
     return json.dumps(fields, ensure_ascii=False, indent=1, allow_nan=False) + "\n"

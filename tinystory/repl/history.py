@@ -13,6 +13,8 @@ __all__ = ["open_history"]
 _LONGEST = 20_000
 """Characters of the longest entry that is kept on disk. Every start reads all entries again."""
 
+_MOST_BYTES = 2**26
+
 
 def open_history(path: Path) -> History:
     """Return a history in a file that only its owner may read.
@@ -25,7 +27,7 @@ def open_history(path: Path) -> History:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o600)
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
                 return InMemoryHistory()
             if stat.S_IMODE(status.st_mode) != 0o600 and hasattr(os, "fchmod"):
                 os.fchmod(descriptor, 0o600)

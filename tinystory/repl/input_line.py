@@ -148,7 +148,7 @@ def toolbar(pieces: Sequence[str], width: int) -> str:
 
 def _toolbar_pieces(studio: Studio) -> list[str]:
     """Return model, decoder, seed and context, the most important first."""
-    n_tokens = len(studio.tree.token_ids(studio.tree.current))
+    n_tokens = studio.tree.turn.n_tokens if studio.tree.turn else 0
     context = studio.backend.max_seq_len
     return [
         os.path.basename(studio.backend.name.rstrip(os.sep)) or studio.backend.name,

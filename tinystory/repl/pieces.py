@@ -27,17 +27,18 @@ def spans(studio: Studio, style_at: Callable[[int, PathToken], Style] | None = N
         return []
     if tree.turn.vocabulary != studio.backend.vocabulary:
         return [(studio.text, "")]
-    pieces: list[tuple[str, Style]] = []
+    parts: list[tuple[list[str], Style]] = []
     n_characters = 0
     detokenizer = Detokenizer(studio.backend.tokenizer)  # a character of several tokens comes with its last one
     for index, token in enumerate(tree.path(tree.current)):
         new = detokenizer.add(token.id)
         n_characters += len(new)
         style = style_at(index, token) if style_at else _tinted(studio, token)
-        if new and pieces and pieces[-1][1] == style:
-            pieces[-1] = (pieces[-1][0] + new, style)
+        if new and parts and parts[-1][1] == style:
+            parts[-1][0].append(new)
         elif new:
-            pieces.append((new, style))
+            parts.append(([new], style))
+    pieces: list[tuple[str, Style]] = [("".join(texts), style) for texts, style in parts]
     rest = studio.text[n_characters:]
     return [*pieces, (rest, "")] if rest else pieces
 

@@ -23,6 +23,9 @@ __all__ = ["show_columns", "show_picked", "show_story", "show_versus", "stream"]
 
 _CONTEXT_FULL = "the story has outgrown the model's context: the model no longer sees its oldest sentences"
 
+_MOST_SHOWN = 200_000
+"""The largest number of characters of a story that are shown again. A session of somebody else may have far more."""
+
 Notify = Callable[[str], None]
 """A function that shows one notice."""
 
@@ -149,6 +152,11 @@ def _in_turn(backends: Sequence[Backend], request: StoryRequest) -> Iterator[tup
 
 def show_story(studio: Studio, screen: Screen) -> None:
     """Show the story on the desk: typed text in bold, and the tokens in their tints if tints are on."""
+    text = studio.text
+    if len(text) > _MOST_SHOWN:
+        hidden = f"(the first {len(text) - _MOST_SHOWN:,} characters are not shown; /export FILE writes all)\n"
+        screen.show(Spans(((hidden, "dim"), (text[-_MOST_SHOWN:], ""))))
+        return
     pieces = spans(studio)
     screen.show(Spans(tuple(pieces)) if pieces else Spans((("(a blank page)", "dim"),)))
 

@@ -1,1 +1,1 @@
-"""Read files and texts that may come from strangers, and write files as a whole."""
+"""Read files and texts that may come from strangers, run their code, and write files as a whole."""

@@ -65,18 +65,22 @@ class Fields:
             raise self.wrong(name, "true or false")
         return value
 
-    def text(self, name: str) -> str:
-        """Return a field that is a text and can be written as UTF-8."""
+    def text(self, name: str, most: int | None = None) -> str:
+        """Return a field that is a text of at most `most` characters and can be written as UTF-8."""
         value = self.get(name)
         if not _is_text(value):
             raise self.wrong(name, "text")
+        if most is not None and len(value) > most:
+            raise self.wrong(name, f"text of at most {most:,} characters")
         return cast(str, value)
 
-    def texts(self, name: str) -> tuple[str, ...]:
-        """Return a field that is a list of texts, none of them empty."""
+    def texts(self, name: str, most: int, most_characters: int) -> tuple[str, ...]:
+        """Return a field that is a list of at most `most` texts with `most_characters` together, none of them empty."""
         value = self.get(name)
         if not isinstance(value, list) or not all(_is_text(text) and text for text in value):
             raise self.wrong(name, "a list of texts, none of them empty")
+        if len(value) > most or sum(map(len, value)) > most_characters:
+            raise self.wrong(name, f"at most {most:,} texts with {most_characters:,} characters together")
         return tuple(value)
 
     def ids(self, name: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-__all__ = ["visible"]
+__all__ = ["shortened", "visible"]
 
 _JOINERS = "\u200c\u200d"
 _HARMLESS = "\n\t" + _JOINERS
@@ -24,6 +24,18 @@ def visible(text: str) -> str:
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return "".join(_shown(character) for character in text)
+
+
+def shortened(text: str, most: int = 1000) -> str:
+    """Return a text with its middle left out if it has more than `most` characters.
+
+    >>> shortened("abcdefghij", 8)
+    'abc … ij'
+    """
+    if len(text) <= most:
+        return text
+    n_end = (most - 3) * 2 // 5
+    return f"{text[: most - 3 - n_end]} … {text[len(text) - n_end :]}"
 
 
 def _shown(character: str) -> str:

@@ -9,8 +9,11 @@ import os
 import secrets
 import stat
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
+
+from tinystory.safe.leftovers import lock, sweep
 
 __all__ = ["replace_link", "sync_folder", "write_atomically"]
 
@@ -33,14 +36,18 @@ def write_atomically(
         keep_mode: keep the permissions that an existing file has.
 
     Raises:
-        OSError: the file cannot be written; the old one is untouched.
+        OSError: the file cannot be written, or a folder or a device is in its place; the old one is untouched.
     """
     path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file, so it cannot be replaced", str(path))
+    _sweep_once(path.parent)
     temporary = _temporary(path)
     try:
         old_mode = stat.S_IMODE(path.stat().st_mode) if keep_mode and path.exists() else None
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode if old_mode is None else 0o600)
         with open(descriptor, "wb") as file:
+            lock(descriptor)
             if old_mode is not None:
                 os.chmod(temporary, old_mode)
             if callable(content):
@@ -62,6 +69,7 @@ def replace_link(link: Path, target: str) -> None:
     Raises:
         OSError: the link cannot be written; the old one is untouched.
     """
+    _sweep_once(link.parent)
     temporary = _temporary(link)
     try:
         temporary.symlink_to(target)
@@ -89,6 +97,12 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_SYNC:
             raise
+
+
+@cache
+def _sweep_once(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder, once in the life of this process."""
+    sweep(folder, r"\.[0-9a-f]{16}\.partial")
 
 
 def _temporary(path: Path) -> Path:

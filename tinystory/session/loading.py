@@ -13,6 +13,7 @@ from tinystory.decoding import Session
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.model.device import usable_device
+from tinystory.safe.reading import shown
 from tinystory.session.threads import choose_threads
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def load_header(
         CheckpointError, UsageError: as `load`; CheckpointError also if the files have changed since the check.
     """
     if dtype not in COMPUTED_DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(COMPUTED_DTYPES)}")
+        raise UsageError(f"dtype {shown(dtype)} is not one of {', '.join(COMPUTED_DTYPES)}")
     code = _code_for(name, header, dtype, device) if compiled else None
     device = str(usable_device(device))
     tokenizer = load_tokenizer(header)

@@ -96,13 +96,13 @@ def _remembered() -> dict[str, object]:
     """Return the numbers measured earlier, by key; empty if there is no file or it cannot be read."""
     try:
         return dict(read_json_object(threads_file()))
-    except (TinystoryError, OSError, RuntimeError):  # RuntimeError: the user has no home directory
+    except TinystoryError:
         return {}
 
 
 def _remember(key: str, n_threads: int) -> None:
     """Write a measurement into the cache folder; if that fails, the next start measures again."""
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError):
         path = threads_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(_remembered() | {key: n_threads}, indent=1).encode())

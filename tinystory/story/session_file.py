@@ -1,11 +1,12 @@
 """Read and write session files: a saved chat as one JSON object in a file. It never opens what a file names."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from tinystory.errors import SessionError, UnreadableFile
 from tinystory.safe.fields import Fields, WrongField
-from tinystory.safe.reading import parse_json_object, regular_file_size
+from tinystory.safe.reading import open_regular, parse_json_object, read_bytes, without_mark
 from tinystory.safe.writing import write_atomically
 from tinystory.story.saved_chat import LONGEST_BEGINNING, SavedChat, Summary, summary_of
 from tinystory.story.session_json import MAX_TURNS, chat_from, compact, session_fields, turn_fields
@@ -68,18 +69,8 @@ def load_session(path: Path) -> SavedChat:
     Raises:
         SessionError: the file is missing, unreadable, damaged, or from a newer tinystory.
     """
-    size = regular_file_size(path, raises=SessionError)
-    if size > MAX_BYTES:
-        raise SessionError(f"{path} has {size} bytes; a session file has at most {MAX_BYTES}")
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise SessionError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        fields = parse_json_object(content, str(path))
-    except UnreadableFile as error:
-        raise SessionError(str(error), damaged=True) from error
+    raw = read_bytes(path, MAX_BYTES, raises=SessionError)
+    fields = parse_json_object(without_mark(raw), str(path), raises=partial(SessionError, damaged=True))
     return decode(fields, str(path))
 
 
@@ -93,7 +84,7 @@ def read_summary(path: Path) -> Summary:
         SessionError: as `load_session`.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             line = file.readline(_MAX_FIRST_LINE_BYTES)
         fields = parse_json_object(line.rstrip().removesuffix(b",") + b"}", str(path))
         reader = Fields(fields, "")

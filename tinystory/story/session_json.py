@@ -16,6 +16,7 @@ from tinystory.safe.reading import shown
 from tinystory.settings import MAX_TOKENS
 from tinystory.story.saved_chat import SavedChat, now, summary_of
 from tinystory.story.tree import ROOT, StoryTree, Turn, Written
+from tinystory.writing.stops import MAX_STOP_CHARACTERS, MAX_STOPS
 
 __all__ = ["MAX_TURNS", "SCHEMA", "chat_from", "compact", "session_fields", "turn_fields"]
 
@@ -23,6 +24,8 @@ SCHEMA = 1
 """The version of the file format; a file with a higher one is refused."""
 MAX_TURNS = 100_000
 """The largest number of turns in one session."""
+_LONGEST_SPEC = 20_000
+"""Characters of the longest spec. Each of its stages costs time at every token."""
 
 
 # --- writing ---
@@ -116,11 +119,11 @@ def chat_from(fields: Mapping[str, Any], where: str) -> SavedChat:
     _check_schema(reader, where)
     return SavedChat(
         tree=_tree(reader),
-        spec=reader.text("spec"),
+        spec=reader.text("spec", _LONGEST_SPEC),
         seed=None if fields.get("seed") is None else reader.seed("seed"),
         max_tokens=reader.whole("max_tokens", 1, MAX_TOKENS),
-        stop=reader.texts("stop"),
-        words=reader.texts("words"),
+        stop=reader.texts("stop", MAX_STOPS, MAX_STOP_CHARACTERS),
+        words=reader.texts("words", MAX_STOPS, MAX_STOP_CHARACTERS),
         tint=reader.text("tint"),
         model=reader.text("model"),
         model_hash=reader.text("model_hash"),
@@ -144,28 +147,26 @@ def _check_schema(reader: Fields, where: str) -> None:
 def _tree(reader: Fields) -> StoryTree:
     """Return the tree. This checks all that `StoryTree.add` checks, but in linear time."""
     tree = StoryTree()
-    lengths = {ROOT: (0, 0)}  # of the story up to each turn, in tokens and in characters
     last = ROOT
     for turn in reader.items("nodes", _turn, MAX_TURNS):
         where = f"turn {turn.id}"
         if turn.id <= last:
             raise WrongField(f"{where} stands twice, or out of order")
         last = turn.id
-        if turn.parent not in lengths:
+        parent = tree.turns.get(turn.parent)
+        if parent is None and turn.parent != ROOT:
             raise WrongField(f"{where} goes on from turn {turn.parent}, which does not stand before it")
-        n_tokens, n_characters = lengths[turn.parent]
+        n_tokens, n_characters = (parent.n_tokens, parent.n_characters) if parent else (0, 0)
         if turn.kept > n_tokens or turn.shared > n_characters:
             raise WrongField(f"{where} keeps more of turn {turn.parent} than that turn has")
-        n_added = len(turn.typed_ids) + len(turn.picked) + len(turn.tail_ids)
-        lengths[turn.id] = (turn.kept + n_added, turn.shared + len(turn.own))
         tree.turns[turn.id] = turn
     tree.current = reader.whole("current")
-    if tree.current not in lengths:
+    if tree.current != ROOT and tree.current not in tree.turns:
         raise WrongField(f"current is turn {tree.current}, and the file has no such turn")
-    for parent, child in reader.items("latest", _pair, MAX_TURNS):
-        if child not in tree.turns or tree.turns[child].parent != parent:
-            raise WrongField(f"latest says that turn {child} goes on from turn {parent}, and it does not")
-        tree.latest[parent] = child
+    for number, child in reader.items("latest", _pair, MAX_TURNS):
+        if child not in tree.turns or tree.turns[child].parent != number:
+            raise WrongField(f"latest says that turn {child} goes on from turn {number}, and it does not")
+        tree.latest[number] = child
     return tree
 
 
@@ -193,14 +194,14 @@ def _written(value: Any, where: str) -> Written:
     if reason not in get_args(FinishReason):
         raise reader.wrong("finish_reason", f"one of {', '.join(get_args(FinishReason))}")
     return Written(
-        spec=reader.text("spec"),
+        spec=reader.text("spec", _LONGEST_SPEC),
         seed=reader.seed("seed"),
         number=reader.whole("number"),
         model=reader.text("model"),
         model_hash=reader.text("model_hash"),
         dtype=reader.text("dtype"),
         max_new_tokens=reader.whole("max_new_tokens", 0),
-        stop=reader.texts("stop"),
+        stop=reader.texts("stop", MAX_STOPS, MAX_STOP_CHARACTERS),
         heal=reader.text("heal"),
         tokens=tuple(reader.items("tokens", _token, MAX_ID)),
         finish_reason=cast(FinishReason, reason),

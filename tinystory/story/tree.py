@@ -4,13 +4,18 @@ A turn keeps a number of its parent's tokens, adds what the writer typed, and th
 retry is a branch, a cut is a turn that keeps fewer tokens, and an edit is a cut with something typed after it.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, TypeVar, cast
 
 from tinystory.decoding import FinishReason, Token
 from tinystory.errors import UsageError
 
 __all__ = ["ROOT", "PathToken", "StoryTree", "Turn", "Written"]
+
+_Part = TypeVar("_Part", bound=Sequence[Any])
 
 ROOT = 0
 """The number of the blank page, on which every story begins."""
@@ -87,6 +92,16 @@ class Turn:
         return tokens[: len(tokens) - self.hidden]
 
     @property
+    def n_tokens(self) -> int:
+        """The number of tokens of the story up to this turn."""
+        return self.kept + len(self.typed_ids) + len(self.picked) + len(self.tail_ids)
+
+    @property
+    def n_characters(self) -> int:
+        """The number of characters of the story up to this turn."""
+        return self.shared + len(self.own)
+
+    @property
     def ended(self) -> bool:
         """True if the model ended the story with EOS."""
         return self.written is not None and self.written.finish_reason == "eos"
@@ -140,10 +155,12 @@ class StoryTree:
         """
         if turn.parent != ROOT and turn.parent not in self.turns:
             raise UsageError(f"there is no turn {turn.parent}")
-        if not 0 <= turn.kept <= len(self.token_ids(turn.parent)):
-            raise UsageError(f"turn {turn.parent} has {len(self.token_ids(turn.parent))} tokens, not {turn.kept}")
-        if not 0 <= turn.shared <= len(self.text(turn.parent)):
-            raise UsageError(f"turn {turn.parent} has {len(self.text(turn.parent))} characters, not {turn.shared}")
+        parent = self.turns.get(turn.parent)
+        n_tokens, n_characters = (parent.n_tokens, parent.n_characters) if parent else (0, 0)
+        if not 0 <= turn.kept <= n_tokens:
+            raise UsageError(f"turn {turn.parent} has {n_tokens} tokens, not {turn.kept}")
+        if not 0 <= turn.shared <= n_characters:
+            raise UsageError(f"turn {turn.parent} has {n_characters} characters, not {turn.shared}")
         turn = replace(turn, id=max(self.turns, default=ROOT) + 1)
         self.turns[turn.id] = turn
         self.goto(turn.id)
@@ -209,24 +226,43 @@ class StoryTree:
 
     def path(self, number: int) -> list[PathToken]:
         """Return the tokens of the story up to a turn, each with the turn that added it."""
-        path: list[PathToken] = []
-        for turn in self.lineage(number):
-            del path[turn.kept :]
-            path += [PathToken(token_id, turn.id) for token_id in turn.typed_ids]
-            path += [PathToken(token.id, turn.id, token) for token in turn.picked]
-            path += [PathToken(token_id, turn.id) for token_id in turn.tail_ids]
-        return path
+
+        def added(turn: Turn) -> list[PathToken]:
+            typed = [PathToken(token_id, turn.id) for token_id in turn.typed_ids]
+            picked = [PathToken(token.id, turn.id, token) for token in turn.picked]
+            return [*typed, *picked, *(PathToken(token_id, turn.id) for token_id in turn.tail_ids)]
+
+        return list(chain.from_iterable(self._parts(number, lambda turn: turn.kept, added)))
 
     def token_ids(self, number: int) -> tuple[int, ...]:
         """Return the token ids of the story up to a turn, BOS included."""
-        return tuple(token.id for token in self.path(number))
+
+        def added(turn: Turn) -> tuple[int, ...]:
+            return (*turn.typed_ids, *(token.id for token in turn.picked), *turn.tail_ids)
+
+        return tuple(chain.from_iterable(self._parts(number, lambda turn: turn.kept, added)))
 
     def text(self, number: int) -> str:
         """Return the text of the story up to a turn, as it is shown."""
-        text = ""
-        for turn in self.lineage(number):
-            text = text[: turn.shared] + turn.own
-        return text
+        return "".join(self._parts(number, lambda turn: turn.shared, lambda turn: turn.own))
+
+    def _parts(self, number: int, kept: Callable[[Turn], int], added: Callable[[Turn], _Part]) -> list[_Part]:
+        """Return the parts of a story up to a turn.
+
+        They are found from the end, so that nothing is copied twice: thousands of turns may share a long text.
+
+        Args:
+            number: the number of the turn.
+            kept: how much a turn keeps of its parent's story.
+            added: what a turn adds.
+        """
+        parts: list[_Part] = []
+        n_left = sys.maxsize
+        for turn in reversed(self.lineage(number)):
+            if n_left > kept(turn):
+                parts.append(cast(_Part, added(turn)[: n_left - kept(turn)]))
+                n_left = kept(turn)
+        return parts[::-1]
 
     def n_prompt(self, number: int) -> int:
         """Return the number of tokens of a story's prompt, the text that its writer began it with."""

@@ -10,7 +10,7 @@ from tinystory.checkpoint import CheckpointHeader, model_hash
 from tinystory.checkpoint.shipped import find_model
 from tinystory.checkpoint.tokenizers import load_tokenizer
 from tinystory.decoding import Session
-from tinystory.errors import CheckpointError, TinystoryError, one_line
+from tinystory.errors import OUT_OF_MEMORY, CheckpointError, TinystoryError, is_out_of_memory, one_line
 from tinystory.session.loading import LoadedModel, load_header
 from tinystory.text.sentences import whole_sentences
 from tinystory.writing.generate import StoryRequest, TextEvent, write
@@ -215,6 +215,8 @@ class ModelBackend:
         if self._error is not None:
             for_users = isinstance(self._error, TinystoryError)
             reason = str(self._error) if for_users else one_line(self._error, kind=True)
+            if is_out_of_memory(self._error):
+                reason = OUT_OF_MEMORY
             raise TinystoryError(
                 f"the model {self.name} did not load: {reason}\n/model DIR opens another model"
             ) from self._error

@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from time import time
 
 from tinystory.errors import SessionError, TinystoryError, UsageError, nearest
 from tinystory.folders import sessions_folder
+from tinystory.safe.leftovers import sweep
 from tinystory.safe.name_lock import NameLock
 from tinystory.safe.reading import shown
 from tinystory.story.saved_chat import now
@@ -27,8 +27,6 @@ _N_WORDS = 5
 """The largest number of words of the first story in an automatic name."""
 _LONGEST_SLUG = 50
 """The largest number of characters of these words together."""
-_STALE_SECONDS = 3600
-"""The age in seconds at which a half-written file is removed."""
 
 
 def session_names(folder: Path) -> list[str]:
@@ -63,7 +61,8 @@ class Keeper:
     _problem_shown: bool = False
 
     def __post_init__(self) -> None:
-        """Ask the studio to report its changes."""
+        """Ask the studio to report its changes, and remove the locks of chats that were killed."""
+        sweep(self.folder, rf"\.{_NAME.pattern}\.lock")
         self.studio.on_change = self.autosave
 
     @property
@@ -230,7 +229,6 @@ class Keeper:
                 continue
             if not self._file(candidate).exists():
                 self.name, self.automatic, self._lock = candidate, True, lock
-                self._sweep()
                 return
             lock.release()
 
@@ -249,13 +247,6 @@ class Keeper:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    def _sweep(self) -> None:
-        """Remove half-written files that killed chats have left."""
-        for path in self.folder.glob(".*.partial"):
-            with suppress(OSError):
-                if time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.json"

@@ -3,13 +3,12 @@
 import json
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from tinystory.errors import UsageError, nearest
+from tinystory.errors import UnreadableFile, UsageError, nearest
 from tinystory.folders import presets_file
-from tinystory.safe.reading import shown
+from tinystory.safe.reading import is_absent, read_toml, regular_file_size, shown
 from tinystory.safe.writing import write_atomically
 
 __all__ = [
@@ -20,7 +19,6 @@ SUGGESTED = "min-p 0.05 | xtc | sample"
 """The preset `suggested`, unless the user has saved one of that name: the nearest to real stories in docs/study.md."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
-_MAX_BYTES = 2**20
 
 
 def read_presets() -> tuple[dict[str, str], str]:
@@ -32,22 +30,17 @@ def read_presets() -> tuple[dict[str, str], str]:
         UsageError: the file cannot be read, or a damaged file cannot be renamed.
     """
     path = presets_file()
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
+    if is_absent(path):
         return {}, ""
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    presets = _parsed(raw)
+    presets = _parsed(path)
     return (presets, "") if presets is not None else ({}, _set_aside(path))
 
 
 def preset_names() -> list[str]:
     """Return all names for completion; a file that cannot be read gives none, and stays as it is."""
     try:
-        saved = _parsed(presets_file().read_bytes()[: _MAX_BYTES + 1]) or {}
-    except OSError:
+        saved = _parsed(presets_file()) or {}
+    except UsageError:
         saved = {}
     return sorted({"suggested", *saved})
 
@@ -85,13 +78,18 @@ def unknown_preset(name: str, presets: Mapping[str, str]) -> UsageError:
     return UsageError(f"no preset is called {shown(name)}: {f'did you mean {near}?' if near else names}")
 
 
-def _parsed(raw: bytes) -> dict[str, str] | None:
-    """Return the specs by name; None if the file is damaged."""
-    if len(raw) > _MAX_BYTES:
-        return None
+def _parsed(path: Path) -> dict[str, str] | None:
+    """Return the specs by name; None if the file is damaged.
+
+    Raises:
+        UsageError: it is no regular file, or the system does not let it be read.
+    """
+    regular_file_size(path, raises=UsageError)
     try:
-        presets = tomllib.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError):  # wrong UTF-8 and wrong TOML are both a ValueError
+        presets = read_toml(path)
+    except UnreadableFile as error:
+        if isinstance(error.__cause__, OSError):
+            raise UsageError(str(error)) from error
         return None
     valid = all(_NAME.fullmatch(name) and isinstance(spec, str) for name, spec in presets.items())
     return presets if valid else None

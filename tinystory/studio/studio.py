@@ -16,6 +16,7 @@ from tinystory.studio.seams import joint, lengthened
 from tinystory.studio.turn_request import TurnRequest
 from tinystory.studio.unfinished_turn import UnfinishedTurn
 from tinystory.studio.views import Tint
+from tinystory.text.prompt_text import check_prompt
 from tinystory.text.sentences import ends_sentence
 from tinystory.writing.generate import Ended, Story, StoryRequest, TextEvent
 
@@ -101,7 +102,7 @@ class Studio:
         turn = self.tree.turn
         if turn is None or turn.vocabulary == self.backend.vocabulary:
             return self.tree.token_ids(self.tree.current)
-        return tuple(self.backend.encode(self.text, bos=True))
+        return tuple(self.backend.encode(check_prompt(self.text, "the story"), bos=True))
 
     def set_seed(self, seed: int | None) -> None:
         """Set the seed, or None to draw one for each story; an unfinished story goes on with the new noise."""
@@ -114,7 +115,7 @@ class Studio:
 
     def begin(self, prompt: str) -> TurnRequest:
         """Ask for the first turn of a new story; if the prompt is empty, the model begins the story."""
-        typed_ids = tuple(self.backend.encode(prompt, bos=True))
+        typed_ids = tuple(self.backend.encode(check_prompt(prompt), bos=True))
         return TurnRequest(
             parent=ROOT,
             kept=0,
@@ -130,7 +131,11 @@ class Studio:
 
         Args:
             text: the text that the writer typed. If it is empty, an unfinished story goes on, past a stop text.
+
+        Raises:
+            UsageError: the text is too long.
         """
+        check_prompt(text)
         turn = self.tree.turn
         if turn is None or turn.ended:
             return self.begin(text)
@@ -187,10 +192,13 @@ class Studio:
         """Ask for a turn that goes on from another text; return None if the text is the same or empty.
 
         If the text ends within a word, the model spells that word again.
+
+        Raises:
+            UsageError: the new part of the text is too long.
         """
         if text == self.text or not text:
             return None
-        added = text[common_prefix(self.text, text) :]
+        added = check_prompt(text[common_prefix(self.text, text) :])
         request = self._lengthened(text, added)
         return self._healed(request, text) if self.backend.heals else request
 
@@ -203,7 +211,8 @@ class Studio:
         """Cut the story after its last whole sentence; return None if it ends with one or has none."""
         ids = self.token_ids
         text = self.backend.detokenize(ids).rstrip()
-        end = next((n for n in range(len(text), 0, -1) if ends_sentence(text[:n]) and text[:n].rstrip() == text[:n]), 0)
+        places = (n for n in range(len(text), 0, -1) if not text[n - 1].isspace())
+        end = next((n for n in places if ends_sentence(text[max(0, n - 64) : n])), 0)
         if end in (0, len(text)):
             return None
         request = self._lengthened(text[:end], "")

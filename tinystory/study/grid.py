@@ -5,14 +5,16 @@ from itertools import islice
 from pathlib import Path
 
 from tinystory.data.prompts import PromptFile
-from tinystory.data.records import reading
 from tinystory.decoding import Decoder
 from tinystory.decoding.plugins import Registry
 from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import UsageError
+from tinystory.safe.reading import read_text, shown
 from tinystory.safe.showing import visible
 
 __all__ = ["BUILT_IN_GRID", "FEWEST", "decoders_of", "read_grid", "read_prompts"]
+
+_MOST_GRID_BYTES = 2**20
 
 FEWEST = 2
 """The fewest prompts of a study: variety is measured between the stories of different prompts."""
@@ -57,8 +59,7 @@ def read_grid(path: Path) -> list[str]:
     Raises:
         UsageError: the file cannot be read, or has no spec.
     """
-    with reading(path):
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    text = read_text(path, _MOST_GRID_BYTES, raises=UsageError)
     specs = [spec for line in text.splitlines() if (spec := line.strip()) and not spec.startswith("#")]
     if not specs:
         raise UsageError(f"{visible(str(path))} has no decoder spec; write one on each line")
@@ -90,7 +91,7 @@ def decoders_of(
         except UsageError as error:
             missing = [name for name in _names(spec) if name not in installed]
             if not (skip_unknown and missing):
-                raise UsageError(f"{spec!r}: {error}") from error
+                raise UsageError(f"{shown(spec)}: {error}") from error
             skipped[spec] = f"{missing[0]} is not installed"
         else:
             decoders.setdefault(format_spec(decoder), decoder)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tinystory.errors import UsageError
 from tinystory.safe.lines import ClosedAtExit, ForeignLine, JsonLines, parse_line
+from tinystory.safe.reading import is_absent, regular_file_size
 from tinystory.safe.showing import visible
 
 __all__ = ["Journal"]
@@ -33,12 +34,14 @@ class Journal(ClosedAtExit):
             subject: what the study is about, as JSON values. A journal of another subject is refused.
 
         Raises:
-            UsageError: the file is about another subject, or is damaged before its last line.
+            UsageError: the file is no regular file, is about another subject, or is damaged before its last line.
             OSError: the file cannot be read or written.
         """
         self.path = path
         self.records: list[dict[str, Any]] = []
         head = {"tinystory_study": _FORMAT, **subject}
+        if not is_absent(path):
+            regular_file_size(path, raises=UsageError)  # a pipe would wait for a reader
         self._lines = JsonLines(path)
         try:
             self._read(head)

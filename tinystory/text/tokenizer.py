@@ -17,9 +17,10 @@ from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
 
 from tinystory.errors import CheckpointError, UsageError
+from tinystory.safe.reading import read_json_object, read_text
 from tinystory.text.library_calls import library_call
 from tinystory.text.text_rules import TextStream, bytes_of_byte_level_characters, text_stream
-from tinystory.text.tokenizer_file import read_tokenizer_json
+from tinystory.text.tokenizer_file import MAX_TOKENIZER_BYTES, read_tokenizer_json
 
 __all__ = ["END_OF_TEXT", "Detokenizer", "Tokenizer"]
 
@@ -86,8 +87,14 @@ class Tokenizer:
         """
         from tokenizers import decoders, models, pre_tokenizers, processors
 
+        def unreadable(problem: str) -> CheckpointError:
+            return CheckpointError(f"{directory} has no readable vocab.json and merges.txt: {problem}")
+
+        vocab = read_json_object(directory / "vocab.json", MAX_TOKENIZER_BYTES, raises=unreadable)
+        merges = read_text(directory / "merges.txt", MAX_TOKENIZER_BYTES, raises=unreadable).split("\n")
+        pairs: Any = [tuple(line.split(" ")) for line in merges if line and not line.startswith("#version")]
         with library_call(f"{directory} has no readable vocab.json and merges.txt"):
-            model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+            model = models.BPE(vocab, pairs)
         fast = FastTokenizer(model)
         fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         fast.decoder = decoders.ByteLevel()

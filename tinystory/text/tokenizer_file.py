@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinystory.errors import CheckpointError, nearest
-from tinystory.safe.reading import parse_json_object, regular_file_size, shown
+from tinystory.safe.reading import parse_json_object, read_bytes, regular_file_size, shown, without_mark
 
 __all__ = ["MAX_TOKENIZER_BYTES", "check_tokenizer", "read_tokenizer_json"]
 
@@ -77,10 +77,9 @@ def read_tokenizer_json(path: Path) -> str:
         raise CheckpointError(f"there is no {path}; a checkpoint needs a tokenizer.json")
     if regular_file_size(path, raises=CheckpointError) > MAX_TOKENIZER_BYTES:
         raise CheckpointError(f"{path} is larger than {MAX_TOKENIZER_BYTES} bytes, so it is no tokenizer")
+    raw = read_bytes(path, MAX_TOKENIZER_BYTES, raises=CheckpointError)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        text = without_mark(raw).decode("utf-8")
     except ValueError as error:
         raise CheckpointError(f"{path} is not a tokenizer: it is not UTF-8") from error
     check_tokenizer(text, str(path))
@@ -97,7 +96,11 @@ def check_tokenizer(text: str, where: str) -> None:
     Raises:
         CheckpointError: as `read_tokenizer_json`.
     """
-    document = parse_json_object(text, where, raises=CheckpointError)
+
+    def not_json(problem: str) -> CheckpointError:
+        return CheckpointError(f"{where} is not a tokenizer: {problem}")
+
+    document = parse_json_object(text, where, raises=not_json)
     try:
         if "model" not in document:
             raise _Wrong("it has no model")

@@ -5,10 +5,8 @@ else from the run. Knows the fields and their ranges. Does not know how a run us
 """
 
 import dataclasses
-import inspect
 import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -19,8 +17,10 @@ from typing import Any, Literal
 
 from tinystory.checkpoint.shipped import SHIPPED_MODELS, find_model
 from tinystory.data.batches import Batching
+from tinystory.docstrings import docstring
 from tinystory.errors import UsageError
 from tinystory.model.config import ModelConfig
+from tinystory.safe.reading import read_toml, shown
 from tinystory.training.step import TrainConfig
 from tinystory.training.stories import as_prepared
 
@@ -217,7 +217,7 @@ def field_help() -> dict[str, str]:
     """Return one line of help for each field of a run: name -> the text in the docstring of its class."""
     texts = {}
     for cls in SECTIONS.values():
-        attributes = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2]
+        attributes = docstring(cls).partition("Attributes:\n")[2]
         for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE):
             texts[name] = " ".join(text.split()).rstrip(".")
     return {name: texts.get(name, "") for name in fields_of()}
@@ -285,7 +285,7 @@ def _given(
     named = from_file.pop("preset", None)
     preset = preset or named
     if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
-        raise UsageError(f"there is no preset {preset!r}; the presets are {', '.join(PRESETS)}")
+        raise UsageError(f"there is no preset {shown(preset)}; the presets are {', '.join(PRESETS)}")
     return PRESETS.get(preset or "", {}), {**from_file, **flags}, str(file or "the command line")
 
 
@@ -309,12 +309,8 @@ def _started_from(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
     values: dict[str, Any] = {}
-    for name, value in content.items():
+    for name, value in read_toml(path, raises=lambda problem: UsageError(f"{path} cannot be read: {problem}")).items():
         values |= value if name in SECTIONS and isinstance(value, dict) else {name: value}
     return values
 
@@ -335,7 +331,7 @@ def _checked(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         if name not in all_fields:
             near = get_close_matches(name, all_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(all_fields)}"
-            raise UsageError(f"{origin}: {name!r} is not a field of a run; {hint}")
+            raise UsageError(f"{origin}: {shown(name)} is not a field of a run; {hint}")
         checked[name] = _typed(name, value, all_fields[name][2], origin)
     return checked
 
@@ -350,15 +346,17 @@ def _typed(name: str, value: Any, kind: Any, origin: str) -> Any:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
             return tuple(items)
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        pass  # neither a float nor torch has it
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif typing.get_origin(kind) is typing.Literal:
         if value in typing.get_args(kind):
             return value
-        raise UsageError(f"{origin}: {name} must be {' or '.join(typing.get_args(kind))}, not {value!r}")
+        raise UsageError(f"{origin}: {name} must be {' or '.join(typing.get_args(kind))}, not {shown(value)}")
     elif type(value) is kind:
         return value
     described = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
         kind, "a list of texts"
     )
-    raise UsageError(f"{origin}: {name} must be {described}, not {value!r}")
+    raise UsageError(f"{origin}: {name} must be {described}, not {shown(value)}")

@@ -1,11 +1,12 @@
 """Draw the log of a run, and compare the validation losses of several runs. Knows log records, and not their run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinystory.evaluation.plotting import new_figure, save_figure
+from tinystory.safe.lines import parse_line
+from tinystory.safe.reading import open_regular
 
 __all__ = ["PANELS", "plot_metrics", "plot_runs", "read_metrics"]
 
@@ -26,13 +27,11 @@ _LABELS = {"lr": "AdamW", "muon_lr": "Muon"}
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file of JSON lines, such as `metrics.jsonl`, without a line that a crash has cut off."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
+    with open_regular(path) as file:
+        for line in file:
+            record = parse_line(line)
+            if record is not None:
+                records.append(record)
     return records
 
 

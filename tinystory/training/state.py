@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from tinystory.checkpoint import load_model, read_header
-from tinystory.errors import CheckpointError
+from tinystory.errors import CheckpointError, UnreadableFile
 from tinystory.model.transformer import Transformer
+from tinystory.safe.reading import read_json_object, regular_file_size
 from tinystory.training.distributed import Ranks
 
 __all__ = ["COUNTERS", "TrainState"]
@@ -59,8 +60,8 @@ class TrainState:
             CheckpointError: the checkpoint has no training state.
         """
         try:
-            return int(json.loads((directory / COUNTERS).read_text(encoding="utf-8"))["step"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return int(read_json_object(directory / COUNTERS)["step"])
+        except (UnreadableFile, ValueError, KeyError, TypeError, OverflowError) as error:
             raise CheckpointError(f"{directory} has no training state, so no run can go on from it") from error
 
     def files(self) -> dict[str, bytes]:
@@ -104,8 +105,9 @@ class TrainState:
             raise CheckpointError(f"{directory} has another model than this run trains")
         weights = dict(saved.named_parameters())
         try:
+            regular_file_size(directory / TENSORS)  # the library would wait for a pipe
             tensors = load_file(directory / TENSORS)
-            numbers = json.loads((directory / COUNTERS).read_text(encoding="utf-8"))
+            numbers = read_json_object(directory / COUNTERS)
             with torch.no_grad():
                 for name, parameter in self.model.named_parameters():
                     parameter.copy_(tensors.get(f"weights.{name}", weights[name]))

@@ -17,6 +17,7 @@ from tinystory.data.batches import Batch
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.cross_entropy import IGNORE, stretch
 from tinystory.model.transformer import Transformer
+from tinystory.safe.reading import shown
 from tinystory.training.distributed import Ranks
 
 __all__ = [
@@ -98,7 +99,7 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63 - 2**20:  # a rank adds its number
             raise UsageError(f"seed is {self.seed}; it must be from 0 to below 2**63 - 2**20")
         if self.schedule not in get_args(Schedule):
-            raise UsageError(f"schedule is {self.schedule!r}; it must be one of {', '.join(get_args(Schedule))}")
+            raise UsageError(f"schedule is {shown(self.schedule)}; it must be one of {', '.join(get_args(Schedule))}")
 
 
 def learning_rate_scale(progress: float, schedule: str, *, warmup: float, decay: float) -> float:

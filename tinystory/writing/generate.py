@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from tinystory.decoding import Commit, Decoder, Draft, Finish, FinishReason, Request, Session, Step, Token
 from tinystory.decoding.loop import run
-from tinystory.errors import UsageError
+from tinystory.text.prompt_text import check_prompt
 from tinystory.text.sentences import whole_sentences
 from tinystory.text.tokenizer import Detokenizer, Tokenizer
 from tinystory.writing.healing import Healing
-from tinystory.writing.stops import StopFilter
+from tinystory.writing.stops import StopFilter, check_stops
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,8 +180,7 @@ class _Writer:
     first_token_at: float | None = None
 
     def __post_init__(self) -> None:
-        if any(not text for text in self.story_request.stop):
-            raise UsageError("a stop text is empty; it would end the story before its first word")
+        check_stops(self.story_request.stop)
         self.started = time.perf_counter()
         self.stop = StopFilter(self.story_request.stop)
         self.request = self._request()
@@ -193,8 +192,10 @@ class _Writer:
         """Return the request for the loop."""
         story_request = self.story_request
         prompt_ids = story_request.prompt_ids
+        if prompt_ids is None:
+            prompt_ids = tuple(self.tokenizer.encode(check_prompt(story_request.prompt)))
         return Request(
-            prompt_ids=tuple(self.tokenizer.encode(story_request.prompt)) if prompt_ids is None else prompt_ids,
+            prompt_ids=prompt_ids,
             max_new_tokens=story_request.max_new_tokens,
             seed=story_request.seed,
             n_prompt=story_request.n_prompt,

@@ -3,14 +3,13 @@
 The exceptions are the first bytes of a `.bin` file, and the base model that a LoRA adapter names.
 """
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from tinystory.errors import CheckpointError
-from tinystory.safe.reading import read_json_object, shown
+from tinystory.safe.reading import open_regular, read_json_object, shown
 
 __all__ = ["foreign_kind", "told_file", "told_folder", "told_weights"]
 
@@ -157,10 +156,8 @@ def _base_model(directory: Path) -> str:
 
 
 def _first_bytes(path: Path) -> bytes:
-    if not os.path.isfile(path):
-        return b""
     try:
-        with path.open("rb") as file:
+        with open_regular(path, raises=CheckpointError) as file:
             return file.read(8)
-    except OSError:
+    except (CheckpointError, OSError):
         return b""

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tinystory.checkpoint.formats.gguf_config import ROPE_FACTORS, read_config
 from tinystory.checkpoint.formats.gguf_header import GgufHeader, read_gguf_header
 from tinystory.checkpoint.formats.gguf_tokenizer import GgufTokenizer, read_tokenizer
-from tinystory.checkpoint.formats.gguf_values import INSTALL_HINT, PLAIN_TYPES, has_gguf_package, opened, read_values
+from tinystory.checkpoint.formats.gguf_values import INSTALL_HINT, PLAIN_TYPES, has_gguf_package, read_values
 from tinystory.checkpoint.load import check_memory, meta_model
 from tinystory.checkpoint.save import save_checkpoint
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
-from tinystory.safe.reading import parse_json_object, shown
+from tinystory.safe.reading import open_regular, parse_json_object, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,7 +195,7 @@ def _read_model(source: GgufModel) -> "Transformer":
 
     model = meta_model(config)
     state: dict[str, Tensor] = {}
-    with opened(header.path) as file:
+    with open_regular(header.path, raises=CheckpointError) as file:
         for part in tensor_parts(config):
             values = torch.from_numpy(read_values(file, header.tensors[part.name]))
             if part.n_head:

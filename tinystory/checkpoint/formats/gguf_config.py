@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinystory.checkpoint.formats.gguf_header import GgufHeader
-from tinystory.checkpoint.formats.gguf_values import opened, read_values
+from tinystory.checkpoint.formats.gguf_values import read_values
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig, RopeScaling
-from tinystory.safe.reading import shown
+from tinystory.safe.reading import open_regular, shown
 
 __all__ = ["ROPE_FACTORS", "read_config", "rope_factors"]
 
@@ -59,7 +59,7 @@ def _is_tied(header: GgufHeader) -> bool:
         return True
     if (head.storage, head.shape) != (embedding.storage, embedding.shape):
         return False
-    with opened(header.path) as file:
+    with open_regular(header.path, raises=CheckpointError) as file:
         for done in range(0, head.n_bytes, _BLOCK_BYTES):
             blocks = []
             for tensor in (head, embedding):
@@ -119,7 +119,7 @@ def _rope_scaling(header: GgufHeader, theta: float, d_head: int) -> RopeScaling 
     if factor != 1 or factors.shape != (d_head // 2,) or factors.storage.name != "F32":
         raise CheckpointError(f"{ROPE_FACTORS} is not a row of {d_head // 2} F32 factors beside no other stretching")
     context = _count(fields, "llama.rope.scaling.original_context_length", _LLAMA3_CONTEXT)
-    with opened(header.path) as file:
+    with open_regular(header.path, raises=CheckpointError) as file:
         values = read_values(file, factors).astype(np.float64)
     return _fitted_scaling(values, theta, d_head, context)
 

@@ -6,6 +6,7 @@ architectures, tokenizers or the values of weights.
 
 import itertools
 import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinystory.errors import CheckpointError
-from tinystory.safe.reading import regular_file_size, shown
+from tinystory.safe.reading import open_regular, shown
 
 __all__ = [
     "ALIGNMENT", "MAGIC", "STORAGE_TYPES", "GgufHeader", "GgufTensor", "StorageType", "ValueType", "is_gguf",
@@ -127,8 +128,7 @@ class GgufHeader:
 def is_gguf(path: Path) -> bool:
     """Return whether a readable regular file begins as a GGUF file does."""
     try:
-        regular_file_size(path, raises=CheckpointError)
-        with path.open("rb") as file:
+        with open_regular(path, raises=CheckpointError) as file:
             return file.read(len(MAGIC)) == MAGIC
     except (CheckpointError, OSError):
         return False
@@ -141,9 +141,9 @@ def read_gguf_header(path: Path) -> GgufHeader:
         CheckpointError: the file cannot be read, is no GGUF file of version 2 or 3, or is damaged. Counts, lengths,
             offsets and sizes that do not fit the file are damage.
     """
-    size = regular_file_size(path, raises=CheckpointError)
     try:
-        with path.open("rb") as file:
+        with open_regular(path, raises=CheckpointError) as file:
+            size = os.fstat(file.fileno()).st_size
             raw = file.read(min(size, _MAX_HEADER_BYTES))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

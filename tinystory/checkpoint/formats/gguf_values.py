@@ -1,7 +1,6 @@
 """Read the values of a GGUF tensor as float32, some rows at a time. The package `gguf` undoes quantisation."""
 
 import math
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -10,25 +9,13 @@ from numpy.typing import NDArray
 from tinystory.checkpoint.formats.gguf_header import GgufTensor
 from tinystory.errors import CheckpointError
 
-__all__ = ["INSTALL_HINT", "PLAIN_TYPES", "has_gguf_package", "opened", "read_values"]
+__all__ = ["INSTALL_HINT", "PLAIN_TYPES", "has_gguf_package", "read_values"]
 
 INSTALL_HINT = "pip install 'tinystory[gguf]'"
 PLAIN_TYPES = ("F32", "F16", "BF16")
 """The storage types that need no package."""
 
 _VALUES_AT_ONCE = 2**24
-
-
-def opened(path: Path) -> BinaryIO:
-    """Open a file whose header was read before.
-
-    Raises:
-        CheckpointError: it cannot be opened any more.
-    """
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
 def read_values(file: BinaryIO, tensor: GgufTensor) -> NDArray[np.float32]:

@@ -10,13 +10,13 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from tinystory.checkpoint.load import meta_model
 from tinystory.checkpoint.save import save_checkpoint
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
-from tinystory.safe.reading import regular_file_size, shown
+from tinystory.safe.reading import open_regular, regular_file_size, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def import_llama2c(weights: Path, tokenizer: Path, out: Path) -> None:
 def _read_config(path: Path) -> ModelConfig:
     """Read the config from the header of a model file, and check it against the size of the file."""
     size = regular_file_size(path, raises=CheckpointError)
-    with _opened(path) as file:
+    with open_regular(path, raises=CheckpointError) as file:
         raw = file.read(_HEADER.size)
     if len(raw) < _HEADER.size:
         raise CheckpointError(f"{path} has {size} bytes; a llama2.c model file begins with {_HEADER.size} of header")
@@ -123,11 +123,11 @@ def _read_model(path: Path, config: ModelConfig) -> "Transformer":
 
     model = meta_model(config)
     state: dict[str, Tensor] = {}
-    with _opened(path) as file:
+    with open_regular(path, raises=CheckpointError) as file:
         file.seek(_HEADER.size)
         for name, shape in file_arrays(config):
             values = torch.empty(shape)
-            if file.readinto(values.view(-1).view(torch.uint8).numpy().data) != 4 * values.numel():  # type: ignore[attr-defined]
+            if file.readinto(values.view(-1).view(torch.uint8).numpy().data) != 4 * values.numel():
                 raise CheckpointError(f"{path} became shorter while it was read; try again")
             if name.endswith(("attn.q.weight", "attn.k.weight")):
                 values = _halves_from_pairs(values, config.d_head)
@@ -240,7 +240,7 @@ def _read_tokens(path: Path, vocab_size: int) -> list[_ScoredToken]:
     size = regular_file_size(path, raises=CheckpointError)
     if not 4 <= size <= _MAX_TOKENIZER_BYTES:
         raise CheckpointError(f"{path} has {size} bytes; a llama2.c tokenizer has 4 to {_MAX_TOKENIZER_BYTES}")
-    with _opened(path) as file:
+    with open_regular(path, raises=CheckpointError) as file:
         raw = file.read(_MAX_TOKENIZER_BYTES)
     longest, position = struct.unpack_from("<i", raw)[0], 4
     scored_tokens: list[_ScoredToken] = []
@@ -259,10 +259,3 @@ def _read_tokens(path: Path, vocab_size: int) -> list[_ScoredToken]:
             "the two files do not belong together"
         )
     return scored_tokens
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

@@ -6,7 +6,6 @@ write other stories with it.
 
 import json
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from tinystory.checkpoint.load import load_model
 from tinystory.checkpoint.tokenizers import load_tokenizer
 from tinystory.errors import CheckpointError, TinystoryError
 from tinystory.model.config import ModelConfig
+from tinystory.safe.leftovers import temporary_folder
 from tinystory.safe.reading import shown
 from tinystory.safe.writing import write_atomically
 
@@ -178,8 +178,8 @@ def _pair(merge: str | list[str]) -> list[str]:
 def _check_same(content: bytes, header: CheckpointHeader, vocab: dict[str, int], merges: list[list[str]]) -> None:
     """Check that the file means what the checkpoint does: the format has scores, and a tokenizer.json has merges."""
     assert header.config is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer.bin"
+    with temporary_folder("tinystory-export-") as folder:
+        path = folder / "tokenizer.bin"
         path.write_bytes(content)
         try:
             back = json.loads(llama2c.tokenizer_json(path, header.config.vocab_size))["model"]

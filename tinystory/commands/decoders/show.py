@@ -11,6 +11,7 @@ from tinystory.commands.shared.decoders import find_decoders
 from tinystory.decoding import Stage
 from tinystory.decoding.options import Option, options_of
 from tinystory.decoding.spec import example_of, format_value
+from tinystory.docstrings import docstring
 from tinystory.errors import UsageError
 from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
@@ -54,7 +55,7 @@ def _print(stages: Sequence[tuple[type[Stage], str]], *, alone: bool) -> None:
     console.print(table)
     if alone:
         [(cls, source)] = stages
-        about = f"{_doc(cls)}\n\ne.g. `{example_of(cls)}`\nfrom {source}"
+        about = f"{docstring(cls)}\n\ne.g. `{example_of(cls)}`\nfrom {source}"
         console.print(f"\n{visible(about)}")
 
 
@@ -89,11 +90,5 @@ def _option_line(option: Option, *, with_help: bool) -> str:
     return f"{option.name}{default}: {option.range}{described}"
 
 
-def _doc(cls: type[Stage]) -> str:
-    import inspect
-
-    return inspect.getdoc(cls) or ""
-
-
 def _summary(cls: type[Stage]) -> str:
-    return _doc(cls).split("\n\n")[0].replace("\n", " ")
+    return docstring(cls).split("\n\n")[0].replace("\n", " ")

@@ -21,6 +21,7 @@ from tinystory.commands.shared.interrupts import exit_code, interrupts
 from tinystory.commands.shared.models import load_to_write, load_with_torch
 from tinystory.commands.shared.notices import note
 from tinystory.commands.shared.prompt import seed_of
+from tinystory.commands.shared.streams import apart
 from tinystory.data.prompts import PromptFile
 from tinystory.decoding import Decoder
 from tinystory.decoding.spec import format_spec, parse_spec
@@ -197,7 +198,7 @@ class _Writer:
             )
             for place in places
         ]  # fmt: skip
-        for event in write(self.model.session, self.model.tokenizer, requests):
+        for event in apart(write(self.model.session, self.model.tokenizer, requests)):
             if isinstance(event, Ended) and event.result.finish_reason != "cancelled":
                 yield places[event.story], Ended(places[event.story].number, event.result)
 

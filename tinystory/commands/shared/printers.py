@@ -7,6 +7,7 @@ from typing import Any
 
 from tinystory.commands.shared.fields import common_fields, event_fields, story_fields
 from tinystory.commands.shared.groups import StoryOptions
+from tinystory.commands.shared.streams import apart
 from tinystory.decoding.spec import format_spec
 from tinystory.errors import TinystoryError
 from tinystory.session.loading import LoadedModel
@@ -70,7 +71,7 @@ def print_stories(printer: Printer, events: Iterable[TextEvent]) -> None:
         TinystoryError: a decoder failed; the output then ends with a whole line.
     """
     try:
-        for event in events:
+        for event in apart(events):
             printer.show(event)
     except TinystoryError:
         printer.broken()

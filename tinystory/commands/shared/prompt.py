@@ -4,7 +4,8 @@ import random
 import sys
 from collections.abc import Sequence
 
-from tinystory.errors import UsageError
+from tinystory.text.prompt_text import MAX_PROMPT_BYTES, check_prompt, prompt_text
+from tinystory.writing.stops import check_stops
 
 __all__ = ["prompt_of", "seed_of", "stops_of"]
 
@@ -13,12 +14,16 @@ def prompt_of(prompt: str | None) -> str:
     """Return the prompt of the command line, or else standard input without its last newline.
 
     Without a prompt, a terminal as standard input gives an empty prompt.
+
+    Raises:
+        UsageError: the prompt is too long, or standard input is not UTF-8 text.
     """
     if prompt is not None:
-        return _utf8(prompt)
+        return check_prompt(_utf8(prompt))
     if sys.stdin is None or sys.stdin.isatty():
         return ""
-    return sys.stdin.buffer.read().decode("utf-8", errors="replace").removesuffix("\n")
+    raw = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)  # a pipe may be endless
+    return prompt_text(raw, "standard input").removesuffix("\n")
 
 
 def seed_of(seed: int | None) -> int:
@@ -30,10 +35,9 @@ def stops_of(stops: Sequence[str]) -> tuple[str, ...]:
     """Return the stop texts as valid UTF-8.
 
     Raises:
-        UsageError: a stop text is empty.
+        UsageError: a stop text is empty, or there are too many, or they are too long.
     """
-    if not all(stops):
-        raise UsageError("a stop text is empty; it would end the story before its first word")
+    check_stops(stops)
     return tuple(map(_utf8, stops))
 
 

@@ -4,6 +4,7 @@ A command gets the studio and its argument. It changes the studio and gives a `R
 wrong input it raises TinystoryError and changes nothing.
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tinystory.studio.turn_request import TurnRequest
 
 __all__ = [
     "COMMANDS", "Argument", "Command", "DeskStory", "Reply", "command", "execute", "find", "keeping_command",
-    "split_line", "texts", "whole_number",
+    "path_of", "split_line", "texts", "whole_number",
 ]  # fmt: skip
 
 Argument = Literal[
@@ -184,6 +185,20 @@ def texts(argument: str, origin: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
+def path_of(argument: str, origin: str) -> str:
+    """Return the path in an argument; it may stand in quotes, and ~ is the home folder.
+
+    Raises:
+        UsageError: a quote is not closed.
+    """
+    quote = argument[:1]
+    if quote and quote in "\"'":
+        if len(argument) < 3 or not argument.endswith(quote):
+            raise UsageError(f"{origin}: the quote {quote} is not closed after a path: {origin} {quote}my file{quote}")
+        argument = argument[1:-1]
+    return os.path.expanduser(argument)
+
+
 def whole_number(argument: str, origin: str, least: int, most: int | None = None) -> int:
     """Return the number in a command's argument, from `least` to `most`.
 
@@ -196,5 +211,5 @@ def whole_number(argument: str, origin: str, least: int, most: int | None = None
     except ValueError:
         number = least - 1
     if number < least or (most is not None and number > most):
-        raise UsageError(f"{origin} takes a whole number {limits}, not {argument!r}")
+        raise UsageError(f"{origin} takes a whole number {limits}, not {shown(argument)}")
     return number

@@ -1,6 +1,5 @@
 """Commands that show and change the decoder."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, replace
 from typing import cast
@@ -8,6 +7,7 @@ from typing import cast
 from tinystory.decoding import Decoder, LogitsProcessor, Sampler, Search, Stage
 from tinystory.decoding.options import Option, is_neutral, options_of, summary
 from tinystory.decoding.spec import change_stage, format_spec, format_stage, format_value, parse_spec
+from tinystory.docstrings import docstring
 from tinystory.errors import UsageError, nearest
 from tinystory.repl.commands.base import Reply, command
 from tinystory.safe.reading import shown
@@ -75,8 +75,16 @@ def _preset(studio: Studio, argument: str) -> Reply:
     if action == "save":  # refuse a wrong name before a file is read
         check_name(name)
     decoder = parse_spec(spec, studio.registry) if spec else studio.decoder
-    presets, warning = read_presets()
-    reply = _PRESET_ACTIONS[action](studio, presets, name, decoder)
+    try:
+        presets, warning = read_presets()
+    except UsageError as error:
+        if action in ("save", "rm"):  # they would replace a file that nobody has read
+            raise
+        presets, warning = {}, str(error)
+    try:
+        reply = _PRESET_ACTIONS[action](studio, presets, name, decoder)
+    except UsageError as error:
+        raise UsageError(f"{warning}\n{error}" if warning else str(error)) from error
     return replace(reply, blocks=(Line(warning, "note"), *reply.blocks)) if warning else reply
 
 
@@ -123,7 +131,7 @@ def _decoders(studio: Studio, argument: str) -> Reply:
     if cls.example:
         facts.append(("e.g.", cls.example))
     facts.append(("from", studio.registry.source(argument)))
-    return Reply((Line(cls.name, "bold"), Line(inspect.getdoc(cls) or ""), Table(tuple(facts), indent=2)))
+    return Reply((Line(cls.name, "bold"), Line(docstring(cls)), Table(tuple(facts), indent=2)))
 
 
 def _use(studio: Studio, decoder: Decoder) -> Reply:

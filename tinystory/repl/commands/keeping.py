@@ -1,11 +1,10 @@
 """Commands that keep stories: sessions, exports, the clipboard."""
 
-import os
 from datetime import datetime
 from pathlib import Path
 
 from tinystory.errors import SessionError, UsageError
-from tinystory.repl.commands.base import DeskStory, Reply, command, keeping_command
+from tinystory.repl.commands.base import DeskStory, Reply, command, keeping_command, path_of
 from tinystory.screen.blocks import Line, Table
 from tinystory.story.session_file import read_summary
 from tinystory.studio.keeper import Keeper, session_names
@@ -66,7 +65,7 @@ def _export(studio: Studio, argument: str) -> Reply:
     name = argument.removesuffix("!").rstrip()
     if not name:
         raise UsageError(f"/export takes a file that ends with {', '.join(FORMATS)}")
-    path = Path(os.path.expanduser(name))
+    path = Path(path_of(name, "/export"))
     export(studio, path, overwrite=argument.endswith("!"))
     return Reply((Line(f"the story is in {path}", "note"),))
 

@@ -1,13 +1,12 @@
 """The command /ppl: perplexity and bits per byte of a story, or of the stories in a file."""
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinystory.errors import UsageError
-from tinystory.repl.commands.base import Reply, command
+from tinystory.repl.commands.base import Reply, command, path_of
 from tinystory.safe.reading import regular_file_size
 from tinystory.screen.blocks import Table
 from tinystory.studio.recall import whole_story
@@ -28,7 +27,7 @@ def _ppl(studio: Studio, argument: str) -> Reply:
     A file has at most 2 MB. In a .txt file, `<|endoftext|>` stands between stories. Ctrl-C stops.
     """
     if argument:
-        return Reply((Table(tuple(_file_figures(studio, Path(os.path.expanduser(argument))))),))
+        return Reply((Table(tuple(_file_figures(studio, Path(path_of(argument, "/ppl"))))),))
     ids = whole_story(studio)
     start = max(1, len(studio.backend.encode("", bos=True)))
     if len(ids) <= start:

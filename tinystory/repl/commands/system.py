@@ -1,12 +1,12 @@
 """Commands about the chat itself: model, figures, settings, help, leaving."""
 
 import inspect
-import os
 import re
 
 from tinystory.decoding.spec import format_spec
+from tinystory.docstrings import docstring
 from tinystory.folders import config_file
-from tinystory.repl.commands.base import COMMANDS, Reply, command, find
+from tinystory.repl.commands.base import COMMANDS, Reply, command, find, path_of
 from tinystory.screen.blocks import Line, Printable, Table
 from tinystory.studio.presets import SUGGESTED
 from tinystory.studio.studio import Studio
@@ -20,7 +20,7 @@ def _model(studio: Studio, argument: str) -> Reply:
     """Let the story on the desk go on with the new model. `default` is the model that comes with tinystory."""
     if not argument:
         return Reply((Table(tuple(studio.backend.facts())),))
-    backend = studio.open_model(os.path.expanduser(argument))
+    backend = studio.open_model(path_of(argument, "/model"))
     backend.wait(lambda: False)
     studio.set_model(backend)
     return Reply((Table(tuple(backend.facts())),))
@@ -63,8 +63,8 @@ def _help(studio: Studio, argument: str) -> Reply:
     if argument:
         entry = find(argument.removeprefix("/"))
         blocks: list[Printable] = [Line(entry.synopsis, "bold"), Line(entry.help)]
-        if entry.run.__doc__:
-            blocks.append(Line(_LINE_BREAK.sub(" ", inspect.getdoc(entry.run) or "")))
+        if text := docstring(inspect.unwrap(entry.run)):
+            blocks.append(Line(_LINE_BREAK.sub(" ", text)))
         if entry.aliases:
             blocks.append(Line("also " + ", ".join(f"/{alias}" for alias in entry.aliases)))
         return Reply(tuple(blocks))

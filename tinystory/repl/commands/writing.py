@@ -7,6 +7,7 @@ from tinystory.screen.blocks import Line
 from tinystory.settings import parse
 from tinystory.studio.studio import Studio
 from tinystory.text.words import checklist
+from tinystory.writing.stops import check_stops
 
 __all__: list[str] = []
 
@@ -84,7 +85,9 @@ def _stop(studio: Studio, argument: str) -> Reply:
     if argument == "off":
         studio.stop = ()
     elif argument:
-        studio.stop = texts(argument, "/stop")
+        stops = texts(argument, "/stop")
+        check_stops(stops)
+        studio.stop = stops
     shown = ", ".join(f'"{text}"' for text in studio.stop).replace("\n", "\\n")
     return Reply((Line(f"a turn ends before {shown}" if studio.stop else "no stop text is set"),))
 

@@ -12,13 +12,13 @@ import shlex
 import shutil
 import stat
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tinystory.errors import UsageError
 from tinystory.folders import compiled_folder
+from tinystory.safe.leftovers import temporary_folder
 
 __all__ = ["CompiledCode", "compiled_code"]
 
@@ -115,8 +115,8 @@ def _check_own(path: Path) -> None:
 
 def _build(command: list[str], path: Path) -> None:
     """Compile beside the target and rename, so that two builds at once do no harm and an interrupt leaves no file."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / path.name
+    with temporary_folder("tmp", path.parent) as folder:
+        built = folder / path.name
         result = _run([*command, "-o", str(built), "-lm"])
         if result.returncode != 0:
             raise UsageError(f"--compile: {command[0]} failed: {_reason(result.stderr)}")
