@@ -1,32 +1,23 @@
 """The command line: it runs one command, and turns errors into a message and an exit code.
 
 It imports nothing heavy; each command imports what it needs. Exit codes: 0 done, 1 failed, 2 the command line or a
-setting is wrong, 3 the model is missing or invalid, 130 interrupted, 143 terminated.
+setting is wrong, 3 the model is missing or invalid, 130 interrupted, 128 + N ended by the signal N.
 """
 
-import argparse
 import contextlib
+import errno
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-from tinystory.commands.flags import build_parser, parse_args
-from tinystory.commands.shared.groups import options_from
-from tinystory.errors import TinystoryError, one_line
+from tinystory.interrupts import HANG_UP, Terminated, ending_signals
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["main"]
-
-
-class Terminated(SystemExit):
-    """The exit after SIGTERM. It is a SystemExit, so that event loops do not catch it."""
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated(143)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +26,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for --help, --version, a wrong command line, and a question of a shell about completion.
     """
+    try:
+        with ending_signals():
+            return _run(argv)
+    except KeyboardInterrupt:
+        return 130
+    except Terminated as ending:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard_output()
+        return int(str(ending.code))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run one command; its imports are here, so that Ctrl-C during an import shows no traceback."""
+    from tinystory.commands.flags import build_parser, parse_args
+    from tinystory.commands.shared.groups import options_from
+    from tinystory.errors import TinystoryError, one_line
+
     args: argparse.Namespace | None = None
-    signal.signal(signal.SIGTERM, _terminate)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller has closed it; print would write to the other stream instead
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -51,10 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(command.run(options_from(args, getattr(command, args.options))))
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        return 130
-    except Terminated:
-        return 143
     except BrokenPipeError:
         _discard_output()  # nobody reads it any more
         return 0
@@ -76,12 +81,17 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _report(message: str, code: int, error: BaseException, args: argparse.Namespace | None) -> int:
-    if getattr(args, "verbose", False):
-        import traceback
-
-        traceback.print_exception(error, file=sys.stderr)
+def _report(message: str, code: int, error: BaseException, args: "argparse.Namespace | None") -> int:
+    """Print a message and return the exit code; without a terminal to print on, the code of a hang-up."""
     from tinystory.safe.showing import visible
 
-    print(f"tinystory: {visible(message)}", file=sys.stderr)
+    try:
+        if getattr(args, "verbose", False):
+            import traceback
+
+            traceback.print_exception(error, file=sys.stderr)
+        print(f"tinystory: {visible(message)}", file=sys.stderr)
+        sys.stderr.flush()
+    except OSError as lost:
+        return HANG_UP if lost.errno == errno.EIO else code
     return code

@@ -10,7 +10,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
 from prompt_toolkit.enums import DEFAULT_BUFFER
-from prompt_toolkit.filters import has_focus
+from prompt_toolkit.filters import emacs_mode, has_focus
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth
@@ -66,6 +66,8 @@ def input_line(
         erase_when_done=True,
     )
     session.app.ttimeoutlen = LONE_ESCAPE_SECONDS
+    # A terminal that does not tell where its cursor is only has no toolbar; that needs no warning.
+    session.app.renderer.cpr_not_supported_callback = None
     # Importing torch blocks Python for long moments, so it begins when the input line is on the screen.
     session.app.after_render += lambda _: studio.backend.start()
     return session
@@ -77,7 +79,8 @@ def bindings(
     """Return the key bindings of the input line.
 
     Enter sends. Alt-Enter and Ctrl-J begin a new line. Tab completes. Ctrl-C clears the line; on an empty line it
-    raises KeyboardInterrupt. prompt_toolkit inserts a bracketed paste with its newlines, so a paste never sends.
+    raises KeyboardInterrupt. A bracketed paste is inserted with its newlines, so a paste never sends. Keys with Alt are
+    for the keys of Emacs only: in vi, Escape is a key of its own.
 
     Args:
         go_aside: goes to the branch that is `step` places further, for Alt-Left (-1) and Alt-Right (1).
@@ -91,9 +94,16 @@ def bindings(
         event.current_buffer.validate_and_handle()
 
     @keys.add("c-j", filter=typing)
-    @keys.add("escape", "enter", filter=typing)
+    @keys.add("escape", "enter", filter=typing & emacs_mode)
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
+
+    @keys.add("<bracketed-paste>", filter=typing)
+    def _paste(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        text = event.data.replace("\r\n", "\n").replace("\r", "\n")
+        # A copied line often comes with its newline, which would end the line of the story.
+        buffer.insert_text(text if buffer.document.text_after_cursor else text.rstrip("\n"))
 
     @keys.add("tab", filter=typing)
     def _complete(event: KeyPressEvent) -> None:
@@ -120,15 +130,15 @@ def bindings(
         else:
             event.app.exit(exception=KeyboardInterrupt())
 
-    @keys.add("escape", "left", filter=typing)
+    @keys.add("escape", "left", filter=typing & emacs_mode)
     def _branch_before(event: KeyPressEvent) -> None:
         go_aside(-1)
 
-    @keys.add("escape", "right", filter=typing)
+    @keys.add("escape", "right", filter=typing & emacs_mode)
     def _branch_after(event: KeyPressEvent) -> None:
         go_aside(1)
 
-    @keys.add("escape", "up", filter=typing)
+    @keys.add("escape", "up", filter=typing & emacs_mode)
     def _open_browser(event: KeyPressEvent) -> None:
         browse()
 

@@ -209,11 +209,13 @@ class Studio:
         request = self._lengthened(text[:end], "")
         return self._add(request, text[:end], None)
 
-    def keep(self, request: TurnRequest) -> Turn:
-        """Add a turn with only what was typed, and put it on the desk."""
+    def keep(self, request: TurnRequest) -> None:
+        """Add a turn with only what was typed, and put it on the desk, unless the desk has it already."""
+        if self._is_on_desk(request):
+            return
         typed_ids = (*request.typed_ids, *self.backend.encode(request.heal, bos=False))
         unhealed = replace(request, typed_ids=typed_ids, heal="")
-        return self._add(unhealed, self._typed_text(unhealed), None)
+        self._add(unhealed, self._typed_text(unhealed), None)
 
     def goto(self, number: int) -> None:
         """Put a turn on the desk; raises UsageError if there is no such turn."""
@@ -293,7 +295,8 @@ class Studio:
         if request.heal and not written_text.startswith(self._typed_text(request)):
             self.keep(request)  # the model was stopped before it had spelled the cut word again
             return
-        if not written_text and not unfinished.tokens:
+        stopped_at_once = not unfinished.tokens and unfinished.finish_reason == "cancelled"
+        if (stopped_at_once and self._is_on_desk(request)) or not (written_text or unfinished.tokens):
             return
         text, hidden, tail_ids = unfinished.ending(self.backend)
         turn = self._add(request, text, unfinished.written(self.backend), hidden, tail_ids)
@@ -361,6 +364,13 @@ class Studio:
         hidden_ids = [token.id for token in turn.written.tokens[len(turn.picked) :]]
         typed = self.backend.detokenize((*ids[:kept], *hidden_ids))[len(self.text) :]
         return self._request(kept, typed, hidden_ids)
+
+    def _is_on_desk(self, request: TurnRequest) -> bool:
+        """Return whether the story on the desk has what a turn begins with, as when a branch of it was asked for."""
+        turn = self.tree.turn
+        if turn is not None and (turn.parent, turn.kept, turn.typed) == (request.parent, request.kept, request.typed):
+            return True
+        return self._typed_text(request) == self.text
 
     def _is_in_tree(self, request: TurnRequest) -> bool:
         """Return whether nothing was typed for a turn, or a branch with the same typed text is in the tree."""
