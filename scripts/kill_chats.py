@@ -27,6 +27,7 @@ from tinystory.story.session_file import load_session
 
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL)
 ENDLESS = "min-length 100000 | sample 0.8"
+TYPED = "and then"
 LONGEST_WAIT = 30.0
 READY = re.escape("\x1b[?2004h")
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[78])")
@@ -70,7 +71,9 @@ def kill_one(command: Sequence[str], kind: signal.Signals, seconds: float, folde
         "TERM": "xterm", "LC_ALL": "C.UTF-8", "PROMPT_TOOLKIT_NO_CPR": "1",
         **{f"XDG_{name}_HOME": str(folder) for name in ("STATE", "CONFIG", "DATA")},
     }  # fmt: skip
-    chat = pexpect.spawn(command[0], list(command[1:]), env=environment, encoding="utf-8", timeout=LONGEST_WAIT)
+    chat = pexpect.spawn(
+        command[0], list(command[1:]), env=environment, encoding="utf-8", timeout=LONGEST_WAIT, preexec_fn=hear_signals
+    )
     chat.delaybeforesend = None
     before = termios.tcgetattr(chat.fileno())
     for typed, answer in (
@@ -82,8 +85,8 @@ def kill_one(command: Sequence[str], kind: signal.Signals, seconds: float, folde
         chat.send(typed + "\r")
         chat.expect(answer)
     chat.expect(READY)
-    chat.send("and then\r")
-    chat.expect(r"and then\s+\S+")
+    chat.send(f"{TYPED}\r")
+    chat.expect(rf"{TYPED}\s+\S+")
     shown = str(chat.after)
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
@@ -104,6 +107,12 @@ def kill_one(command: Sequence[str], kind: signal.Signals, seconds: float, folde
     ]
 
 
+def hear_signals() -> None:
+    """Undo what nohup and the background jobs of a shell do: they ignore some signals."""
+    for kind in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(kind, signal.SIG_DFL)
+
+
 def _wrong_end(code: int | None, killed_by: int | None, kind: signal.Signals) -> list[str]:
     right = killed_by == kind if kind == signal.SIGKILL else code == 128 + kind
     return [] if right else [f"the exit code was {code}, the signal {killed_by}"]
@@ -122,7 +131,12 @@ def _lost(folder: Path, shown: str, kind: signal.Signals) -> list[str]:
     if len(turns) != 2:
         return ["the running turn is lost"]
     kept = _words(turns[1].own)
-    return [] if kept.startswith(shown) else [f"shown was …{shown[-60:]!r}, kept was …{kept[-60:]!r}"]
+    beginnings = (match.start() for match in re.finditer(re.escape(_words(TYPED)), shown))  # one is the input line
+    return (
+        []
+        if any(kept.startswith(shown[start:]) for start in beginnings)
+        else [f"shown was …{shown[-60:]!r}, kept was …{kept[-60:]!r}"]
+    )
 
 
 def _words(text: str) -> str:

@@ -4,6 +4,7 @@ import os
 import pty
 
 import pytest
+from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input.typeahead import get_typeahead
 from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.keys import Keys
@@ -151,3 +152,12 @@ def test_in_emacs_alt_enter_is_a_new_line(make, talk):
     studio = make((["."], "eos"))
     talk(studio, f"Once{ALT_ENTER}upon\x1b[13;2ua\x1b[It\x1bOM" + CTRL_D)
     assert studio.backend.requests[0].prompt == "Once\nupon\nat"
+
+
+def test_a_long_paste_stands_as_a_mark_in_the_line_and_is_sent_whole(make, talk):
+    studio = make((["."], "eos"))
+    long = "word " * 10_000
+    history = InMemoryHistory()
+    talk(studio, f"One \x1b[200~{long}\x1b[201~ two \x1b[201~three\r" + CTRL_D, history)
+    assert studio.backend.requests[0].prompt == f"One {long} two three"
+    assert history.get_strings() == ["One [pasted text 1: 50,000 characters] two three"]

@@ -75,9 +75,10 @@ sys.exit(code)
 """
 
 
-def _hear_ctrl_c():
-    """Undo what a shell does to its background jobs, in which these tests may run: there, SIGINT is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _hear_signals():
+    """Undo what nohup and a shell do to background jobs, in which these tests may run: some signals are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Terminal:
@@ -102,7 +103,7 @@ class Terminal:
             encoding="utf-8",
             dimensions=size,
             timeout=20,
-            preexec_fn=_hear_ctrl_c,
+            preexec_fn=_hear_signals,
         )
         self.child.delaybeforesend = None
 

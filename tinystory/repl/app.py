@@ -26,7 +26,7 @@ from tinystory.repl.commands import DeskStory, Reply, execute
 from tinystory.repl.commands.tree import step_aside
 from tinystory.repl.editor import edit_text
 from tinystory.repl.history import open_history
-from tinystory.repl.input_line import PROMPT, input_line
+from tinystory.repl.input_line import PROMPT, Pastes, input_line
 from tinystory.repl.keys import early_keys, plain_line, strict_keys
 from tinystory.repl.settings import ChatSettings
 from tinystory.repl.stream import show_columns, show_picked, show_story, show_versus, stream
@@ -133,12 +133,13 @@ class App:
         self.settings = settings
         self._dumb = is_dumb()
         self._terminal = TerminalLease()
+        self._pastes = Pastes()
         self._last_interrupt = float("-inf")
         studio.choose = Chooser(studio, screen)
         self._session: PromptSession[str] | None = None  # a dumb terminal edits its lines itself
         if not self._dumb:
-            keys = self._go_aside, self._browse
-            self._session = input_line(studio, settings, history or InMemoryHistory(), *keys)
+            line = self._go_aside, self._browse, self._pastes
+            self._session = input_line(studio, settings, history or InMemoryHistory(), *line)
             strict_keys(self._session.input)
 
     def run(self) -> int:
@@ -190,7 +191,7 @@ class App:
             return plain_line(PROMPT)
         try:
             try:
-                return self._session.prompt()
+                return self._pastes.whole(self._session.prompt())
             except EOFError:
                 if self._session.input.closed:
                     raise Terminated(HANG_UP) from None

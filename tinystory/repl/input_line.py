@@ -26,9 +26,32 @@ from tinystory.studio.keeper import session_names
 from tinystory.studio.presets import preset_names
 from tinystory.studio.studio import Studio
 
-__all__ = ["PROMPT", "bindings", "input_line", "toolbar"]
+__all__ = ["PROMPT", "Pastes", "bindings", "input_line", "toolbar"]
 
 PROMPT = "> "
+_LONGEST_PASTE = 20_000
+"""Characters of the longest pasted text that is shown. The input line is drawn anew for each key, in 30 ms then."""
+
+
+class Pastes:
+    """The long texts that were pasted in this chat. The input line has a mark in place of each."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def shown(self, text: str) -> str:
+        """Return what stands in the input line for a pasted text: the text itself, or a mark if it is long."""
+        if len(text) <= _LONGEST_PASTE:
+            return text
+        mark = f"[pasted text {len(self._texts) + 1}: {len(text):,} characters]"
+        self._texts[mark] = text
+        return mark
+
+    def whole(self, typed: str) -> str:
+        """Return what was typed, with the texts in place of their marks."""
+        for mark, text in self._texts.items():
+            typed = typed.replace(mark, text)
+        return typed
 
 
 def input_line(
@@ -37,6 +60,7 @@ def input_line(
     history: History,
     go_aside: Callable[[int], None],
     browse: Callable[[], None],
+    pastes: Pastes,
 ) -> PromptSession[str]:
     """Return the input line of a chat; its `prompt` reads one text.
 
@@ -46,13 +70,14 @@ def input_line(
         history: the earlier texts.
         go_aside: goes to another branch, as in `bindings`.
         browse: opens the token browser, as in `bindings`.
+        pastes: keeps long pasted texts.
     """
     session: PromptSession[str] = PromptSession(
         PROMPT,
         multiline=True,
         prompt_continuation=" " * len(PROMPT),
         history=history,
-        key_bindings=bindings(go_aside, browse),
+        key_bindings=bindings(go_aside, browse, pastes),
         vi_mode=settings.keys == "vi",
         enable_open_in_editor=True,
         tempfile_suffix=".txt",
@@ -73,9 +98,7 @@ def input_line(
     return session
 
 
-def bindings(
-    go_aside: Callable[[int], None] = lambda step: None, browse: Callable[[], None] = lambda: None
-) -> KeyBindings:
+def bindings(go_aside: Callable[[int], None], browse: Callable[[], None], pastes: Pastes) -> KeyBindings:
     """Return the key bindings of the input line.
 
     Enter sends. Alt-Enter and Ctrl-J begin a new line. Tab completes. Ctrl-C clears the line; on an empty line it
@@ -85,6 +108,7 @@ def bindings(
     Args:
         go_aside: goes to the branch that is `step` places further, for Alt-Left (-1) and Alt-Right (1).
         browse: opens the token browser, for Alt-Up.
+        pastes: keeps long pasted texts.
     """
     keys = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)  # while the history is searched, these keys have other meanings
@@ -103,7 +127,8 @@ def bindings(
         buffer = event.current_buffer
         text = event.data.replace("\r\n", "\n").replace("\r", "\n")
         # A copied line often comes with its newline, which would end the line of the story.
-        buffer.insert_text(text if buffer.document.text_after_cursor else text.rstrip("\n"))
+        text = text if buffer.document.text_after_cursor else text.rstrip("\n")
+        buffer.insert_text(pastes.shown(text))
 
     @keys.add("tab", filter=typing)
     def _complete(event: KeyPressEvent) -> None:

@@ -4,6 +4,7 @@ prompt_toolkit takes an escape sequence that it does not know as an Escape and t
 that it does know, or nothing.
 """
 
+import io
 import os
 import re
 import sys
@@ -14,7 +15,6 @@ from prompt_toolkit.input.typeahead import store_typeahead
 from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyPress
 
-from tinystory.errors import UsageError
 from tinystory.interrupts import HANG_UP, Terminated
 
 __all__ = ["StrictParser", "early_keys", "plain_line", "strict_keys"]
@@ -183,10 +183,10 @@ def plain_line(prompt: str) -> str:
     """
     sys.stdout.write(prompt)
     sys.stdout.flush()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as at other input lines
     try:
         line = sys.stdin.readline()
-    except UnicodeDecodeError as error:
-        raise UsageError("what was typed is not UTF-8") from error
     except OSError:
         line = ""
     if not line:
