@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pexpect
 
+from tinystory.decoding import common_prefix
 from tinystory.story.session_file import load_session
 
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL)
@@ -87,7 +88,7 @@ def kill_one(command: Sequence[str], kind: signal.Signals, seconds: float, folde
     chat.expect(READY)
     chat.send(f"{TYPED}\r")
     chat.expect(rf"{TYPED}\s+\S+")
-    shown = str(chat.after)
+    shown = str(chat.after) + chat.buffer  # pexpect has read more than the pattern
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         try:
@@ -131,12 +132,16 @@ def _lost(folder: Path, shown: str, kind: signal.Signals) -> list[str]:
     if len(turns) != 2:
         return ["the running turn is lost"]
     kept = _words(turns[1].own)
-    beginnings = (match.start() for match in re.finditer(re.escape(_words(TYPED)), shown))  # one is the input line
-    return (
-        []
-        if any(kept.startswith(shown[start:]) for start in beginnings)
-        else [f"shown was …{shown[-60:]!r}, kept was …{kept[-60:]!r}"]
-    )
+    differing = []
+    for match in re.finditer(re.escape(_words(TYPED)), shown):  # one of them is the input line
+        story = shown[match.start() :]
+        same = common_prefix(story, kept)
+        if same == len(story):
+            return []
+        differing.append(
+            f"shown was …{story[max(0, same - 20) : same + 20]}…, kept {kept[max(0, same - 20) : same + 20]}"
+        )
+    return differing or ["the running turn was not shown"]
 
 
 def _words(text: str) -> str:

@@ -4,8 +4,10 @@ It imports nothing heavy; each command imports what it needs. Exit codes: 0 done
 setting is wrong, 3 the model is missing or invalid, 130 interrupted, 128 + N ended by the signal N.
 """
 
+import atexit
 import contextlib
 import errno
+import gc
 import importlib
 import os
 import sys
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for --help, --version, a wrong command line, and a question of a shell about completion.
     """
+    atexit.register(gc.freeze)  # Python would look for garbage among all objects of torch, for more than a second
     try:
         with ending_signals():
             return _run(argv)

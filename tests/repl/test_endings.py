@@ -1,6 +1,7 @@
 """The end of a chat that nobody asked for: a closed window, a signal, a terminal that is gone. And Ctrl-Z."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -82,6 +83,15 @@ def test_nohup_keeps_its_promise(terminal, tmp_path):
     chat.expect(" w40 ")
     chat.child.kill(signal.SIGTERM)
     assert chat.exit_code() == 143
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", [signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
+def test_at_a_random_moment_nothing_is_lost(load_script, tmp_path, kind, seed):
+    (tmp_path / "chat.py").write_text(SCRIPTED)
+    seconds = random.Random(f"{kind.name} {seed}").uniform(0, 0.15)
+    script = load_script("kill_chats")
+    assert script.kill_one([sys.executable, str(tmp_path / "chat.py")], kind, seconds, tmp_path) == []
 
 
 def wait_for(child):

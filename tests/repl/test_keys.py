@@ -156,8 +156,8 @@ def test_in_emacs_alt_enter_is_a_new_line(make, talk):
 
 def test_a_long_paste_stands_as_a_mark_in_the_line_and_is_sent_whole(make, talk):
     studio = make((["."], "eos"))
-    long = "word " * 10_000
+    long = "word " * 5_000
     history = InMemoryHistory()
     talk(studio, f"One \x1b[200~{long}\x1b[201~ two \x1b[201~three\r" + CTRL_D, history)
     assert studio.backend.requests[0].prompt == f"One {long} two three"
-    assert history.get_strings() == ["One [pasted text 1: 50,000 characters] two three"]
+    assert history.get_strings() == ["One [pasted text 1: 25,000 characters] two three"]

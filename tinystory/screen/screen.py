@@ -63,7 +63,7 @@ class Screen:
             width = self.width
             at = self._column % width
             # A full line leaves the cursor on its last letter, which erasing would remove.
-            whole = self._wrapping.held + visible(text.replace("\n", " "))
+            whole = self._wrapping.held + visible(" ".join(re.split(r"[\n\t]", text)))
             shown = "" if self._column and not at else draft_line(whole, width - 1 - at)
             erased = _ERASE_LINE_END if self._has_draft else ""
             drawn = _SAVE_CURSOR + self._styled(shown, "dim") + _RESTORE_CURSOR if shown else ""
