@@ -1,7 +1,10 @@
 """Signals that end a program or its work: what each exit code is, and who gets which signal."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -107,3 +110,25 @@ def test_ctrl_c_waits_for_the_end_of_an_import(tmp_path, monkeypatch):
 
     assert not hasattr(again, "swallowed")
     os.unlink(tmp_path / "tinystory_slow_module.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_generate_ends_with_the_story_up_to_the_signal(tmp_path, number):
+    output = tmp_path / "story"
+    command = ["generate", "Once", "-n", "1000000", "-d", "min-length 1000000 | sample", "--jsonl"]
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tinystory", *command],
+            stdout=file,
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+        )
+        end = time.monotonic() + 30
+        while output.stat().st_size < 2000 and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 128 + number
+    *texts, last = map(json.loads, output.read_text().splitlines())
+    assert last["finish_reason"] == "cancelled"
+    assert last["completion"] == "".join(event["text"] for event in texts if event["event"] == "text")

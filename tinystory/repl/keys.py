@@ -183,7 +183,7 @@ def plain_line(prompt: str) -> str:
     """
     sys.stdout.write(prompt)
     sys.stdout.flush()
-    if isinstance(sys.stdin, io.TextIOWrapper):
+    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "surrogateescape":
         sys.stdin.reconfigure(errors="surrogateescape")  # as at other input lines
     try:
         line = sys.stdin.readline()

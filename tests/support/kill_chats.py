@@ -1,7 +1,7 @@
 """Send chats that are writing a signal at random moments, and check that nothing is lost.
 
-  python scripts/kill_chats.py            # 100 chats
-  python scripts/kill_chats.py -n 20 --seed 7
+  python tests/support/kill_chats.py            # 100 chats
+  python tests/support/kill_chats.py -n 20 --seed 7
 
 The signals take turns: SIGHUP, SIGTERM, SIGQUIT, SIGKILL. After SIGKILL at most the running turn is lost. After the
 others every token that was shown is in the session, the exit code is 128 plus the number of the signal, and the
@@ -51,8 +51,10 @@ def main() -> int:
         done[kind.name] += 1
         failed += bool(problems)
         for problem in problems:
-            print(f"{kind.name} after {seconds:.3f} s: {problem}")
-    print(f"{failed} of {args.n} chats lost something ({', '.join(f'{n} {name}' for name, n in done.items())})")
+            sys.stdout.write(f"{kind.name} after {seconds:.3f} s: {problem}\n")
+    sys.stdout.write(
+        f"{failed} of {args.n} chats lost something ({', '.join(f'{n} {name}' for name, n in done.items())})\n"
+    )
     return int(failed > 0)
 
 
@@ -96,6 +98,8 @@ def kill_one(command: Sequence[str], kind: signal.Signals, seconds: float, folde
         except pexpect.TIMEOUT:
             break
     chat.kill(kind)
+    if kind != signal.SIGKILL:
+        chat.kill(kind)  # a window that closes sends SIGHUP, and so does its shell
     chat.expect(pexpect.EOF)
     modes = termios.tcgetattr(chat.fileno())
     rest = str(chat.before)
