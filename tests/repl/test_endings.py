@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -131,6 +132,17 @@ def test_what_is_typed_before_the_chat_stands_is_sent(terminal):
     chat.expect("Once w5 w6 w7\r\n")
     chat.send("\r/len 4\r")  # on the way from the end of a turn to the next input line
     chat.expect("at most 4")
+    chat.expect(READY)
+    chat.send("\x04")
+    assert chat.exit_code() == 0
+
+
+def test_a_terminal_that_does_not_tell_its_cursor_gets_no_warning(terminal):
+    chat = terminal(SCRIPTED, PROMPT_TOOLKIT_NO_CPR="", COLUMNS="20")
+    chat.expect(re.escape("\x1b[6n"))
+    time.sleep(2.5)
+    chat.send("/len 12\r")
+    assert "WARNING" not in chat.expect("at most 12 tokens in one turn")  # one line, although COLUMNS is 20
     chat.expect(READY)
     chat.send("\x04")
     assert chat.exit_code() == 0

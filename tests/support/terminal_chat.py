@@ -84,7 +84,7 @@ def _hear_signals():
 class Terminal:
     """A process on a pseudo-terminal, with everything that it has printed."""
 
-    def __init__(self, code, *args, folder, term="xterm", size=(24, 80)):
+    def __init__(self, code, *args, folder, term="xterm", size=(24, 80), **variables):
         environment = {
             **os.environ,
             "TERM": term,
@@ -94,6 +94,7 @@ class Terminal:
             "XDG_STATE_HOME": str(folder),
             "XDG_CONFIG_HOME": str(folder),
             "XDG_DATA_HOME": str(folder),
+            **variables,
         }
         self.log = ""
         self.child = pexpect.spawn(

@@ -138,8 +138,8 @@ class App:
         studio.choose = Chooser(studio, screen)
         self._session: PromptSession[str] | None = None  # a dumb terminal edits its lines itself
         if not self._dumb:
-            line = self._go_aside, self._browse, self._pastes
-            self._session = input_line(studio, settings, history or InMemoryHistory(), *line)
+            history = history or InMemoryHistory()
+            self._session = input_line(studio, settings, history, self._go_aside, self._browse, self._pastes)
             strict_keys(self._session.input)
 
     def run(self) -> int:
