@@ -132,14 +132,3 @@ def test_generate_ends_with_the_story_up_to_the_signal(tmp_path, number):
     *texts, last = map(json.loads, output.read_text().splitlines())
     assert last["finish_reason"] == "cancelled"
     assert last["completion"] == "".join(event["text"] for event in texts if event["event"] == "text")
-
-
-@pytest.mark.parametrize("ignored", [False, True])
-def test_a_training_run_notes_a_closed_window_unless_nohup_ignores_it(ignored):
-    from tinystory.training.display import catch_signals
-
-    if ignored:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    received = catch_signals()
-    signal.raise_signal(signal.SIGHUP)
-    assert received == ([] if ignored else [signal.SIGHUP])
