@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
+
+from tinystory.screen.console import console
 
 __all__ = ["COLUMNS", "Clock", "Measurement", "TimedRun", "rates", "run_pairs", "timed", "times"]
 
@@ -144,7 +145,7 @@ def run_pairs(
 ) -> None:
     """Run both sides in turn, and note the values of every measurement. The side that begins changes with each pair."""
     # The bar is not refreshed in the background, because that work would be counted.
-    with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
+    with Progress(console=console(stderr=True), transient=True, auto_refresh=False) as progress:
         task = progress.add_task(what, total=n_pairs)
         for pair in range(n_pairs):
             progress.update(task, completed=pair, refresh=True)

@@ -4,19 +4,18 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from bench.pairs import COLUMNS, Measurement
 from bench.parts.roofline import cache_bytes
 from bench.subject import Settings, Subject
+from tinystory.screen.console import table_console
 
 __all__ = ["processor", "record_of", "show", "versions"]
 
@@ -115,7 +114,7 @@ def show(measurements: Sequence[Measurement], record: dict[str, Any], markdown: 
             print("\n".join(f"| {' | '.join(row)} |" for row in [*head, *escaped]) + "\n")
         print("\n".join(f"{line}.  " for line in lines))
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = table_console(width=WIDTH)
     for part, rows in tables.items():
         table = Table(part, *COLUMNS, box=box.SIMPLE_HEAD)
         for column in table.columns[2:]:
@@ -124,7 +123,7 @@ def show(measurements: Sequence[Measurement], record: dict[str, Any], markdown: 
             table.add_row(*row)
         console.print(table)
     for line in lines:
-        console.print(line, style="dim", highlight=False, markup=False)
+        console.print(line, style="dim")
 
 
 def rows_of(part: str, measurements: Sequence[Measurement], names_models: bool) -> list[list[str]]:

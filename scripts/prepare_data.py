@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -21,8 +20,9 @@ from tinystory.data.selection import Selection
 from tinystory.data.shards import TokenShards
 from tinystory.data.sources import SourceReport
 from tinystory.errors import TinystoryError, UsageError
+from tinystory.screen.console import console as make_console
 
-console = Console(stderr=True)
+console = make_console(stderr=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

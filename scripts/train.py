@@ -14,30 +14,21 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tinystory.commands.shared.dashes import with_joined_separator
-from tinystory.errors import TinystoryError
-from tinystory.training.config import PRESETS, field_help, fields_of, resolve_changes, resolve_run
-from tinystory.training.distributed import joined
-from tinystory.training.loop import train
-from tinystory.training.opening import begin_run, resume_run
-from tinystory.training.run import Run
-
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
 
 def main() -> int:
     """Parse, train, and print a mistake as a line or two; return the exit code."""
-    args, fields = parse_args()
-    try:
-        return run(args, fields)
+    try:  # torch is imported within, so that Ctrl-C shows no traceback meanwhile
+        from tinystory.errors import TinystoryError
+
+        return run(*parse_args())
+    except KeyboardInterrupt:  # before the first step; after that, the loop itself handles signals
+        return 130
     except TinystoryError as error:
         return failed(str(error), error.exit_code)
     except OSError as error:  # from a log, a link or a plot; a checkpoint raises TinystoryError
         return failed(f"cannot write {error.filename or 'a file'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:  # before the first step; after that, the loop itself handles signals
-        return 130
 
 
 def failed(message: str, exit_code: int) -> int:
@@ -53,6 +44,14 @@ def run(args: argparse.Namespace, fields: dict[str, Any]) -> int:
     Raises:
         TinystoryError: a field is wrong, or the run ends before its time.
     """
+    import torch
+
+    from tinystory.training.config import resolve_changes, resolve_run
+    from tinystory.training.distributed import joined
+    from tinystory.training.loop import train
+    from tinystory.training.opening import begin_run, resume_run
+    from tinystory.training.run import Run
+
     if args.resume:
         config = Run(args.resume).configuration()[0]
         changes = resolve_changes(config, args.preset, args.config, fields)
@@ -66,6 +65,9 @@ def run(args: argparse.Namespace, fields: dict[str, Any]) -> int:
 
 def parse_args() -> tuple[argparse.Namespace, dict[str, Any]]:
     """Return the command line, and the fields that it has."""
+    from tinystory.commands.shared.dashes import with_joined_separator
+    from tinystory.training.config import PRESETS, fields_of
+
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -90,6 +92,8 @@ def parse_args() -> tuple[argparse.Namespace, dict[str, Any]]:
 
 def add_fields(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of a run; a field that is not given is not in the result."""
+    from tinystory.training.config import field_help, fields_of
+
     groups = {
         "data": parser.add_argument_group("the stories"),
         "model": parser.add_argument_group("the shape of the model"),

@@ -1,32 +1,23 @@
 """The command line: it runs one command, and turns errors into a message and an exit code.
 
 It imports nothing heavy; each command imports what it needs. Exit codes: 0 done, 1 failed, 2 the command line or a
-setting is wrong, 3 the model is missing or invalid, 130 interrupted, 143 terminated.
+setting is wrong, 3 the model is missing or invalid, 130 interrupted, 128 + N ended by the signal N.
 """
 
-import argparse
+import atexit
+import gc
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-from tinystory.commands.flags import build_parser, parse_args
-from tinystory.commands.shared.groups import options_from
-from tinystory.commands.shared.streams import discard_output, sound_streams
-from tinystory.errors import OUT_OF_MEMORY, TinystoryError, is_out_of_memory, one_line
+from tinystory.interrupts import Terminated, ending_signals
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["main"]
-
-
-class Terminated(SystemExit):
-    """The exit after SIGTERM. It is a SystemExit, so that event loops do not catch it."""
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated(143)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,12 +26,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for --help, --version, a wrong command line, and a question of a shell about completion.
     """
-    signal.signal(signal.SIGTERM, _terminate)
-    with sound_streams():
-        return _run(sys.argv[1:] if argv is None else argv)
+    atexit.register(gc.freeze)  # Python would look for garbage among all objects of torch, for more than a second
+    try:
+        with ending_signals():
+            from tinystory.commands.shared.streams import sound_streams
+
+            with sound_streams():
+                return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        return 130
+    except Terminated as ending:
+        return int(str(ending.code))
 
 
 def _run(argv: Sequence[str]) -> int:
+    """Run one command; its imports are here, so that Ctrl-C during an import shows no traceback."""
+    from tinystory.commands.flags import build_parser, parse_args
+    from tinystory.commands.shared.groups import options_from
+    from tinystory.commands.shared.streams import discard_output
+    from tinystory.errors import OUT_OF_MEMORY, TinystoryError, is_out_of_memory, one_line
+
     args: argparse.Namespace | None = None
     try:
         if "_ARGCOMPLETE" in os.environ:  # the completion script of a shell asks how a line may go on
@@ -53,10 +58,6 @@ def _run(argv: Sequence[str]) -> int:
         code = int(command.run(options_from(args, getattr(command, args.options))))
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        return 130
-    except Terminated:
-        return 143
     except BrokenPipeError:
         discard_output()  # nobody reads it any more
         return 0
@@ -72,7 +73,7 @@ def _run(argv: Sequence[str]) -> int:
         return _report(f"unexpected error ({summary}); please report it with the output of -v", 1, error, args)
 
 
-def _report(message: str, code: int, error: BaseException, args: argparse.Namespace | None) -> int:
+def _report(message: str, code: int, error: BaseException, args: "argparse.Namespace | None") -> int:
     if getattr(args, "verbose", False):
         import traceback
 

@@ -61,6 +61,7 @@ def on_terminal(tiny, monkeypatch):
         screen = Terminal()
         monkeypatch.setattr(sys, "stdout", screen)
         monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setenv("TERM", "xterm")
         code, _, err = tiny(*argv)
         return code, screen.getvalue(), err
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -250,7 +251,8 @@ def test_stories_that_an_interrupt_cuts_off_are_not_kept(generate, out, monkeypa
             self.looks += 1
             return self.looks > 40
 
-    monkeypatch.setattr("tinystory.commands.generate.many.interrupts", lambda: nullcontext(AfterSomeLooks([15])))
+    interrupts = SimpleNamespace(received=AfterSomeLooks([15]))
+    monkeypatch.setattr("tinystory.commands.generate.many.Interrupts", lambda: nullcontext(interrupts))
     code, _, err = generate("-d", "greedy", "-o", out, "--batch-size", "3")
     assert code == 143
     kept = stories(out)

@@ -31,12 +31,29 @@ def talk(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
 
-    def converse(studio, keys, history=None, **settings):
+    def converse(studio, typed, history=None, **settings):
         stream = io.StringIO()
         settings = ChatSettings(**{"color": False, **settings})
         with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
-            keyboard.send_bytes(keys.encode(errors="surrogateescape"))
+            keyboard.send_bytes(typed.encode(errors="surrogateescape"))
             code = App(studio, Screen(stream, color=settings.color), settings, history).run()
         return code, stream.getvalue()
 
     return converse
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    """Return a function that starts Python code on a pseudo-terminal."""
+    pytest.importorskip("pexpect")
+    from terminal_chat import Terminal
+
+    opened = []
+
+    def start(code, *args, **options):
+        opened.append(Terminal(code, *args, folder=tmp_path, **options))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.child.close(force=True)

@@ -28,6 +28,30 @@ def test_history_is_private_and_survives_whatever_happens_to_it(tmp_path):
     assert list(history.load_history_strings()) == []
 
 
+def test_a_large_history_is_cut_to_its_latest_entries(tmp_path):
+    path = tmp_path / "history"
+    entry = "\n# 2026-11-27 10:00:00\n+story {}\n+goes on\n"
+    path.write_text("".join(entry.format(number) for number in range(100_000)))
+    history = open_history(path)
+    assert path.stat().st_size <= 500_000
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    entries = list(history.load_history_strings())
+    assert entries[:2] == ["story 99999\ngoes on", "story 99998\ngoes on"]
+    assert 8_000 < len(entries) < 12_000
+    history.append_string("new")
+    assert list(open_history(path).load_history_strings())[:2] == ["new", entries[0]]
+
+
+def test_a_large_history_that_cannot_be_cut_is_read_in_part(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("tinystory.repl.history.write_atomically", refuse)
+    path = tmp_path / "history"
+    path.write_text("\n# 2026-11-27 10:00:00\n+" + "x" * 3_000_000 + "\n\n# 2026-11-27 10:00:01\n+last\n")
+    assert list(open_history(path).load_history_strings()) == ["last"]
+
+
 def test_history_is_in_memory_where_there_can_be_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()

@@ -282,3 +282,26 @@ def _seconds(action):
     start = time.process_time()
     action()
     return time.process_time() - start
+
+
+def test_a_large_tree_shows_what_is_around_the_desk(make):
+    studio = make()
+    for number in range(600):
+        studio.keep(studio.begin(f"story {number + 1}"))
+    studio.goto(300)
+    output = run(studio, "/tree")
+    assert output.startswith("— … 199 turns before these; /tree all shows them\n├ 200 ")
+    assert "├ ● 300  story 300" in output
+    assert output.endswith("— … 201 turns after these; /tree all shows them\n")
+    assert output.count("\n") == 202
+    assert run(studio, "/tree all").count("\n") == 600
+
+
+def test_a_deep_tree_leaves_room_for_its_text(make):
+    studio = make()
+    for number in range(100):
+        parent = studio.tree.current
+        studio.keep(studio.next_turn(f" one {number}"))
+        studio.tree.goto(parent)
+        studio.keep(studio.next_turn(f" two {number}"))
+    assert all("one" in line or "two" in line for line in run(studio, "/tree all").splitlines())

@@ -1,6 +1,5 @@
 """The chat on a pseudo-terminal: tests that need a terminal, signals or processes."""
 
-import os
 import re
 import signal
 import sys
@@ -8,66 +7,9 @@ import sys
 import pytest
 
 pexpect = pytest.importorskip("pexpect")
+from terminal_chat import READY, SCRIPTED  # noqa: E402
 
 pytestmark = [pytest.mark.tty, pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX pseudo-terminal")]
-
-READY = re.escape("\x1b[?2004h")
-"""The sequence that prompt_toolkit sends when it begins to read a line, and the chat when it begins to write."""
-
-SCRIPTED = """
-import signal, sys, time
-from tinystory.decoding import Token
-from tinystory.writing.generate import Ended, Story, Text
-from tinystory.decoding.plugins import discover
-from tinystory.repl.app import App, ChatSettings
-from tinystory.screen.screen import Screen
-from tinystory.studio.studio import Studio
-from tinystory.decoding.spec import parse_spec
-
-class Words:
-    "Writes numbered words until it is stopped."
-    name, max_seq_len, loading = "words", 512, False
-    dtype, vocabulary, heals = "float32", "words", False
-    def facts(self): return [("model", self.name)]
-    def start(self): pass
-    def take_warnings(self): return ()
-    def wait(self, cancel): return True
-    def encode(self, text, *, bos): return [0] * bos + [ord(c) for c in text]
-    def detokenize(self, ids): return "".join(chr(i) if i < 1000 else f" w{i - 1000}" for i in ids if i)
-    def token_text(self, i): return self.detokenize([i])
-    def model_hash(self): return "0" * 64
-    def evaluate(self, stories):
-        print("evaluating", flush=True)
-        while True:
-            time.sleep(0.01)
-    def write(self, requests):
-        request, = requests
-        prompt_ids = request.prompt_ids or self.encode(request.prompt, bos=True)
-        tokens, text, reason = [], "", "length"
-        while len(tokens) < request.max_new_tokens:
-            token = Token(1000 + len(prompt_ids) + len(tokens), -1.0)
-            tokens.append(token)
-            piece = self.detokenize([token.id])
-            text += piece
-            yield Text(0, piece, (token,))
-            time.sleep(0.01)
-            if request.cancel():
-                reason = "cancelled"
-                break
-        figures = dict(seconds=1.0, first_token_seconds=0.1, tokens_per_second=1.0, bits_per_token=1.0)
-        yield Ended(0, Story(request, text, prompt_ids, tuple(tokens), reason, figures))
-
-def end(number, frame): raise SystemExit(143)
-
-signal.signal(signal.SIGTERM, end)
-registry = discover(user_folder=None)
-studio = Studio(
-    registry, parse_spec("greedy", registry), backend=Words(), open_model=lambda name: Words(), seed=1,
-    max_tokens=100_000,
-)
-settings = ChatSettings(color=False)
-sys.exit(App(studio, Screen(sys.stdout, color=False), settings).run())
-"""
 
 GATED = """
 import pathlib, sys, time
@@ -92,69 +34,6 @@ sys.meta_path.insert(0, Gate())
 from tinystory.repl.app import ChatSettings, chat
 sys.exit(chat(ChatSettings(model=sys.argv[2], seed=1, color=False, max_tokens=30)))
 """
-
-
-def _hear_ctrl_c():
-    """Undo what a shell does to its background jobs, in which these tests may run: there, SIGINT is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-class Terminal:
-    """A process on a pseudo-terminal, with everything that it has printed."""
-
-    def __init__(self, code, *args, folder, term="xterm", size=(24, 80)):
-        environment = {
-            **os.environ,
-            "TERM": term,
-            "LC_ALL": "C.UTF-8",
-            "PROMPT_TOOLKIT_NO_CPR": "1",
-            "OMP_NUM_THREADS": "1",
-            "XDG_STATE_HOME": str(folder),
-            "XDG_CONFIG_HOME": str(folder),
-            "XDG_DATA_HOME": str(folder),
-        }
-        self.log = ""
-        self.child = pexpect.spawn(
-            sys.executable,
-            ["-c", code, *args],
-            env=environment,
-            encoding="utf-8",
-            dimensions=size,
-            timeout=20,
-            preexec_fn=_hear_ctrl_c,
-        )
-        self.child.delaybeforesend = None
-
-    def expect(self, pattern):
-        """Wait for a pattern; return the text before it."""
-        try:
-            self.child.expect(pattern)
-        except (pexpect.TIMEOUT, pexpect.EOF) as error:
-            actual, log = self.child.before, self.log
-            raise AssertionError(f"expected {pattern!r}\nactual   {actual!r}\nlog      {log!r}") from error
-        self.log += self.child.before + (self.child.after if isinstance(self.child.after, str) else "")
-        return self.child.before
-
-    def send(self, text):
-        self.child.send(text)
-
-    def exit_code(self):
-        self.expect(pexpect.EOF)
-        self.child.close()
-        return self.child.exitstatus
-
-
-@pytest.fixture
-def terminal(tmp_path):
-    opened = []
-
-    def start(code, *args, **options):
-        opened.append(Terminal(code, *args, folder=tmp_path, **options))
-        return opened[-1]
-
-    yield start
-    for one in opened:
-        one.child.close(force=True)
 
 
 def test_prompt_completion_and_cancelling_do_not_wait_for_torch(terminal, tmp_path):
@@ -291,15 +170,12 @@ def test_termination_is_not_swallowed_and_leaves_the_terminal_as_it_was(terminal
 def test_dumb_terminal_gets_no_escapes(terminal):
     chat = terminal(SCRIPTED, term="dumb")
     chat.expect("> ")
-    assert chat.child.waitnoecho()
     chat.send("/len 5\r")
     chat.expect("at most 5")
     chat.expect("> ")
-    assert chat.child.waitnoecho()
     chat.send("Once\r")
     chat.expect("Once w5 w6 w7 w8 w9\r\n— 5 tokens")
     chat.expect("> ")
-    assert chat.child.waitnoecho()
     chat.child.sendeof()
     assert chat.exit_code() == 0
     assert "\x1b" not in chat.log

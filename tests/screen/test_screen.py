@@ -8,7 +8,7 @@ import pytest
 from prompt_toolkit.utils import get_cwidth
 from scripted_chat import printed
 
-from tinystory.screen import terminal as terminal_module
+from tinystory import interrupts as interrupts_module
 from tinystory.screen.blocks import Line, Outline, Table
 from tinystory.screen.colours import HEAT, background
 from tinystory.screen.terminal import Writing
@@ -16,7 +16,7 @@ from tinystory.screen.terminal import Writing
 
 def test_ctrl_c_is_noted_once_and_raised_when_nothing_looks(monkeypatch):
     moments = iter([10.0, 10.9, 11.1])
-    monkeypatch.setattr(terminal_module, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    monkeypatch.setattr(interrupts_module, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     with Writing() as writing:
         assert not writing.interrupted
         signal.raise_signal(signal.SIGINT)

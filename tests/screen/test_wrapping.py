@@ -144,3 +144,16 @@ def test_a_streamed_story_breaks_between_words(monkeypatch, color):
     assert re.sub("\x1b[^m]*m", "", stream.getvalue()) == (
         "Once upon a time there\nwas a little owl.\nIt loved its mum\nOnce upon a time there\nwas one.\n"
     )
+
+
+@pytest.mark.parametrize("parts", [["a\tb\n\tc \t d"], ["a", "\t", "b\n", "\tc", " ", "\t", " d"]])
+def test_a_tab_goes_to_the_next_tab_stop(parts):
+    wrapping = Wrapping(lambda: 80)
+    pieces = [piece for part in parts for piece in wrapping.add(part, "")] + wrapping.settle()
+    assert "".join(text for text, _ in pieces) == "a       b\n        c        d"
+
+
+def test_a_tab_near_the_edge_breaks_the_line():
+    wrapping = Wrapping(lambda: 20)
+    pieces = wrapping.add("twelve cells\tand seven", "") + wrapping.settle()
+    assert "".join(text for text, _ in pieces) == "twelve cells    and\nseven"

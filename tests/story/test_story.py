@@ -297,7 +297,7 @@ def test_a_tree_of_a_thousand_turns_is_drawn_at_once(studio):
     for number in range(1000):
         studio.tree.add(typed_turn(number, 0, [1], "x"))
     started = time.process_time()
-    [outline] = execute(studio, "/tree").blocks
+    [outline] = execute(studio, "/tree all").blocks
     assert len(outline.rows) == 1000
     assert time.process_time() - started < 2
 

@@ -8,6 +8,7 @@ from scripted_chat import ScriptedBackend, run, scripted_studio, write
 
 from tinystory.decoding.plugins import discover
 from tinystory.errors import UsageError
+from tinystory.repl.commands import execute
 from tinystory.studio.seams import joint
 
 
@@ -122,6 +123,21 @@ def test_nothing_written_leaves_the_desk_as_it_was(make):
     with pytest.raises(UsageError):
         write(studio, "")
     assert studio.text == ""
+
+
+@pytest.mark.parametrize("line", ["/more 2", "/retry", ""])
+@pytest.mark.parametrize("loading", [True, False])
+def test_what_is_stopped_before_its_first_token_leaves_the_story_on_the_desk(make, line, loading):
+    studio = make(([" was red"], "length"), ([], "cancelled"), ([], "cancelled"))
+    write(studio, "A cat")
+    requests = execute(studio, line).requests if line else [studio.next_turn("")]
+    if loading:
+        studio.keep(requests[0])
+    else:
+        list(studio.write(requests, lambda: True))
+    assert (studio.text, list(studio.tree.turns)) == ("A cat was red", [1])
+    studio.keep(studio.next_turn(" and"))
+    assert studio.text == "A cat was red and"
 
 
 def test_seed(make):

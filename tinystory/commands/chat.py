@@ -41,9 +41,9 @@ def run(options: ChatOptions) -> int:
         if options.resume is not None:
             raise UsageError("--resume opens a session at a terminal; here standard input or output is not a terminal")
         return generate.run(options_from(options, generate.GenerateOptions))
-    from tinystory.commands.shared.notices import plain_terminal
     from tinystory.commands.shared.prompt import prompt_of, stops_of
     from tinystory.repl.app import ChatSettings, chat
+    from tinystory.screen.facts import styled
 
     return chat(
         replace(
@@ -52,6 +52,6 @@ def run(options: ChatOptions) -> int:
             stop=stops_of(options.stop),
             decoder_files=options.decoder_file,
             compiled=options.compile,
-            color=options.color == "always" or (options.color == "auto" and not plain_terminal()),
+            color=styled(options.color, sys.stdout),
         )
     )

@@ -3,21 +3,21 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from shutil import get_terminal_size
 from typing import Any
 
 from tinystory.checkpoint.shipped import find_model
 from tinystory.commands.shared.decoders import find_decoders
 from tinystory.commands.shared.groups import JsonOptions, PromptOptions
-from tinystory.commands.shared.interrupts import exit_code, interrupts
 from tinystory.commands.shared.models import import_torch_meanwhile, load_to_write
-from tinystory.commands.shared.notices import note, styled, warn
+from tinystory.commands.shared.notices import note, warn
 from tinystory.commands.shared.printers import JsonLines, Printer, print_json, print_stories, print_text
 from tinystory.commands.shared.prompt import prompt_of, seed_of, stops_of
 from tinystory.decoding.spec import parse_spec
 from tinystory.evaluation.comparison import Measures, check_count, measures, requests
+from tinystory.interrupts import Interrupts, exit_code
 from tinystory.safe.showing import visible
 from tinystory.screen.columns import Columns
+from tinystory.screen.facts import styled, width_of
 from tinystory.session.loading import LoadedModel
 from tinystory.writing.generate import Ended, StoryRequest, Text, TextEvent, Trimmed, write
 
@@ -45,12 +45,12 @@ def run(options: CompareOptions) -> int:
     name, header = find_model(options.model)
     import_torch_meanwhile(options, header, *decoders)
     prompt, seed = prompt_of(options.prompt), seed_of(options.seed)
-    with interrupts() as interrupted:
+    with Interrupts() as interrupts:
         model = load_to_write(options, name, header, *decoders)
-        asked = requests(prompt, decoders, seed, options.max_tokens, stop, lambda: bool(interrupted))
+        asked = requests(prompt, decoders, seed, options.max_tokens, stop, lambda: bool(interrupts.received))
         printer = _form(options)(options, model, asked)
         print_stories(printer, write(model.session, model.tokenizer, asked))
-    return exit_code(interrupted)
+    return exit_code(interrupts.received)
 
 
 def _form(options: CompareOptions) -> type[Printer]:
@@ -89,7 +89,7 @@ class _SideBySide(_Compared):
 
     def __init__(self, options: CompareOptions, model: LoadedModel, asked: Sequence[StoryRequest]) -> None:
         super().__init__(options, model, asked)
-        self.columns = Columns(self.specs, get_terminal_size().columns, color=styled(options, sys.stdout))
+        self.columns = Columns(self.specs, width_of(sys.stdout), color=styled(options.color, sys.stdout))
         for index in range(len(asked)):
             print_text(self.columns.add(index, self.prompt))
 

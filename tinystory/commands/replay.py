@@ -17,6 +17,7 @@ from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
+from tinystory.screen.facts import is_dumb
 from tinystory.session.loading import LoadedModel, load
 from tinystory.story.session_file import load_session
 from tinystory.story.tree import StoryTree, Turn, Written
@@ -177,10 +178,10 @@ def _ties(n: int) -> str:
 
 
 def _show_progress(n_done: int, n_turns: int) -> None:
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not is_dumb():
         print(f"\r\x1b[Kreplaying turn {n_done + 1} of {n_turns}", end="", file=sys.stderr, flush=True)
 
 
 def _clear_progress() -> None:
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not is_dumb():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

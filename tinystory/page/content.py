@@ -130,7 +130,8 @@ def page_story(
     """
     path = tree.path(turn.id)
     specs = {one.id: one.written.spec for one in tree.lineage(turn.id) if one.written is not None}
-    if model is None or model.hash != _last_hash(tree, turn):
+    last = tree.last_written(turn.id)
+    if model is None or tokenizer is None or (last is not None and model.hash != last.model_hash):
         story = PageStory(turn, _bare_tokens(tree, turn, path, tokenizer), specs)
         story.notes.append("The model that wrote this story is not here, so the page has no alternatives.")
         return story
@@ -145,11 +146,6 @@ def page_story(
     _add_inside(story, ids, model, n_bos)
     del story.tokens[:n_bos]
     return story
-
-
-def _last_hash(tree: StoryTree, turn: Turn) -> str:
-    written = [one.written.model_hash for one in tree.lineage(turn.id) if one.written is not None]
-    return written[-1] if written else ""
 
 
 def _bare_tokens(

@@ -8,30 +8,33 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import partial
 
+from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application, create_app_session, in_terminal, run_in_terminal
 from prompt_toolkit.history import History, InMemoryHistory
-from prompt_toolkit.output.plain_text import PlainTextOutput
-from prompt_toolkit.utils import is_dumb_terminal
 
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import OUT_OF_MEMORY, TinystoryError, UsageError, is_out_of_memory, one_line
 from tinystory.folders import history_file
+from tinystory.interrupts import HANG_UP, Terminated, whole_imports
 from tinystory.repl.browser import Browser, browser_of
 from tinystory.repl.chooser import Chooser, asks, check_alone
 from tinystory.repl.commands import DeskStory, Reply, execute
 from tinystory.repl.commands.tree import step_aside
 from tinystory.repl.editor import edit_text
 from tinystory.repl.history import open_history
-from tinystory.repl.input_line import PROMPT, input_line
+from tinystory.repl.input_line import PROMPT, Pastes, input_line
+from tinystory.repl.keys import early_keys, plain_line, strict_keys
 from tinystory.repl.settings import ChatSettings
 from tinystory.repl.stream import show_columns, show_picked, show_story, show_versus, stream
 from tinystory.safe.reading import is_absent
 from tinystory.screen.blocks import Line
 from tinystory.screen.colours import background
+from tinystory.screen.facts import is_dumb
+from tinystory.screen.lease import TerminalLease, output_until_hang_up
 from tinystory.screen.screen import Screen
 from tinystory.screen.terminal import Hushed, Writing
 from tinystory.studio.backend import ModelBackend
@@ -86,24 +89,25 @@ def chat(settings: ChatSettings) -> int:
     notices = [] if settings.resume is None else keeper.resume(settings.resume, _given_by_flag(settings))
     path = history_file()
     first_time = is_absent(path)
-    screen = Screen(sys.stdout, color=settings.color, theme=background(settings.theme))
-    app = App(studio, screen, settings, open_history(path), keeper)
-    if not settings.quiet:
-        app.screen.show(Line(_WELCOME if first_time else _WELCOME_BACK, "dim"))
-        app.screen.show(*(Line(warning, "dim") for warning in registry.warnings))
-    app.screen.show(*(Line(notice, "note") for notice in notices))
-    if studio.tree.turn is not None:
-        show_story(studio, app.screen)
     try:
-        return app.run()
+        with output_until_hang_up(), create_app_session():
+            screen = Screen(sys.stdout, color=settings.color, theme=background(settings.theme))
+            app = App(studio, screen, settings, open_history(path), keeper)
+            if not settings.quiet:
+                screen.show(Line(_WELCOME if first_time else _WELCOME_BACK, "dim"))
+                screen.show(*(Line(warning, "dim") for warning in registry.warnings))
+            screen.show(*(Line(notice, "note") for notice in notices))
+            if studio.tree.turn is not None:
+                show_story(studio, screen)
+            return app.run()
     finally:
         keeper.close()
 
 
 def _why_plain() -> str:
     """Return why this terminal has no colours, in words."""
-    if os.environ.get("TERM") == "dumb":
-        return "the terminal is a dumb one (TERM=dumb)"
+    if is_dumb():
+        return f"the terminal is a dumb one (TERM={os.environ.get('TERM', '')})"
     return "NO_COLOR is set" if os.environ.get("NO_COLOR") else "`color` is never (/config)"
 
 
@@ -128,22 +132,28 @@ class App:
         self.keeper = keeper
         self.screen = screen
         self.settings = settings
-        self._dumb = is_dumb_terminal()
+        self._dumb = is_dumb()
+        self._terminal = TerminalLease()
+        self._pastes = Pastes()
         self._last_interrupt = float("-inf")
         studio.choose = Chooser(studio, screen)
-        # A dumb terminal gets plain text without any escape.
-        output = create_app_session(output=PlainTextOutput(sys.stdout)) if self._dumb else nullcontext()
-        with output:
-            self._session = input_line(studio, settings, history or InMemoryHistory(), self._go_aside, self._browse)
+        self._session: PromptSession[str] | None = None  # a dumb terminal edits its lines itself
+        if not self._dumb:
+            history = history or InMemoryHistory()
+            self._session = input_line(studio, settings, history, self._go_aside, self._browse, self._pastes)
+            strict_keys(self._session.input)
 
     def run(self) -> int:
         """Read and act until the user leaves; return the exit code."""
         try:
-            if self.settings.prompt:
-                self._guarded(partial(self._begin, self.settings.prompt))
-            if self._dumb:  # its input line is never rendered, and rendering would start the model
-                self.studio.backend.start()
-            return self._loop()
+            with self._terminal:
+                if self._session is not None:
+                    early_keys(self._session.input)
+                if self.settings.prompt:
+                    self._guarded(partial(self._begin, self.settings.prompt))
+                if self._session is None:  # otherwise the first picture of the input line starts the model
+                    self.studio.backend.start()
+                return self._loop()
         finally:
             self.screen.fresh_line()
 
@@ -157,7 +167,7 @@ class App:
                     self.screen.show(Line(problem, "note"))
                 self._warn_of_model()
                 self.screen.gap()
-                text = self._session.prompt()
+                text = self._read()
             except EOFError:
                 return 0
             except KeyboardInterrupt:
@@ -170,6 +180,27 @@ class App:
             if self._guarded(partial(self.do, text)):
                 return 0
 
+    def _read(self) -> str:
+        """Read a text from the input line. If the program ends meanwhile, what was typed goes to the history.
+
+        Raises:
+            EOFError: for Ctrl-D.
+            KeyboardInterrupt: for Ctrl-C.
+            Terminated: the terminal is gone, or a signal ends the program.
+        """
+        if self._session is None:
+            return plain_line(PROMPT)
+        try:
+            try:
+                return self._pastes.whole(self._session.prompt())
+            except EOFError:
+                if self._session.input.closed:
+                    raise Terminated(HANG_UP) from None
+                raise
+        except Terminated:
+            self._session.default_buffer.append_to_history()
+            raise
+
     def _warn_of_model(self) -> None:
         for warning in self.studio.backend.take_warnings():
             self._notice(warning)
@@ -180,7 +211,7 @@ class App:
         if text.startswith("/") and not text.startswith("//"):
             if not self._dumb:  # a dumb terminal cannot erase, so the line is still on the screen
                 self.screen.show(Line(PROMPT + text, "dim"))
-            with Hushed():  # without it, Ctrl-C would print ^C in the middle of the reply
+            with Hushed(), whole_imports():  # without it, Ctrl-C would print ^C in the middle of the reply
                 reply = execute(self.studio, text, self.keeper)
             return self._answer(reply)
         text = text.removeprefix("/") if text.startswith("//") else text
@@ -197,7 +228,8 @@ class App:
         if reply.clipboard is not None:
             self._copy(reply.clipboard)
         if reply.edit is not None:
-            edited = edit_text(reply.edit)
+            with self._terminal.lent():
+                edited = edit_text(reply.edit)
             request = None if edited is None else self.studio.edit(edited)
             if request is None:
                 self._notice("nothing was changed")
@@ -259,8 +291,8 @@ class App:
                 place, rank = choice
                 prompt.exit(result=f"/pick {place + 1} #{rank + 1}")
 
-        prompt = self._session.app
-        prompt.create_background_task(browse(prompt))
+        if self._session is not None:
+            self._session.app.create_background_task(browse(self._session.app))
 
     def _copy(self, text: str) -> None:
         """Put a text on the clipboard of the user's terminal (OSC 52)."""

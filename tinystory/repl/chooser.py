@@ -1,7 +1,6 @@
 """A chooser that asks the person at the terminal for the next token. The sampler `human` uses it."""
 
 from collections.abc import Iterable, Sequence
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
@@ -9,9 +8,11 @@ from prompt_toolkit.output import ColorDepth
 
 from tinystory.decoding import Decoder, Step
 from tinystory.errors import UsageError
+from tinystory.repl.keys import plain_line
 from tinystory.screen.blocks import Bars, Line
 from tinystory.screen.cells import shorten_start
 from tinystory.screen.colours import Style
+from tinystory.screen.facts import is_dumb
 from tinystory.screen.screen import Screen
 from tinystory.studio.backend import Backend
 from tinystory.studio.recall import quoted
@@ -72,7 +73,7 @@ class Chooser:
             self._screen.show(Line(f"no possible token is {quoted(typed)}; {HELP}", "note"))
 
     def _show(self, logits: "Tensor", step: Step) -> list[int]:
-        backend, width = self._studio.backend, get_terminal_size().columns
+        backend, width = self._studio.backend, self._screen.width
         probs = logits.softmax(dim=-1)
         n_left = int((probs > 0).sum())
         likeliest = probs.topk(max(1, min(N_SHOWN, n_left)))
@@ -86,6 +87,8 @@ class Chooser:
         return list(ids)
 
     def _read(self) -> str:
+        if is_dumb():
+            return plain_line(PROMPT)
         if self._prompt is None:
             depth = None if self._screen.color else ColorDepth.DEPTH_1_BIT
             self._prompt = PromptSession(PROMPT, erase_when_done=True, color_depth=depth)

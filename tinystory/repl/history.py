@@ -8,10 +8,18 @@ from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
+from tinystory.errors import TinystoryError
+from tinystory.safe.writing import write_atomically
+
 __all__ = ["open_history"]
 
 _LONGEST = 20_000
 """Characters of the longest entry that is kept on disk. Every start reads all entries again."""
+_KEPT = 500_000
+"""Bytes of the latest entries that are read, and kept when the file is cut."""
+_LARGE = 2 * _KEPT
+_ENTRY = b"\n# "
+"""The beginning of an entry; a line of typed text has a plus sign before it."""
 
 _MOST_BYTES = 2**26
 
@@ -19,7 +27,8 @@ _MOST_BYTES = 2**26
 def open_history(path: Path) -> History:
     """Return a history in a file that only its owner may read.
 
-    If the file cannot be used, the history is in memory; the user gets no notice.
+    If the file cannot be used, the history is in memory; the user gets no notice. A file that has grown large loses
+    its oldest entries.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -35,7 +44,19 @@ def open_history(path: Path) -> History:
             os.close(descriptor)
     except OSError:
         return InMemoryHistory()
-    return _SafeFileHistory(path)
+    if status.st_size > _LARGE:
+        with suppress(OSError, TinystoryError):
+            write_atomically(path, _end_of(path), 0o600)
+    return _SafeFileHistory(str(path))
+
+
+def _end_of(path: Path) -> bytes:
+    """Return the latest entries of a file: at most `_KEPT` bytes."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _KEPT))
+        end = file.read()
+    return end if size <= _KEPT else end[end.find(_ENTRY) :] if _ENTRY in end else b""
 
 
 class _SafeFileHistory(FileHistory):
@@ -43,9 +64,12 @@ class _SafeFileHistory(FileHistory):
 
     def load_history_strings(self) -> Iterable[str]:
         try:
-            return list(super().load_history_strings())
+            text = _end_of(Path(str(self.filename))).decode("utf-8", errors="replace")
         except OSError:
             return []
+        entries = ("\n" + text).split(_ENTRY.decode())[1:]
+        lines = ([line[1:] for line in entry.split("\n") if line.startswith("+")] for entry in entries)
+        return ["\n".join(entry) for entry in lines if entry][::-1]
 
     def store_string(self, string: str) -> None:
         # An entry that is not stored is still in the history of this chat.

@@ -10,7 +10,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
 from prompt_toolkit.enums import DEFAULT_BUFFER
-from prompt_toolkit.filters import has_focus
+from prompt_toolkit.filters import emacs_mode, has_focus
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth
@@ -26,9 +26,32 @@ from tinystory.studio.keeper import session_names
 from tinystory.studio.presets import preset_names
 from tinystory.studio.studio import Studio
 
-__all__ = ["PROMPT", "bindings", "input_line", "toolbar"]
+__all__ = ["PROMPT", "Pastes", "bindings", "input_line", "toolbar"]
 
 PROMPT = "> "
+_LONGEST_PASTE = 20_000
+"""Characters of the longest pasted text that is shown. The input line is drawn anew for each key, in 30 ms then."""
+
+
+class Pastes:
+    """The long texts that were pasted in this chat. The input line has a mark in place of each."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def shown(self, text: str) -> str:
+        """Return what stands in the input line for a pasted text: the text itself, or a mark if it is long."""
+        if len(text) <= _LONGEST_PASTE:
+            return text
+        mark = f"[pasted text {len(self._texts) + 1}: {len(text):,} characters]"
+        self._texts[mark] = text
+        return mark
+
+    def whole(self, typed: str) -> str:
+        """Return what was typed, with the texts in place of their marks."""
+        for mark, text in self._texts.items():
+            typed = typed.replace(mark, text)
+        return typed
 
 
 def input_line(
@@ -37,6 +60,7 @@ def input_line(
     history: History,
     go_aside: Callable[[int], None],
     browse: Callable[[], None],
+    pastes: Pastes,
 ) -> PromptSession[str]:
     """Return the input line of a chat; its `prompt` reads one text.
 
@@ -46,13 +70,14 @@ def input_line(
         history: the earlier texts.
         go_aside: goes to another branch, as in `bindings`.
         browse: opens the token browser, as in `bindings`.
+        pastes: keeps long pasted texts.
     """
     session: PromptSession[str] = PromptSession(
         PROMPT,
         multiline=True,
         prompt_continuation=" " * len(PROMPT),
         history=history,
-        key_bindings=bindings(go_aside, browse),
+        key_bindings=bindings(go_aside, browse, pastes),
         vi_mode=settings.keys == "vi",
         enable_open_in_editor=True,
         tempfile_suffix=".txt",
@@ -66,22 +91,24 @@ def input_line(
         erase_when_done=True,
     )
     session.app.ttimeoutlen = LONE_ESCAPE_SECONDS
+    # A terminal that does not tell where its cursor is only has no toolbar; that needs no warning.
+    session.app.renderer.cpr_not_supported_callback = None
     # Importing torch blocks Python for long moments, so it begins when the input line is on the screen.
     session.app.after_render += lambda _: studio.backend.start()
     return session
 
 
-def bindings(
-    go_aside: Callable[[int], None] = lambda step: None, browse: Callable[[], None] = lambda: None
-) -> KeyBindings:
+def bindings(go_aside: Callable[[int], None], browse: Callable[[], None], pastes: Pastes) -> KeyBindings:
     """Return the key bindings of the input line.
 
     Enter sends. Alt-Enter and Ctrl-J begin a new line. Tab completes. Ctrl-C clears the line; on an empty line it
-    raises KeyboardInterrupt. prompt_toolkit inserts a bracketed paste with its newlines, so a paste never sends.
+    raises KeyboardInterrupt. A bracketed paste is inserted with its newlines, so a paste never sends. Keys with Alt are
+    for the keys of Emacs only: in vi, Escape is a key of its own.
 
     Args:
         go_aside: goes to the branch that is `step` places further, for Alt-Left (-1) and Alt-Right (1).
         browse: opens the token browser, for Alt-Up.
+        pastes: keeps long pasted texts.
     """
     keys = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)  # while the history is searched, these keys have other meanings
@@ -91,9 +118,17 @@ def bindings(
         event.current_buffer.validate_and_handle()
 
     @keys.add("c-j", filter=typing)
-    @keys.add("escape", "enter", filter=typing)
+    @keys.add("escape", "enter", filter=typing & emacs_mode)
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
+
+    @keys.add("<bracketed-paste>", filter=typing)
+    def _paste(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        text = event.data.replace("\r\n", "\n").replace("\r", "\n")
+        # A copied line often comes with its newline, which would end the line of the story.
+        text = text if buffer.document.text_after_cursor else text.rstrip("\n")
+        buffer.insert_text(pastes.shown(text))
 
     @keys.add("tab", filter=typing)
     def _complete(event: KeyPressEvent) -> None:
@@ -120,15 +155,15 @@ def bindings(
         else:
             event.app.exit(exception=KeyboardInterrupt())
 
-    @keys.add("escape", "left", filter=typing)
+    @keys.add("escape", "left", filter=typing & emacs_mode)
     def _branch_before(event: KeyPressEvent) -> None:
         go_aside(-1)
 
-    @keys.add("escape", "right", filter=typing)
+    @keys.add("escape", "right", filter=typing & emacs_mode)
     def _branch_after(event: KeyPressEvent) -> None:
         go_aside(1)
 
-    @keys.add("escape", "up", filter=typing)
+    @keys.add("escape", "up", filter=typing & emacs_mode)
     def _open_browser(event: KeyPressEvent) -> None:
         browse()
 

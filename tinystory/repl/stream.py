@@ -3,7 +3,6 @@
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from shutil import get_terminal_size
 
 from tinystory.decoding import Token
 from tinystory.decoding.spec import format_spec
@@ -76,7 +75,7 @@ def show_columns(
     studio: Studio, screen: Screen, titles: Sequence[str], events: Iterable[TextEvent], notice: Notify
 ) -> None:
     """Show stories side by side while they are written, then their figures and the numbers of their turns."""
-    columns = Columns(titles, get_terminal_size().columns, color=screen.color)
+    columns = Columns(titles, screen.width, color=screen.color)
     before = set(studio.tree.turns)
     screen.fresh_line()
     try:
@@ -119,7 +118,7 @@ def show_versus(
             return
         for warning in backend.take_warnings():
             notice(warning)
-    columns = Columns(titles, get_terminal_size().columns, color=screen.color)
+    columns = Columns(titles, screen.width, color=screen.color)
     screen.fresh_line()
     try:
         for index in range(len(backends)):

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-__all__ = ["PipeConsole", "progress_bar", "table_console"]
+from tinystory.screen.facts import is_dumb, styled
+
+__all__ = ["PipeConsole", "console", "progress_bar", "table_console"]
 
 
 class PipeConsole(Console):
@@ -18,15 +20,34 @@ class PipeConsole(Console):
         raise BrokenPipeError
 
 
-def table_console(color: str = "auto", width: int = 200) -> Console:
-    """Return a console on standard output. Without a terminal, lines have `width` cells, so grep finds whole rows."""
+def console(color: str = "auto", *, stderr: bool = False, width: int | None = None) -> Console:
+    """Return a console for text of others: nothing in the text is read as markup, a highlight or an emoji.
+
+    Args:
+        color: `auto`, `always` or `never`.
+        stderr: True for standard error.
+        width: the width of a line in cells; None is the width of the terminal.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    may_style = styled(color, stream)
     return PipeConsole(
-        width=None if sys.stdout.isatty() else width,
-        force_terminal=True if color == "always" else None,
-        color_system=None if color == "never" else "auto",
+        stderr=stderr,
+        width=width,
+        # rich would believe an exported COLUMNS, which is the width of another window.
+        _environ={name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")},
+        # rich would ask NO_COLOR and FORCE_COLOR itself, and keep bold text.
+        force_terminal=may_style or stream.isatty(),
+        color_system="auto" if may_style else None,
+        no_color=not may_style,
         markup=False,
         highlight=False,
+        emoji=False,
     )
+
+
+def table_console(color: str = "auto", width: int = 200) -> Console:
+    """Return a console on standard output. Without a terminal, lines have `width` cells, so grep finds whole rows."""
+    return console(color, width=None if sys.stdout.isatty() else width)
 
 
 @contextmanager
@@ -36,13 +57,13 @@ def progress_bar(label: str, total: int, *, quiet: bool, color: str) -> Iterator
     Yields:
         A function that takes the number of items done, and by name a new `total` or `description`.
     """
-    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if quiet or not sys.stderr.isatty() or is_dumb():
         yield lambda _done, **_changes: None
         return
     from rich.progress import Progress
 
-    console = Console(stderr=True, color_system=None if color == "never" else "auto")
     # Other output keeps its stream: rich would redirect it to standard error.
-    with Progress(console=console, transient=True, refresh_per_second=4, redirect_stdout=False) as bar:
+    shown_on = console(color, stderr=True)
+    with Progress(console=shown_on, transient=True, refresh_per_second=4, redirect_stdout=False) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done, **changes: bar.update(task, completed=done, **changes)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
-from shutil import get_terminal_size
 from typing import TextIO
 
 from prompt_toolkit.utils import get_cwidth
@@ -16,6 +15,7 @@ from prompt_toolkit.utils import get_cwidth
 from tinystory.safe.showing import visible
 from tinystory.screen.blocks import Line, Printable, Spans
 from tinystory.screen.colours import Style, Theme, sgr, styled
+from tinystory.screen.facts import width_of
 from tinystory.screen.layout import draft_line, lines_of
 from tinystory.screen.wrapping import Wrapping
 
@@ -41,7 +41,12 @@ class Screen:
         self._written = False
         self._column = 0
         self._has_draft = False
-        self._wrapping: Wrapping[Style] = Wrapping(lambda: max(1, get_terminal_size().columns))
+        self._wrapping: Wrapping[Style] = Wrapping(lambda: self.width)
+
+    @property
+    def width(self) -> int:
+        """The present width in cells, at least 1."""
+        return max(1, width_of(self._stream))
 
     def story(self, text: str, style: Style = "") -> None:
         """Add story text after the last one; near the edge, a word waits until it is known to fit."""
@@ -55,10 +60,10 @@ class Screen:
         The cursor stays where the story ends. Without colour a draft could be taken for the story, so none is shown.
         """
         if self.color:
-            width = get_terminal_size().columns
+            width = self.width
             at = self._column % width
             # A full line leaves the cursor on its last letter, which erasing would remove.
-            whole = self._wrapping.held + visible(text.replace("\n", " "))
+            whole = self._wrapping.held + visible(" ".join(re.split(r"[\n\t]", text)))
             shown = "" if self._column and not at else draft_line(whole, width - 1 - at)
             erased = _ERASE_LINE_END if self._has_draft else ""
             drawn = _SAVE_CURSOR + self._styled(shown, "dim") + _RESTORE_CURSOR if shown else ""
@@ -94,7 +99,7 @@ class Screen:
     def show(self, *blocks: Printable) -> None:
         """Print blocks on lines of their own."""
         self.fresh_line()
-        width = get_terminal_size().columns
+        width = self.width
         for block in blocks:
             if isinstance(block, Spans):
                 for text, style in block.pieces:

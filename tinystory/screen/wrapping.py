@@ -16,6 +16,8 @@ __all__ = ["LineBreaker", "Wrapping", "wrap"]
 
 S = TypeVar("S")
 _PARTS = re.compile(r"\n|[ \t]+|[^ \t\n]+")
+_TAB = 8
+"""Cells from one tab stop to the next."""
 _LONGEST = 20
 """Cells of the longest word that is kept whole. Text without spaces is longer and may break anywhere."""
 
@@ -139,13 +141,20 @@ class Wrapping(Generic[S]):
             elif part.isspace():
                 if self._word:
                     ready += self.settle()
-                self._gap.append((part, style))
+                self._gap.append((self._without_tabs(part), style))
             else:
                 self._word.append((part, style))
                 n = _cells(self._word)
                 if n > _LONGEST or self._column + _cells(self._gap) + n <= self._width() - _LONGEST:
                     ready += self.settle()
         return ready
+
+    def _without_tabs(self, space: str) -> str:
+        """Return white space with spaces for its tabs, up to the columns that a terminal goes to."""
+        column, expanded = self._column + _cells(self._gap), ""
+        for character in space:
+            expanded += " " * (_TAB - (column + len(expanded)) % _TAB) if character == "\t" else " "
+        return expanded
 
     def settle(self) -> list[tuple[str, S]]:
         """Return the pieces that have been held back, and hold nothing back any more."""

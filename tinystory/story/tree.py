@@ -224,6 +224,10 @@ class StoryTree:
             number = self.turns[number].parent
         return turns[::-1]
 
+    def last_written(self, number: int) -> Written | None:
+        """Return what the model wrote last in the story up to a turn; None if it wrote nothing."""
+        return next((turn.written for turn in reversed(self.lineage(number)) if turn.written is not None), None)
+
     def path(self, number: int) -> list[PathToken]:
         """Return the tokens of the story up to a turn, each with the turn that added it."""
 

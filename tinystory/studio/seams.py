@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Speller", "joint", "lengthened", "spelling", "split_at"]
+__all__ = ["Speller", "joint", "lengthened", "spelling", "split_at", "without_last_word"]
 
 _CLOSING = re.compile(r"""[\s.,;:!?…)\]}”’»—]|'(s|t|d|m|re|ve|ll)\b|['"]\s*$""")
 _OPENING = "([{“‘«—-/"
@@ -64,6 +64,27 @@ def lengthened(vocabulary: Speller, token_ids: Sequence[int], text: str) -> tupl
             if ids is not None:
                 return start, ids
     return 0, vocabulary.encode(text, bos=True)
+
+
+def without_last_word(
+    vocabulary: Speller, before: Sequence[int], typed_ids: Sequence[int], text: str
+) -> tuple[tuple[int, ...], str]:
+    """Take the last word of what was typed back, so that a model can spell it again.
+
+    Args:
+        vocabulary: the vocabulary of the tokens.
+        before: the tokens of the story before; they stay.
+        typed_ids: the tokens of what was typed.
+        text: the text of all tokens together.
+
+    Returns:
+        The typed tokens that stay, and the end of the text that they lack. One token of the story always stays.
+    """
+    left, heal = list(typed_ids), ""
+    while len(before) + len(left) > 1 and left and not heal[:1].isspace():
+        left.pop()
+        heal = text[len(vocabulary.detokenize((*before, *left))) :]
+    return tuple(left), heal
 
 
 def spelling(vocabulary: Speller, token_ids: Sequence[int], rest: str, text: str) -> list[int] | None:

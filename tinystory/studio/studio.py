@@ -1,6 +1,5 @@
 """The studio: the decoder, the model, the settings and the tree of stories of one chat. It knows no terminal."""
 
-import random
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -12,8 +11,8 @@ from tinystory.errors import UsageError
 from tinystory.settings import Setting
 from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 from tinystory.studio.backend import Backend
-from tinystory.studio.seams import joint, lengthened
-from tinystory.studio.turn_request import TurnRequest
+from tinystory.studio.seams import joint, lengthened, without_last_word
+from tinystory.studio.turn_request import TurnRequest, random_seed
 from tinystory.studio.unfinished_turn import UnfinishedTurn
 from tinystory.studio.views import Tint
 from tinystory.text.prompt_text import check_prompt
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Studio", "TurnRequest", "random_seed"]
-
-
-def random_seed() -> int:
-    """Return a random seed below a million, which is short enough to type again."""
-    return random.SystemRandom().randrange(1_000_000)
 
 
 @dataclass
@@ -218,11 +212,13 @@ class Studio:
         request = self._lengthened(text[:end], "")
         return self._add(request, text[:end], None)
 
-    def keep(self, request: TurnRequest) -> Turn:
-        """Add a turn with only what was typed, and put it on the desk."""
+    def keep(self, request: TurnRequest) -> None:
+        """Add a turn with only what was typed, and put it on the desk, unless the desk has it already."""
+        if self._is_on_desk(request):
+            return
         typed_ids = (*request.typed_ids, *self.backend.encode(request.heal, bos=False))
         unhealed = replace(request, typed_ids=typed_ids, heal="")
-        return self._add(unhealed, self._typed_text(unhealed), None)
+        self._add(unhealed, self._typed_text(unhealed), None)
 
     def goto(self, number: int) -> None:
         """Put a turn on the desk; raises UsageError if there is no such turn."""
@@ -302,7 +298,8 @@ class Studio:
         if request.heal and not written_text.startswith(self._typed_text(request)):
             self.keep(request)  # the model was stopped before it had spelled the cut word again
             return
-        if not written_text and not unfinished.tokens:
+        stopped_at_once = not unfinished.tokens and unfinished.finish_reason == "cancelled"
+        if (stopped_at_once and self._is_on_desk(request)) or not (written_text or unfinished.tokens):
             return
         text, hidden, tail_ids = unfinished.ending(self.backend)
         turn = self._add(request, text, unfinished.written(self.backend), hidden, tail_ids)
@@ -334,12 +331,8 @@ class Studio:
 
     def _healed(self, request: TurnRequest, text: str) -> TurnRequest:
         """Return the request with its last word taken back, which the model then spells again; kept tokens stay."""
-        typed_ids, heal = list(request.typed_ids), ""
-        before = self.token_ids[: request.kept]
-        while len(before) + len(typed_ids) > 1 and typed_ids and not heal[:1].isspace():
-            typed_ids.pop()
-            heal = text[len(self.backend.detokenize((*before, *typed_ids))) :]
-        return replace(request, typed_ids=tuple(typed_ids), heal=heal)
+        typed_ids, heal = without_last_word(self.backend, self.token_ids[: request.kept], request.typed_ids, text)
+        return replace(request, typed_ids=typed_ids, heal=heal)
 
     def _request(self, kept: int, typed: str, typed_ids: Sequence[int]) -> TurnRequest:
         """Ask for a turn that keeps the first `kept` tokens of the story on the desk, in the model's vocabulary."""
@@ -371,6 +364,13 @@ class Studio:
         typed = self.backend.detokenize((*ids[:kept], *hidden_ids))[len(self.text) :]
         return self._request(kept, typed, hidden_ids)
 
+    def _is_on_desk(self, request: TurnRequest) -> bool:
+        """Return whether the story on the desk has what a turn begins with, as when a branch of it was asked for."""
+        turn = self.tree.turn
+        if turn is not None and (turn.parent, turn.kept, turn.typed) == (request.parent, request.kept, request.typed):
+            return True
+        return self._typed_text(request) == self.text
+
     def _is_in_tree(self, request: TurnRequest) -> bool:
         """Return whether nothing was typed for a turn, or a branch with the same typed text is in the tree."""
         if self._typed_text(request) == self.tree.text(request.parent):
@@ -390,10 +390,7 @@ class Studio:
         """Return the seed that is set. Without one, return the story's seed if `going_on`, or else a new seed."""
         if self.seed is not None:
             return self.seed
-        turn = self.tree.turn
-        if going_on and turn is not None and not self.fresh_noise:
-            for earlier in reversed(self.tree.lineage(turn.id)):
-                if earlier.written is not None:
-                    return earlier.written.seed
+        if going_on and not self.fresh_noise and (written := self.tree.last_written(self.tree.current)):
+            return written.seed
         self.fresh_noise = False
         return self.draw_seed()

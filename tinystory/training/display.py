@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tinystory.errors import UsageError
+from tinystory.screen.console import console
 from tinystory.training.distributed import Ranks
 from tinystory.training.state import TrainState
 
@@ -119,7 +119,8 @@ class Display:
     SECONDS_BETWEEN_LINES = 30.0
 
     def __init__(self, ranks: Ranks) -> None:
-        self.console = Console(stderr=True, quiet=not ranks.first, markup=False, highlight=False)
+        self.console = console(stderr=True)
+        self.console.quiet = not ranks.first
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),

@@ -17,7 +17,6 @@ from tinystory.checkpoint.shipped import find_model
 from tinystory.commands.generate import GenerateOptions
 from tinystory.commands.shared.decoders import find_decoders
 from tinystory.commands.shared.fields import common_fields, event_fields
-from tinystory.commands.shared.interrupts import exit_code, interrupts
 from tinystory.commands.shared.models import load_to_write, load_with_torch
 from tinystory.commands.shared.notices import note
 from tinystory.commands.shared.prompt import seed_of
@@ -26,6 +25,7 @@ from tinystory.data.prompts import PromptFile
 from tinystory.decoding import Decoder
 from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import TinystoryError, UsageError
+from tinystory.interrupts import Interrupts, exit_code
 from tinystory.screen.console import progress_bar
 from tinystory.session.loading import LoadedModel
 from tinystory.training.ranks import local_rank, place_among_ranks
@@ -166,18 +166,18 @@ class _Writer:
         rows = self.options.batch_size or rows_that_fit(self.model.header.config)
         common = self._common()
         without_token: list[int] = []
-        with interrupts() as interrupted:
+        with Interrupts() as interrupts:
             for batch in story_batches(places, self.model.tokenizer, rows):
                 usable = [place for place in batch if place.prompt_ids]
                 without_token += [place.index for place in batch if not place.prompt_ids]
-                for place, event in self._ended(usable, lambda: bool(interrupted)):
+                for place, event in self._ended(usable, lambda: bool(interrupts.received)):
                     seed = self._seed(place)
                     self._add({"index": place.index, **event_fields(event), **common, "seed": seed})
                     progress(len(event.result.tokens))
                 if self.lines:
                     self.lines.sync()
-                if interrupted:
-                    return exit_code(interrupted)
+                if interrupts.received:
+                    return exit_code(interrupts.received)
         if without_token:
             raise TinystoryError(
                 f"{len(without_token)} stories could not be begun: their prompts have no token, and this model's "

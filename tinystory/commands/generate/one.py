@@ -7,12 +7,12 @@ from tinystory.checkpoint.shipped import find_model
 from tinystory.commands.generate import GenerateOptions
 from tinystory.commands.shared.decoders import find_decoders
 from tinystory.commands.shared.fields import story_fields
-from tinystory.commands.shared.interrupts import exit_code, interrupts
 from tinystory.commands.shared.models import import_torch_meanwhile, load_to_write
 from tinystory.commands.shared.notices import note, warn
 from tinystory.commands.shared.printers import JsonLines, Printer, print_json, print_stories, print_text
 from tinystory.commands.shared.prompt import prompt_of, seed_of
 from tinystory.decoding.spec import parse_spec
+from tinystory.interrupts import Interrupts, exit_code
 from tinystory.safe.showing import visible
 from tinystory.session.loading import LoadedModel
 from tinystory.writing.generate import Story, StoryRequest, Text, TextEvent, Trimmed, write
@@ -27,7 +27,7 @@ def run(options: GenerateOptions) -> int:
     name, header = find_model(options.model)
     import_torch_meanwhile(options, header, decoder)
     prompt, seed = prompt_of(options.prompt), seed_of(options.seed)
-    with interrupts() as interrupted:
+    with Interrupts() as interrupts:
         model = load_to_write(options, name, header, decoder)
         requests = [
             StoryRequest(
@@ -37,13 +37,13 @@ def run(options: GenerateOptions) -> int:
                 max_new_tokens=options.max_tokens,
                 stop=options.stop,
                 number=number,
-                cancel=lambda: bool(interrupted),
+                cancel=lambda: bool(interrupts.received),
             )
             for number in range(options.num)
         ]
         form = JsonLines if options.jsonl else _Json if options.json else _Plain
         print_stories(form(options, model, requests), write(model.session, model.tokenizer, requests))
-    return exit_code(interrupted)
+    return exit_code(interrupts.received)
 
 
 class _Plain(Printer):
