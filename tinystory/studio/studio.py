@@ -22,7 +22,7 @@ from tinystory.writing.generate import Ended, Story, StoryRequest, TextEvent
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Studio", "TurnRequest", "random_seed"]
+__all__ = ["Studio", "TurnRequest"]
 
 
 @dataclass
