@@ -178,6 +178,8 @@ def seeing(chat):
     chat.says("/color off", "colours are off")
     chat.says("/top -1 5", r"^→? *\d +\d+\.\d% +.*█")
     chat.says("/trace -1", r"\d,?\d+ → .*20 → ", r"top-k 20 +20 left", r"took .* by this decoder")
+    chat.says("/inside -1", r"layer 6 \(the model\)", r"is the likeliest from", r"looked")
+    chat.says("/inside -1 parts", r"layer 6: 1 [+-]\d", r"times less likely|no part helps it")
     chat.says("/pick -1 #2", r"^ \S", WRITTEN)
     chat.says("/ppl", r"perplexity +\d", r"bits per byte +\d")
     chat.says("/whatif greedy", r"greedy could not have picked|greedy could have written")
