@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from tinystory.checkpoint import hash as model_hash_module
 from tinystory.checkpoint import hub, load_model, locate, model_hash, read_header, save_checkpoint
-from tinystory.checkpoint.hf_layout import from_hf_config, to_hf_config, token_ids
+from tinystory.checkpoint.hf_layout import from_hf_config, to_hf_config
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.model.config import ModelConfig, RopeScaling
 from tinystory.model.transformer import Transformer
@@ -226,14 +226,6 @@ def test_both_forms_of_rope_are_read():
     ):
         config = from_hf_config(old | fields)
         assert (config.rope_theta, config.rope_scaling) == (theta, scaling), fields
-
-
-def test_token_ids():
-    assert token_ids({"bos_token_id": 1, "eos_token_id": [2, 3]}, {}, 10) == (1, {2, 3})
-    assert token_ids({"bos_token_id": 1, "eos_token_id": 2}, {"eos_token_id": [4, 5]}, 10) == (1, {4, 5})
-    assert token_ids({"bos_token_id": 50256, "eos_token_id": [2, 50256]}, {}, 10) == (None, {2})
-    assert token_ids({"eos_token_id": 2}, {"eos_token_id": 99}, 10) == (None, {2})
-    assert token_ids({}, {}, None) == (None, frozenset())
 
 
 @pytest.mark.parametrize(

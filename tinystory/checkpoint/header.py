@@ -14,6 +14,7 @@ from tinystory.checkpoint import hf_layout
 from tinystory.checkpoint.directory import follow_latest
 from tinystory.checkpoint.hash import file_stamp
 from tinystory.checkpoint.safetensors_header import TensorEntry, read_tensors
+from tinystory.checkpoint.tokens.special import SpecialIds, configured_ids
 from tinystory.checkpoint.vocabulary import read_vocabulary
 from tinystory.dtypes import dtype_of_safetensors
 from tinystory.errors import CheckpointError
@@ -43,8 +44,7 @@ class CheckpointHeader:
         dtype: the format of most weights on the disk: float32, bfloat16 or float16. A model that only
             transformers runs may have another one, under its safetensors name.
         tensors: the file, dtype, shape and byte offsets of each tensor, by the name that Hugging Face gives it.
-        bos_id: the token that a story begins with, or None.
-        eos_ids: the tokens that end a story.
+        special_ids: the tokens that begin and end a story, as the configs name them.
         provenance: the content of tinystory.json; empty if there is no such file.
         stamp: sizes and times of the files, as from `file_stamp`; it differs once a file has been replaced.
         warnings: one line for each thing that a user should know, though the model runs.
@@ -55,11 +55,25 @@ class CheckpointHeader:
     hf_config: Mapping[str, Any]
     dtype: str
     tensors: Mapping[str, TensorEntry]
-    bos_id: int | None
-    eos_ids: frozenset[int]
+    special_ids: SpecialIds
     provenance: Mapping[str, Any]
     stamp: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that a story begins with, as the configs name it, or None."""
+        return self.special_ids.bos_id
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokens that end a story, as the configs name them."""
+        return self.special_ids.eos_ids
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of tokens of the model; None if config.json does not say it."""
+        return _vocab_size(self.config, self.hf_config)
 
 
 def read_header(directory: Path) -> CheckpointHeader:
@@ -76,19 +90,20 @@ def read_header(directory: Path) -> CheckpointHeader:
     config = hf_layout.from_hf_config(hf_config)
     tensors = read_tensors(directory)
     stamp = file_stamp(directory)
-    warnings: tuple[str, ...] = ()
-    if config is not None:
-        warnings = _check_tensors(directory, config, tensors)
-        vocab_size: int | None = config.vocab_size
-    else:
-        stated = hf_config.get("vocab_size")
-        vocab_size = stated if type(stated) is int and stated > 0 else None
+    warnings = _check_tensors(directory, config, tensors) if config is not None else ()
+    vocab_size = _vocab_size(config, hf_config)
     read_vocabulary(directory, vocab_size)
     generation_config = _read_optional(directory / "generation_config.json")
-    bos_id, eos_ids = hf_layout.token_ids(hf_config, generation_config, vocab_size)
+    special_ids, warnings_about_ids = configured_ids(hf_config, generation_config, vocab_size)
+    warnings += warnings_about_ids
     provenance = _read_optional(directory / "tinystory.json")
     dtype = _main_dtype(tensors)
-    return CheckpointHeader(directory, config, hf_config, dtype, tensors, bos_id, eos_ids, provenance, stamp, warnings)
+    return CheckpointHeader(directory, config, hf_config, dtype, tensors, special_ids, provenance, stamp, warnings)
+
+
+def _vocab_size(config: ModelConfig | None, hf_config: Mapping[str, Any]) -> int | None:
+    stated = config.vocab_size if config is not None else hf_config.get("vocab_size")
+    return stated if type(stated) is int and stated > 0 else None
 
 
 def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, TensorEntry]) -> tuple[str, ...]:

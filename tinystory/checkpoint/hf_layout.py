@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEAD", "HfTensor", "from_hf_config", "is_known_buffer", "name_prefix", "pack", "tensor_layout", "to_hf_config",
-    "token_ids", "unpack",
+    "unpack",
 ]  # fmt: skip
 
 HEAD = "lm_head.weight"
@@ -221,37 +221,6 @@ def _llama_fields(config: ModelConfig) -> dict[str, Any]:
 
 def _one_or_list(ids: Collection[int]) -> int | list[int] | None:
     return sorted(ids) if len(ids) > 1 else next(iter(ids), None)
-
-
-def token_ids(
-    hf_config: Mapping[str, Any], generation_config: Mapping[str, Any], vocab_size: int | None
-) -> tuple[int | None, frozenset[int]]:
-    """Return the BOS id and the EOS ids. generation_config.json overrides config.json, as in transformers.
-
-    An id outside the vocabulary is ignored: small models often have the default of their family (50256) in the file.
-
-    Args:
-        hf_config: the content of config.json.
-        generation_config: the content of generation_config.json; empty if there is no such file.
-        vocab_size: the number of tokens of the model; None if it is not known.
-
-    Raises:
-        CheckpointError: an id is not a whole number from 0.
-    """
-    bos: set[int] = set()
-    eos: set[int] = set()
-    for fields in (hf_config, generation_config):
-        for key, chosen in (("bos_token_id", bos), ("eos_token_id", eos)):
-            value = fields.get(key)
-            ids = value if isinstance(value, list) else [] if value is None else [value]
-            for token_id in ids:
-                if type(token_id) is not int or token_id < 0:
-                    raise CheckpointError(f"{key} is {shown(value)}; it must be a whole number from 0")
-            valid = {i for i in ids if vocab_size is None or i < vocab_size}
-            if valid:
-                chosen.clear()
-                chosen.update(valid)
-    return min(bos, default=None), frozenset(eos)
 
 
 # --- tensors ---

@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 from tinystory.errors import CheckpointError
 from tinystory.text.text_rules import TextStream, bytes_of_byte_level_characters, text_stream
 
-__all__ = ["END_OF_TEXT", "Detokenizer", "Tokenizer"]
+__all__ = ["END_OF_TEXT", "Detokenizer", "Tokenizer", "byte_level_bpe"]
 
 END_OF_TEXT = "<|endoftext|>"
 """The token that is both BOS and EOS in our own vocabularies, and the separator in files of stories."""
@@ -29,9 +29,17 @@ class Tokenizer:
         fast: the tokenizer of the `tokenizers` library.
         bos_id: the BOS token; None if the vocabulary has none.
         eos_ids: the tokens that end a story.
+        prefix: the special tokens before a prompt: BOS, unless `around` says otherwise.
+        suffix: the special tokens after a prompt: none, unless `around` says otherwise.
     """
 
-    def __init__(self, fast: FastTokenizer, bos_id: int | None, eos_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        bos_id: int | None,
+        eos_ids: frozenset[int],
+        around: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+    ) -> None:
         fast.encode_special_tokens = True  # "<|endoftext|>" typed into a prompt is text, not the end of a story
         fast.no_truncation()  # a limit for the batches of another program would silently shorten stories
         fast.no_padding()
@@ -40,6 +48,7 @@ class Tokenizer:
         self.fast = fast
         self.bos_id = bos_id
         self.eos_ids = eos_ids
+        self.prefix, self.suffix = around or (() if bos_id is None else (bos_id,), ())
 
     @classmethod
     def from_file(cls, path: Path, bos_id: int | None = None, eos_ids: Iterable[int] = ()) -> "Tokenizer":
@@ -64,20 +73,14 @@ class Tokenizer:
 
     @classmethod
     def from_bpe_files(cls, directory: Path) -> "Tokenizer":
-        """Build the byte-level BPE of GPT-2 from a folder with `vocab.json` and `merges.txt`.
+        """Build the byte-level BPE of GPT-2 from `vocab.json` and `merges.txt`; `<|endoftext|>` is both BOS and EOS.
 
         Raises:
             CheckpointError: one of the files is missing or cannot be read.
         """
-        from tokenizers import decoders, models, pre_tokenizers, processors
+        from tokenizers import processors
 
-        try:
-            model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
-        except Exception as error:
-            raise CheckpointError(f"{directory} has no readable vocab.json and merges.txt: {error}") from error
-        fast = FastTokenizer(model)
-        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        fast.decoder = decoders.ByteLevel()
+        fast = byte_level_bpe(directory)
         fast.add_special_tokens([END_OF_TEXT])
         end = fast.token_to_id(END_OF_TEXT)
         assert end is not None
@@ -96,9 +99,21 @@ class Tokenizer:
         return self.fast.to_str(pretty=False)
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Return the token ids of a text. BOS comes first if `bos` is True and the vocabulary has one."""
+        """Return the token ids of a text. If `bos` is True, it gets BOS or the other special tokens of a prompt."""
         ids = self.fast.encode(text, add_special_tokens=False).ids
-        return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
+        return self.as_prompt(ids) if bos else ids
+
+    def as_prompt(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the ids of a text with the special tokens of a prompt; only BOS if there is no token at all."""
+        prompt = [*self.prefix, *token_ids, *self.suffix]
+        return prompt or ([] if self.bos_id is None else [self.bos_id])
+
+    def n_before_text(self, token_ids: Sequence[int]) -> int:
+        """Return how many of the first ids of a story stand before its text: those of the prefix, or BOS alone."""
+        n = len(self.prefix)
+        if n and tuple(token_ids[:n]) == self.prefix:
+            return n
+        return int(len(token_ids) > 0 and token_ids[0] == self.bos_id)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of many texts without BOS. All cores are used."""
@@ -187,6 +202,24 @@ class Tokenizer:
         for i, added in self.fast.get_added_tokens_decoder().items():
             table[i] = b"" if added.special else added.content.encode()
         return table
+
+
+def byte_level_bpe(directory: Path) -> FastTokenizer:
+    """Build the byte-level BPE of GPT-2, without special tokens, from a folder with `vocab.json` and `merges.txt`.
+
+    Raises:
+        CheckpointError: one of the files is missing or cannot be read.
+    """
+    from tokenizers import decoders, models, pre_tokenizers
+
+    try:
+        model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+    except Exception as error:
+        raise CheckpointError(f"{directory} has no readable vocab.json and merges.txt: {error}") from error
+    fast = FastTokenizer(model)
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    return fast
 
 
 class Detokenizer:
