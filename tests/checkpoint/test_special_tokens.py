@@ -13,6 +13,7 @@ from tinystory.commands.info import describe_special_tokens
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
 from tinystory.model.transformer import Transformer
+from tinystory.session.loading import load_without_torch
 from tinystory.text.sentences import whole_sentences
 from tinystory.text.tokenizer import END_OF_TEXT
 
@@ -122,7 +123,7 @@ def test_a_prompt_has_the_special_tokens_of_the_template(stranger, template, pro
 def test_a_prompt_of_our_own_models_begins_with_bos_without_a_template(tmp_path, stranger):
     stranger(words())
     model = Transformer(ModelConfig.llama(16, 1, 1, 8, 16, 8))
-    save_checkpoint(tmp_path / "own", model, words().to_str(), bos_id=1, eos_ids={2}, provenance={"steps": 1})
+    save_checkpoint(tmp_path / "own", model, words().to_str(), bos_id=1, eos_ids={2}, provenance={})
     assert load_tokenizer(read_header(tmp_path / "own")).encode("once") == [1, 3]
 
 
@@ -232,3 +233,10 @@ def test_a_folder_of_gpt2_files_alone_is_a_tokenizer_for_a_new_run(tmp_path):
     tokenizer = find_tokenizer(str(tmp_path))
     assert tokenizer.encode("ab") == [5, 2]
     assert tokenizer.fast.id_to_token(5) == END_OF_TEXT
+
+
+def test_a_template_with_a_token_that_the_model_lacks_is_refused(stranger):
+    fast = words("<s> $A")
+    header = stranger(fast, files={"tokenizer.json": fast.to_str().replace('"ids":[1]', '"ids":[99]')})
+    with pytest.raises(CheckpointError, match="puts the token 99 into each prompt, but the model has only 16 tokens"):
+        load_without_torch("model", header)

@@ -32,7 +32,7 @@ def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
     from tinystory.text.tokenizer import Tokenizer
 
     path = header.directory / "tokenizer.json"
-    if path.exists() and header.provenance:
+    if path.exists() and _is_ours(header):
         return Tokenizer.from_file(path, header.bos_id, header.eos_ids)
     if path.exists():
         fast = Tokenizer.from_file(path).fast
@@ -56,7 +56,7 @@ def special_ids(header: CheckpointHeader, fast: "FastTokenizer") -> SpecialIds:
     from tinystory.text.tokenizer import END_OF_TEXT
 
     ids = header.special_ids
-    if not header.provenance:
+    if not _is_ours(header):
         if header.config is None:
             ids = with_class_defaults(ids, header.hf_config, header.vocab_size)
         first = next(iter(special_tokens_around(fast)[0]), None)
@@ -125,6 +125,11 @@ def _tokenizer_of_folder(directory: Path) -> "Tokenizer":
     end = fast.token_to_id(END_OF_TEXT)
     ids = ids.or_bos(end, "").or_eos(end, "")
     return Tokenizer(fast, ids.bos_id, ids.eos_ids)
+
+
+def _is_ours(header: CheckpointHeader) -> bool:
+    """Return whether tinystory has written a checkpoint."""
+    return (header.directory / "tinystory.json").exists()
 
 
 def _mark_special(fast: "FastTokenizer", tokens: Iterable[str]) -> None:

@@ -194,6 +194,12 @@ def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Sessio
         raise CheckpointError(
             f"{header.directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {session.vocab_size}"
         )
+    largest = max((*tokenizer.prefix, *tokenizer.suffix), default=0)
+    if largest >= session.vocab_size:
+        raise CheckpointError(
+            f"{header.directory}: the tokenizer puts the token {largest} into each prompt, but the model has only "
+            f"{session.vocab_size} tokens"
+        )
 
 
 def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compiled: bool) -> Session:

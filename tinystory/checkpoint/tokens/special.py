@@ -88,7 +88,7 @@ def with_class_defaults(ids: SpecialIds, hf_config: Mapping[str, Any], vocab_siz
     from transformers import CONFIG_MAPPING
 
     try:
-        config_class = CONFIG_MAPPING[hf_config.get("model_type")]
+        config_class = CONFIG_MAPPING[str(hf_config.get("model_type"))]
     except KeyError:  # an architecture that this version of transformers does not have
         return ids
     defaults = (getattr(config_class, "bos_token_id", None), getattr(config_class, "eos_token_id", None))

@@ -135,7 +135,7 @@ def _built_by_transformers(directory: Path) -> FastTokenizer:
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         built: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         fast = built.backend_tokenizer
