@@ -1,6 +1,8 @@
 """BOS, EOS and the tokens around a prompt: which ids they have, what names them, and what is refused."""
 
 import json
+import os
+import sys
 
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
@@ -10,10 +12,13 @@ from tinystory.checkpoint import read_header, save_checkpoint
 from tinystory.checkpoint.tokenizers import find_tokenizer, load_tokenizer, special_ids, tokenizer_warnings
 from tinystory.checkpoint.tokens.special import SpecialIds, configured_ids
 from tinystory.commands.info import describe_special_tokens
+from tinystory.decoding import Token
 from tinystory.errors import CheckpointError
 from tinystory.model.config import ModelConfig
 from tinystory.model.transformer import Transformer
 from tinystory.session.loading import load_without_torch
+from tinystory.story.lookback import request_of, written_ids
+from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 from tinystory.text.sentences import whole_sentences
 from tinystory.text.tokenizer import END_OF_TEXT
 
@@ -193,12 +198,31 @@ def test_info_says_the_ids_and_what_names_them(stranger):
     assert "no tokenizer.json" in reason
 
 
+def test_a_saved_story_has_the_prompt_of_its_record(stranger):
+    """A session from before the template counted begins with BOS, and is replayed so."""
+    tokenizer = load_tokenizer(stranger(words(), bos_token_id=1, eos_token_id=2))
+    written = Written(
+        spec="greedy", seed=1, number=0, model="m", model_hash="", dtype="float32", max_new_tokens=1, stop=(), heal="",
+        tokens=(Token(4, -1.0),), finish_reason="length",
+    )  # fmt: skip
+    tree = StoryTree()
+    turn = tree.add(Turn(
+        id=0, parent=ROOT, kept=0, typed="once", typed_ids=(1, 3), written=written, vocabulary="", shared=0,
+        own="once upon",
+    ))  # fmt: skip
+    assert request_of(tree, turn.id, tokenizer).prompt_ids == (1, 3)
+    assert tokenizer.encode("once") == [3]
+    assert written_ids(tree, turn.id, tokenizer) == (1, 3, 4)
+    assert tokenizer.n_before_text((1, 3, 4)) == 1
+
+
 # --- folders without a tokenizer.json ---
 
 BPE = {"vocab.json": {"a": 0, "b": 1, "ab": 2, "<|im_end|>": 3, "Ġ": 4}, "merges.txt": "#version: 0.2\na b\n"}
 
 
 def test_plain_gpt2_files_have_the_ids_of_the_config_and_no_invented_token(stranger, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # it is not imported
     header = stranger(None, files=BPE)
     object.__setattr__(header, "hf_config", {"model_type": "gpt2"})
     object.__setattr__(header, "special_ids", SpecialIds(3, frozenset({3}), "config.json", "config.json"))
@@ -225,6 +249,14 @@ def test_what_cannot_be_read_is_refused_by_name_in_one_line(stranger, files, wor
         load_tokenizer(stranger(None, files=files))
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_not_read(stranger):
+    header = stranger(None, files={**BPE, "added_tokens.json": {}})
+    (header.directory / "merges.txt").unlink()
+    os.mkfifo(header.directory / "merges.txt")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        load_tokenizer(header)
 
 
 def test_a_folder_of_gpt2_files_alone_is_a_tokenizer_for_a_new_run(tmp_path):

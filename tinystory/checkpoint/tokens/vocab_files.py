@@ -30,6 +30,7 @@ _FOREIGN_FILES = {
 }
 """What else may be the only file of a tokenizer, and what it is."""
 
+_FILES = ("vocab.json", "merges.txt", "vocab.txt", TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS)
 _PAIR = {"vocab.json": "merges.txt", "merges.txt": "vocab.json"}
 _CONVERT = "make a tokenizer.json with transformers' AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 _MAX_VOCAB_BYTES = 64 * 2**20
@@ -50,6 +51,9 @@ def load_vocab_files(directory: Path, hf_config: Mapping[str, Any], vocab_size: 
     pair = (directory / "vocab.json").exists() and (directory / "merges.txt").exists()
     if not pair and not (directory / "vocab.txt").exists():
         raise _no_tokenizer(directory)
+    for name in _FILES:
+        if (directory / name).exists():
+            regular_file_size(directory / name, raises=CheckpointError)
     if pair and is_plain_gpt2(directory, hf_config):
         fast = byte_level_bpe(directory)
         if fast.token_to_id(END_OF_TEXT) is not None:
@@ -69,22 +73,14 @@ def is_plain_gpt2(directory: Path, hf_config: Mapping[str, Any]) -> bool:
     )
 
 
-def _tokenizer_config(directory: Path) -> dict[str, Any]:
-    """Return the content of tokenizer_config.json after a check of all files that transformers will read."""
-    for name in ("merges.txt", "vocab.txt", "vocab.json", SPECIAL_TOKENS_MAP, ADDED_TOKENS):
-        if (directory / name).exists():
-            regular_file_size(directory / name, raises=CheckpointError)
-    path = directory / TOKENIZER_CONFIG
-    return read_json_object(path, raises=CheckpointError) if path.exists() else {}
-
-
 def _check_class(directory: Path, hf_config: Mapping[str, Any]) -> None:
     """Check that the configs name a class of transformers that builds a tokenizer from the files that are there.
 
     Raises:
         CheckpointError: no config names one, it needs code of its own, or it is for other files.
     """
-    tokenizer_config = _tokenizer_config(directory)
+    path = directory / TOKENIZER_CONFIG
+    tokenizer_config = read_json_object(path, raises=CheckpointError) if path.exists() else {}
     named: Any = tokenizer_config.get("tokenizer_class") or hf_config.get("tokenizer_class")
     if named is None:
         named = _class_of_model_type(hf_config.get("model_type"))
@@ -96,7 +92,8 @@ def _check_class(directory: Path, hf_config: Mapping[str, Any]) -> None:
         what = "no config names" if named is None else f"{shown(named)} is not"
         raise CheckpointError(
             f"{directory} has no tokenizer.json, and {what} a tokenizer class of transformers for the files that are "
-            f"there, so it is not known how a text is cut into tokens; {_CONVERT}"
+            "there, so it is not known how a text is cut into tokens; write the right tokenizer_class into "
+            "tokenizer_config.json"
         )
 
 
