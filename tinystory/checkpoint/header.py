@@ -3,7 +3,6 @@
 This module knows no tensor and runs no code from a checkpoint. `hf_layout` knows the names of Hugging Face.
 """
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from tinystory.checkpoint import hf_layout
 from tinystory.checkpoint.directory import follow_latest
 from tinystory.checkpoint.hash import file_stamp
 from tinystory.checkpoint.safetensors_header import TensorEntry, read_tensors
-from tinystory.checkpoint.tokens.special import SpecialIds, configured_ids
+from tinystory.checkpoint.tokens.special import SpecialIds, configured_ids, read_optional
 from tinystory.checkpoint.vocabulary import read_vocabulary
 from tinystory.dtypes import dtype_of_safetensors
 from tinystory.errors import CheckpointError
@@ -93,10 +92,10 @@ def read_header(directory: Path) -> CheckpointHeader:
     warnings = _check_tensors(directory, config, tensors) if config is not None else ()
     vocab_size = _vocab_size(config, hf_config)
     read_vocabulary(directory, vocab_size)
-    generation_config = _read_optional(directory / "generation_config.json")
+    generation_config = read_optional(directory / "generation_config.json")
     special_ids, warnings_about_ids = configured_ids(hf_config, generation_config, vocab_size)
     warnings += warnings_about_ids
-    provenance = _read_optional(directory / "tinystory.json")
+    provenance = read_optional(directory / "tinystory.json")
     dtype = _main_dtype(tensors)
     return CheckpointHeader(directory, config, hf_config, dtype, tensors, special_ids, provenance, stamp, warnings)
 
@@ -181,10 +180,6 @@ def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
         n_bytes[entry.dtype] = n_bytes.get(entry.dtype, 0) + entry.end - entry.start
     largest = max(n_bytes, key=n_bytes.__getitem__, default="F32")
     return dtype_of_safetensors(largest) or largest
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path, raises=CheckpointError) if os.path.lexists(path) else {}
 
 
 def check_doubled_head(header: CheckpointHeader, prefix: str) -> None:

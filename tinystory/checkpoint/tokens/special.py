@@ -4,6 +4,7 @@ The order is that of transformers: generation_config.json, config.json, the defa
 these knows an id, the name of the token in the files of the tokenizer counts.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from tinystory.safe.reading import read_json_object, shown
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
-__all__ = ["SpecialIds", "configured_ids", "named_tokens", "with_class_defaults", "with_named_tokens"]
+__all__ = [
+    "SpecialIds", "configured_ids", "named_tokens", "read_optional", "with_class_defaults", "with_named_tokens",
+]  # fmt: skip
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -119,16 +122,21 @@ def named_tokens(directory: Path) -> dict[str, tuple[str, str]]:
     Raises:
         CheckpointError: one of the files is no JSON object.
     """
-    config = _read_optional(directory / TOKENIZER_CONFIG)
+    config = read_optional(directory / TOKENIZER_CONFIG)
     files = {TOKENIZER_CONFIG: config}
     if "added_tokens_decoder" not in config:
-        files[SPECIAL_TOKENS_MAP] = _read_optional(directory / SPECIAL_TOKENS_MAP)
+        files[SPECIAL_TOKENS_MAP] = read_optional(directory / SPECIAL_TOKENS_MAP)
     return {
         key: (token, name)
         for name, content in files.items()
         for key, value in content.items()
         if key.endswith("_token") and (token := _content(value))
     }
+
+
+def read_optional(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a checkpoint; an empty one if there is no such file."""
+    return read_json_object(path, raises=CheckpointError) if os.path.lexists(path) else {}
 
 
 def _content(token: object) -> str:
@@ -192,7 +200,3 @@ def _or_defaults(
     bos, eos = (i if type(i) is int and 0 <= i < (vocab_size or i + 1) else None for i in defaults)
     ids = ids.or_bos(bos, origin) if bos_missing else ids
     return ids.or_eos(eos, origin) if eos_missing else ids
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path, raises=CheckpointError) if path.exists() else {}

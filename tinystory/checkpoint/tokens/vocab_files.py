@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from tinystory.checkpoint.tokens.special import ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
+from tinystory.checkpoint.tokens.special import ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, read_optional
 from tinystory.errors import CheckpointError, one_line
 from tinystory.safe.reading import read_json_object, regular_file_size, shown
 from tinystory.text.tokenizer import END_OF_TEXT, byte_level_bpe
@@ -79,8 +79,7 @@ def _check_class(directory: Path, hf_config: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: no config names one, it needs code of its own, or it is for other files.
     """
-    path = directory / TOKENIZER_CONFIG
-    tokenizer_config = read_json_object(path, raises=CheckpointError) if path.exists() else {}
+    tokenizer_config = read_optional(directory / TOKENIZER_CONFIG)
     named: Any = tokenizer_config.get("tokenizer_class") or hf_config.get("tokenizer_class")
     if named is None:
         named = _class_of_model_type(hf_config.get("model_type"))
