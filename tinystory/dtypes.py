@@ -41,6 +41,6 @@ STORED_DTYPES = tuple(name for name, dtype in DTYPES.items() if dtype.is_stored)
 
 
 def dtype_of_safetensors(safetensors_name: str) -> str | None:
-    """Return the name of the stored format that safetensors calls so; None if checkpoints cannot have it."""
-    matches = (name for name in STORED_DTYPES if DTYPES[name].safetensors_name == safetensors_name)
+    """Return the name of the format that safetensors calls so; None if weights in it cannot be loaded."""
+    matches = (name for name in LOADED_DTYPES if DTYPES[name].safetensors_name == safetensors_name)
     return next(matches, None)

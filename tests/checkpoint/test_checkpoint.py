@@ -9,17 +9,21 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tinystory.checkpoint import hash as model_hash_module
 from tinystory.checkpoint import hub, load_model, locate, model_hash, read_header, save_checkpoint
+from tinystory.checkpoint.arrays import read_arrays
 from tinystory.checkpoint.hf_layout import from_hf_config, to_hf_config
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.model.config import ModelConfig, RopeScaling
@@ -228,6 +232,21 @@ def test_both_forms_of_rope_are_read():
         assert (config.rope_theta, config.rope_scaling) == (theta, scaling), fields
 
 
+def test_fields_that_config_json_lacks_have_the_defaults_of_transformers():
+    assert from_hf_config({"model_type": "llama"}) == ModelConfig.llama(
+        32000, 32, 32, 4096, 2048, 11008, tied_head=False, norm_eps=1e-6
+    )
+    assert from_hf_config({"model_type": "gpt2"}) == ModelConfig.gpt2(50257, 12, 12, 768, 1024)
+    assert from_hf_config({"model_type": "gpt2", "n_ctx": 512}).max_seq_len == 512
+    assert from_hf_config({"model_type": "gpt2", "n_ctx": 512, "n_positions": 256}).max_seq_len == 256
+    others = {"hidden_size": 8, "n_embd": 768, "num_attention_heads": 2, "max_position_embeddings": 7, "n_positions": 9}
+    config = from_hf_config({"model_type": "gpt2", **others, "num_hidden_layers": 3})
+    assert (config.d_model, config.n_head, config.n_layer, config.max_seq_len) == (8, 2, 3, 7)
+    llama3 = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = from_hf_config({"model_type": "llama", "rope_scaling": llama3}).rope_scaling
+    assert rope == RopeScaling("llama3", 2.0, 1.0, 4.0, 2048)
+
+
 @pytest.mark.parametrize(
     ("config", "fragment"),
     [
@@ -244,8 +263,6 @@ def test_config_that_transformers_could_not_express_is_not_saved(tmp_path, save,
 
 def with_tensors(directory, **changes):
     """Rewrite the weights with some tensors changed, added, or removed (None)."""
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(directory / "model.safetensors") | {k.replace("__", "."): v for k, v in changes.items()}
     save_file({k: v for k, v in tensors.items() if v is not None}, directory / "model.safetensors")
 
@@ -267,12 +284,69 @@ def test_known_extra_tensors_are_accepted(tmp_path, save):
     load_model(read_header(tmp_path / "gpt2"))
 
 
-def test_doubled_tied_head_that_differs_is_refused(tmp_path, save):
-    """Version 5 of transformers would not tie these two, so its logits would differ from ours."""
+@pytest.mark.parametrize("config", [LLAMA, GPT2])
+def test_doubled_tied_head_that_differs_is_a_head_of_its_own(tmp_path, save, config):
+    """Version 5 of transformers unties these two, whatever config.json says."""
+    save(tmp_path / "model", make_model(config))
+    head = make_model(seed=1).embed.weight.detach()
+    with_tensors(tmp_path / "model", lm_head__weight=head)
+    header = read_header(tmp_path / "model")
+    assert header.config == replace(config, tied_head=False)
+    model = load_model(header)
+    assert torch.equal(model.head.weight, head)
+    assert torch.equal(model.embed.weight, make_model(config).embed.weight)
+    if config is LLAMA:
+        assert np.array_equal(read_arrays(header)["head.weight"], head.numpy())
+
+
+def test_a_copy_of_the_embedding_is_not_counted(tmp_path, save):
     save(tmp_path / "model")
-    with_tensors(tmp_path / "model", lm_head__weight=make_model(seed=1).embed.weight.detach())
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight and model\.embed_tokens\.weight differ"):
-        load_model(read_header(tmp_path / "model"))
+    tensors = read_header(tmp_path / "model").tensors
+    with_tensors(tmp_path / "model", lm_head__weight=make_model().embed.weight.detach().clone())
+    assert read_header(tmp_path / "model").tensors.keys() == tensors.keys()
+
+
+def test_doubled_head_of_another_shape_is_refused(tmp_path, save):
+    save(tmp_path / "model")
+    with_tensors(tmp_path / "model", lm_head__weight=torch.zeros(17, 8))
+    with pytest.raises(
+        CheckpointError, match=r"lm_head\.weight has the shape \(17, 8\); config.json asks for \(16, 8\)"
+    ):
+        read_header(tmp_path / "model")
+
+
+def test_an_untied_model_needs_its_embedding(tmp_path, save):
+    save(tmp_path / "model", make_model(replace(LLAMA, tied_head=False)))
+    with_tensors(tmp_path / "model", model__embed_tokens__weight=None)
+    with pytest.raises(CheckpointError, match=r"lack the tensor model\.embed_tokens\.weight"):
+        read_header(tmp_path / "model")
+
+
+@pytest.mark.parametrize("config", [LLAMA, replace(LLAMA, tied_head=False), GPT2])
+def test_weights_in_float64_are_loaded(tmp_path, save, config):
+    save(tmp_path / "model", make_model(config))
+    names = read_header(tmp_path / "model").tensors
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({name: tensor.double() for name, tensor in load_file(path).items()}, path)
+    header = read_header(tmp_path / "model")
+    assert (header.dtype, header.tensors.keys()) == ("float64", names.keys())
+    expected = make_model(config).state_dict()
+    for name, weight in load_model(header).state_dict().items():
+        assert torch.equal(weight, expected[name])
+    assert load_model(header, "float64").embed.weight.dtype == torch.float64
+    if config.family == "llama":
+        arrays = read_arrays(header)
+        assert all(np.array_equal(arrays[name], expected[name].numpy()) for name in arrays)
+
+
+def test_weights_in_float64_that_do_not_fit_are_refused(tmp_path, save):
+    save(tmp_path / "model")
+    with_tensors(tmp_path / "model", model__norm__weight=torch.full((8,), 1e300, dtype=torch.float64))
+    header = read_header(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight does not fit into torch\.float32"):
+        load_model(header)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has numbers of float64 that do not fit"):
+        read_arrays(header)
 
 
 # --- saving over, failing, crashing ---
@@ -379,6 +453,8 @@ def test_failing_system_call_leaves_a_checkpoint(tmp_path, save, monkeypatch, fu
         expected = "new" if read_header(tmp_path / "model").provenance["seed"] == "new" else "old"
         message = str(error)
         assert "Input/output error" in message
+        assert ("the old files are untouched" in message) == (expected == "old")
+        assert ("is saved" in message) == (expected == "new")
     monkeypatch.undo()
     header = read_header(tmp_path / "model")
     assert header.provenance["seed"] == expected

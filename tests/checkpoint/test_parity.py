@@ -1,5 +1,7 @@
 """Compare with transformers: one checkpoint gives the same logits, read or written by us; SDPA equals the formula."""
 
+import json
+
 import pytest
 import torch
 
@@ -155,6 +157,69 @@ def test_bare_model_without_a_prefix(tmp_path):
     theirs.transformer.save_pretrained(tmp_path)
     assert "wte.weight" in read_header(tmp_path).tensors
     assert_same_logits(load_model(read_header(tmp_path)), theirs)
+
+
+def rewritten(directory, change):
+    """Pass the tensors of a checkpoint through a function; return the model that transformers then reads from it."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    path = directory / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize(("family", "embedding"), [("gpt2", "wte.weight"), ("llama", "embed_tokens.weight")])
+def test_tied_matrix_that_is_stored_only_as_the_head(family, embedding, prefix, tmp_path):
+    """`save_model` of safetensors keeps one name of a shared tensor (transformers#41038)."""
+    random_hf_model(family, tie_word_embeddings=True).save_pretrained(tmp_path)
+    base = "transformer." if family == "gpt2" else "model."
+
+    def only_head(tensors):
+        tensors["lm_head.weight"] = tensors.pop(base + embedding)
+        return tensors if prefix else {name.removeprefix(base): tensor for name, tensor in tensors.items()}
+
+    theirs = rewritten(tmp_path, only_head)
+    header = read_header(tmp_path)
+    assert header.config.tied_head
+    assert_same_logits(load_model(header), theirs)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_tied_flag_beside_another_head(family, tmp_path):
+    random_hf_model(family, tie_word_embeddings=True).save_pretrained(tmp_path)
+    head = torch.randn(VOCAB_SIZE, 24, generator=torch.Generator().manual_seed(5))
+    theirs = rewritten(tmp_path, lambda tensors: tensors | {"lm_head.weight": head})
+    assert not torch.equal(theirs.lm_head.weight, theirs.get_input_embeddings().weight)
+    assert_same_logits(load_model(read_header(tmp_path)), theirs)
+
+
+DEFAULT_SIZES = {
+    "llama": {"max_position_embeddings": 2048, "num_attention_heads": 32, "hidden_size": 64, "num_key_value_heads": 32},
+    "gpt2": {"n_positions": 1024, "n_head": 12, "n_embd": 24},
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_defaults_of_transformers_and_weights_in_float64(family, tmp_path):
+    """A config.json without most fields, beside weights in float64, EOS -1 and a byte order mark in every JSON file."""
+    sizes = DEFAULT_SIZES[family]
+    random_hf_model(family, **sizes).double().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    kept = {"vocab_size", "model_type", "hidden_size", "n_embd", "intermediate_size", "num_hidden_layers", "n_layer"}
+    content = {name: value for name, value in config.items() if name in kept} | {"eos_token_id": -1}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "generation_config.json").unlink()
+    theirs = rewritten(tmp_path, dict)
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    header = read_header(tmp_path)
+    assert (header.dtype, header.config.max_seq_len) == ("float64", 1024 if family == "gpt2" else 2048)
+    assert header.eos_ids == frozenset()
+    assert_same_logits(load_model(header), theirs)
 
 
 @pytest.mark.parity

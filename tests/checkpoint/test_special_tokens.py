@@ -228,7 +228,7 @@ def test_plain_gpt2_files_have_the_ids_of_the_config_and_no_invented_token(stran
     object.__setattr__(header, "special_ids", SpecialIds(3, frozenset({3}), "config.json", "config.json"))
     tokenizer = load_tokenizer(header)
     assert tokenizer.encode("ab a") == [2, 4, 0]
-    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (5, 3, {3})
+    assert (tokenizer.fast.get_vocab_size(), tokenizer.bos_id, tokenizer.eos_ids) == (5, 3, {3})
     assert tokenizer.encode("") == [3]
 
 

@@ -109,3 +109,8 @@ def test_a_missing_file_says_what_is_needed(tmp_path):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
     with pytest.raises(CheckpointError, match=r"no readable vocab\.json"):
         Tokenizer.from_bpe_files(tmp_path)
+
+
+def test_a_byte_order_mark_before_a_tokenizer_json_is_skipped(tokenizer, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8-sig")
+    assert Tokenizer.from_file(tmp_path / "tokenizer.json").to_json() == tokenizer.to_json()

@@ -5,7 +5,8 @@ Importing this package does not import torch. Nothing in it unpickles, or runs c
 
 from tinystory.checkpoint.directory import locate
 from tinystory.checkpoint.hash import model_hash
-from tinystory.checkpoint.header import CheckpointHeader, check_doubled_head, name_in_file, read_header
+from tinystory.checkpoint.header import CheckpointHeader, check_doubled_head, read_header
+from tinystory.checkpoint.hf_layout import name_in_file
 from tinystory.checkpoint.load import load_model
 from tinystory.checkpoint.safetensors_header import TensorEntry
 from tinystory.checkpoint.save import save_checkpoint

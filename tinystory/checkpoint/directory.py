@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from tinystory.checkpoint import hub
+from tinystory.checkpoint.formats.foreign_files import told_file, told_folder
 from tinystory.errors import CheckpointError
 from tinystory.safe.reading import shown
 
@@ -64,14 +65,15 @@ def _not_a_checkpoint(directory: Path) -> str:
     """Return the error message for a path that is not a checkpoint."""
     name = _printable(directory)
     if os.path.isfile(directory):
-        hint = "; import it with `tinystory import`" if directory.suffix == ".bin" else ""
-        return f"{name} is a file; give the directory that holds config.json and model.safetensors{hint}"
+        return f"{name} {told_file(directory)}"
     try:
-        empty = not os.listdir(directory)
+        names = os.listdir(directory)
     except OSError as error:
         return f"cannot read the checkpoint directory {name}: {error.strerror}"
-    if empty:
+    if not names:
         return f"{name} is empty; a checkpoint holds config.json, model.safetensors and tokenizer.json"
+    if told := told_folder(directory, names):
+        return f"{name} {told}"
     return f"{name} has no config.json, so it is neither a checkpoint nor a training run that has saved one"
 
 

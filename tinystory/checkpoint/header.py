@@ -3,6 +3,9 @@
 This module knows no tensor and runs no code from a checkpoint. `hf_layout` knows the names of Hugging Face.
 """
 
+import contextlib
+import dataclasses
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from typing import Any, BinaryIO
 
 from tinystory.checkpoint import hf_layout
 from tinystory.checkpoint.directory import follow_latest
+from tinystory.checkpoint.formats.foreign_files import told_folder
 from tinystory.checkpoint.hash import file_stamp
 from tinystory.checkpoint.safetensors_header import TensorEntry, read_tensors
 from tinystory.checkpoint.tokens.special import SpecialIds, configured_ids, read_optional
@@ -21,8 +25,7 @@ from tinystory.model.config import ModelConfig
 from tinystory.safe.reading import read_json_object, shown
 
 __all__ = [
-    "CheckpointHeader", "check_doubled_head", "lacking_tensors", "name_in_file", "read_header",
-    "warnings_about_unused",
+    "CheckpointHeader", "check_doubled_head", "lacking_tensors", "read_header", "warnings_about_unused",
 ]  # fmt: skip
 
 _BLOCK_BYTES = 2**20
@@ -38,11 +41,13 @@ class CheckpointHeader:
     Attributes:
         directory: the directory with the files, after all links.
         config: the shape of the model; None if only transformers knows the architecture. In that case nothing is
-            checked of the tensors except their places in the files.
+            checked of the tensors except their places in the files. The head is tied if config.json ties it and the
+            files do not have another head.
         hf_config: the content of config.json.
-        dtype: the format of most weights on the disk: float32, bfloat16 or float16. A model that only
+        dtype: the format of most weights on the disk: float32, bfloat16, float16 or float64. A model that only
             transformers runs may have another one, under its safetensors name.
-        tensors: the file, dtype, shape and byte offsets of each tensor, by the name that Hugging Face gives it.
+        tensors: the file, dtype, shape and byte offsets of each tensor, by the name that Hugging Face gives it. A
+            matrix that is both embedding and head stands here once, as the embedding.
         special_ids: the tokens that begin and end a story, as the configs name them.
         provenance: the content of tinystory.json; empty if there is no such file.
         stamp: sizes and times of the files, as from `file_stamp`; it differs once a file has been replaced.
@@ -71,8 +76,8 @@ class CheckpointHeader:
 
     @property
     def vocab_size(self) -> int | None:
-        """The number of tokens of the model; None if config.json does not say it."""
-        return _vocab_size(self.config, self.hf_config)
+        """The number of tokens that the model knows; None if config.json does not say it."""
+        return self.config.vocab_size if self.config else _stated_vocab_size(self.hf_config)
 
 
 def read_header(directory: Path) -> CheckpointHeader:
@@ -86,12 +91,19 @@ def read_header(directory: Path) -> CheckpointHeader:
     """
     directory = follow_latest(directory)
     hf_config = read_json_object(directory / "config.json", raises=CheckpointError)
+    _check_not_foreign(directory, hf_config)
     config = hf_layout.from_hf_config(hf_config)
     tensors = read_tensors(directory)
     stamp = file_stamp(directory)
-    warnings = _check_tensors(directory, config, tensors) if config is not None else ()
-    vocab_size = _vocab_size(config, hf_config)
-    read_vocabulary(directory, vocab_size)
+    warnings: tuple[str, ...] = ()
+    if config is not None:
+        tensors = hf_layout.with_embedding(config, tensors)
+        warnings = _check_tensors(directory, hf_config, config, tensors)
+        config, tensors = _resolve_head(directory, config, tensors)
+        vocab_size: int | None = config.vocab_size
+    else:
+        vocab_size = _stated_vocab_size(hf_config)
+    warnings += _warnings_about_tokens(directory, read_vocabulary(directory, vocab_size)[1], vocab_size)
     generation_config = read_optional(directory / "generation_config.json")
     special_ids, warnings_about_ids = configured_ids(hf_config, generation_config, vocab_size)
     warnings += warnings_about_ids
@@ -100,30 +112,63 @@ def read_header(directory: Path) -> CheckpointHeader:
     return CheckpointHeader(directory, config, hf_config, dtype, tensors, special_ids, provenance, stamp, warnings)
 
 
-def _vocab_size(config: ModelConfig | None, hf_config: Mapping[str, Any]) -> int | None:
-    stated = config.vocab_size if config is not None else hf_config.get("vocab_size")
-    return stated if type(stated) is int and stated > 0 else None
+def _check_not_foreign(directory: Path, hf_config: Mapping[str, Any]) -> None:
+    """Refuse a config.json of another program: CTranslate2's has no model_type, and MLX has its own quantisation."""
+    if "model_type" not in hf_config:
+        with contextlib.suppress(OSError):
+            if told := told_folder(directory, os.listdir(directory)):
+                raise CheckpointError(f"{directory} {told}")
+    quantization = hf_config.get("quantization")
+    if isinstance(quantization, dict) and "bits" in quantization and "quantization_config" not in hf_config:
+        raise CheckpointError(
+            f"{directory} is quantised by MLX; take the model that it was made from, or run mlx_lm.convert --dequantize"
+        )
 
 
-def _check_tensors(directory: Path, config: ModelConfig, tensors: Mapping[str, TensorEntry]) -> tuple[str, ...]:
+def _stated_vocab_size(hf_config: Mapping[str, Any]) -> int | None:
+    """Return the vocab_size of an architecture that only transformers knows, if it stands where it mostly does."""
+    text_config = hf_config.get("text_config")
+    for fields in (hf_config, text_config if isinstance(text_config, dict) else {}):
+        stated = fields.get("vocab_size")
+        if type(stated) is int and stated > 0:
+            return stated
+    return None
+
+
+def _warnings_about_tokens(directory: Path, above: Mapping[str, int], vocab_size: int | None) -> tuple[str, ...]:
+    """Return at most one warning about added tokens that the model does not know."""
+    if not above:
+        return ()
+    first = min(above, key=above.__getitem__)
+    count = f"{len(above)} added token{'s' if len(above) > 1 else ''} above the {vocab_size} of the model"
+    return (f"{directory}: the tokenizer has {count}, like {shown(first)}; they are never written",)
+
+
+def _check_tensors(
+    directory: Path, hf_config: Mapping[str, Any], config: ModelConfig, tensors: Mapping[str, TensorEntry]
+) -> tuple[str, ...]:
     """Check that the file has the tensors of the config, each with its shape and a stored dtype.
 
     Returns:
         Warnings about tensors that the model does not use.
     """
-    prefix = hf_layout.name_prefix(config, tensors)
-    expected = {name_in_file(layout.name, prefix, config): layout.shape for layout in hf_layout.tensor_layout(config)}
+    prefix, layouts = hf_layout.name_prefix(config, tensors), hf_layout.tensor_layout(config)
+    expected = {hf_layout.name_in_file(layout.name, prefix, config): layout.shape for layout in layouts}
     if config.tied_head and hf_layout.HEAD in tensors:
         expected[hf_layout.HEAD] = (config.vocab_size, config.d_model)
+    missing = ", ".join(hf_layout.missing_sizes(hf_config))
+    hint = f" ({missing} is missing in config.json, so its default counts)" if missing else ""
     for name, shape in expected.items():
         entry = tensors.get(name)
         if entry is None:
-            raise CheckpointError(f"{directory}: the weights lack the tensor {name}, {shown(shape)}")
+            raise CheckpointError(f"{directory}: the weights lack the tensor {name}, {shown(shape)}{hint}")
         where = f"{directory / entry.file}: the tensor {name}"
         if entry.shape != shape:
-            raise CheckpointError(f"{where} has the shape {shown(entry.shape)}; config.json asks for {shown(shape)}")
+            raise CheckpointError(
+                f"{where} has the shape {shown(entry.shape)}; config.json asks for {shown(shape)}{hint}"
+            )
         if dtype_of_safetensors(entry.dtype) is None:
-            raise CheckpointError(f"{where} is {entry.dtype}; weights must be F32, BF16 or F16")
+            raise CheckpointError(f"{where} is {entry.dtype}; weights must be F32, BF16, F16 or F64")
     unused = {name for name in tensors if name not in expected and not hf_layout.is_known_buffer(config, name)}
     return warnings_about_unused(directory, unused, expected)
 
@@ -162,17 +207,6 @@ def _in_order(name: str) -> list[tuple[int, str]]:
     return [(int(part) if part.isdecimal() and len(part) < 10 else 0, part) for part in name.split(".")]
 
 
-def name_in_file(full_name: str, prefix: str, config: ModelConfig) -> str:
-    """Return the name of a tensor in a file.
-
-    Args:
-        full_name: transformers' full name of the tensor.
-        prefix: what the tensor names of this file begin with, as from `hf_layout.name_prefix`.
-        config: the shape of the model. No family needs it for its names now.
-    """
-    return full_name if prefix or full_name == hf_layout.HEAD else full_name.split(".", 1)[1]
-
-
 def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
     """Return the dtype that takes the most bytes, by our name for it. If we have none, return the safetensors name."""
     n_bytes: dict[str, int] = {}
@@ -183,28 +217,32 @@ def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
 
 
 def check_doubled_head(header: CheckpointHeader, prefix: str) -> None:
-    """Check that a tied head which is stored a second time equals the embedding; transformers would use both.
+    """Do nothing: `read_header` itself compares a head and an embedding. The name stays for programs that call it."""
 
-    Args:
-        header: the header of a checkpoint. If it has no tied head or stores it once, nothing is checked.
-        prefix: what the tensor names of the file begin with, as from `hf_layout.name_prefix`.
+
+def _resolve_head(
+    directory: Path, config: ModelConfig, tensors: dict[str, TensorEntry]
+) -> tuple[ModelConfig, dict[str, TensorEntry]]:
+    """Untie a head that the files have beside the embedding with other values, as transformers 5 does.
+
+    Returns:
+        The config, and the tensors without a second copy of the embedding.
 
     Raises:
-        CheckpointError: head and embedding differ.
-        OSError: a file cannot be read.
+        CheckpointError: a file cannot be read.
     """
-    if hf_layout.HEAD not in header.tensors or header.config is None:
-        return
-    embed_name = hf_layout.tensor_layout(header.config)[0].name
-    head, embed = header.tensors[hf_layout.HEAD], header.tensors[name_in_file(embed_name, prefix, header.config)]
-    with (
-        (header.directory / head.file).open("rb") as head_file,
-        (header.directory / embed.file).open("rb") as embed_file,
-    ):
-        if not _same_bytes(head_file, head, embed_file, embed):
-            raise CheckpointError(
-                f"{header.directory}: config.json ties head and embedding, but {hf_layout.HEAD} and {embed_name} differ"
-            )
+    head = tensors.get(hf_layout.HEAD)
+    if head is None or not config.tied_head:
+        return config, tensors
+    embed = tensors[hf_layout.embedding_name(config, tensors)]
+    try:
+        with (directory / head.file).open("rb") as head_file, (directory / embed.file).open("rb") as embed_file:
+            same = _same_bytes(head_file, head, embed_file, embed)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {directory}: {error.strerror}") from error
+    if not same:
+        return dataclasses.replace(config, tied_head=False), tensors
+    return config, {name: entry for name, entry in tensors.items() if name != hf_layout.HEAD}
 
 
 def _same_bytes(file: BinaryIO, entry: TensorEntry, other_file: BinaryIO, other: TensorEntry) -> bool:

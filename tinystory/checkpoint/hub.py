@@ -8,8 +8,10 @@ import re
 import threading
 from pathlib import Path
 
+from tinystory.checkpoint.formats.foreign_files import foreign_kind
 from tinystory.checkpoint.safetensors_header import weight_files
 from tinystory.errors import CheckpointError, one_line
+from tinystory.safe.reading import shown
 
 __all__ = ["dataset_problem", "download", "is_model_id"]
 
@@ -17,6 +19,7 @@ _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9.
 _FILES = ["*.json", "*.txt", "model*.safetensors"]
 _NOT_FILES = ["*/*"]
 _REQUEST_SECONDS = 4.0
+_OTHER_VERSION = "look for a safetensors version of it"
 _PROBE_SECONDS = 6.0
 """Time limit of the first question to the hub as a whole; the lookup of a host name has no limit of its own."""
 
@@ -109,8 +112,8 @@ def _problem(answer: list[str] | Exception, kind: str, repo_id: str, here: str) 
         reason = one_line(answer)
         return f"{here}, and the Hugging Face hub cannot be reached ({reason}); check the path or the network"
     if kind == "model" and not any(name.startswith("model") and name.endswith(".safetensors") for name in answer):
-        return (
-            f"the hub's {repo_id} has no model.safetensors, only formats that tinystory does not open; "
-            "look for a safetensors version of it"
-        )
+        found = foreign_kind(answer)
+        what = f"{found[0].is_called} ({shown(found[1])})" if found else "formats that tinystory does not open"
+        advice = found[0].advice if found and found[0].is_called.startswith(("GGUF", "a LoRA")) else _OTHER_VERSION
+        return f"the hub's {repo_id} has no model.safetensors, but {what}; {advice}"
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinystory.checkpoint import hf_layout
-from tinystory.checkpoint.header import CheckpointHeader, check_doubled_head, name_in_file
+from tinystory.checkpoint.header import CheckpointHeader
 from tinystory.checkpoint.safetensors_header import TensorEntry
 from tinystory.dtypes import DTYPES, LOADED_DTYPES, dtype_of_safetensors
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
@@ -57,7 +57,7 @@ def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "
     state: dict[str, Tensor] = {}
     try:
         for layout in hf_layout.tensor_layout(config):
-            entry = header.tensors[name_in_file(layout.name, prefix, config)]
+            entry = header.tensors[hf_layout.name_in_file(layout.name, prefix, config)]
             tensor = _finite(header.directory, layout.name, _read(header.directory, entry), target_dtype)
             for name, parameter in hf_layout.unpack(layout, tensor).items():
                 state[name] = parameter.to(target)
@@ -65,7 +65,6 @@ def load_model(header: CheckpointHeader, dtype: str = "float32", device: str = "
     except torch.OutOfMemoryError as error:
         raise TinystoryError(f"the model does not fit into the memory of {device}; try --dtype bfloat16") from error
     if config.tied_head:
-        check_doubled_head(header, prefix)
         state["head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
     if config.tied_head:

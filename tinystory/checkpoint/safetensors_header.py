@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from tinystory.checkpoint.formats.foreign_files import told_weights
 from tinystory.errors import CheckpointError
 from tinystory.safe.reading import parse_json_object, read_json_object, regular_file_size, shown
 
@@ -33,7 +34,6 @@ _BITS = {
 }  # fmt: skip
 _MAX_DIMENSIONS = 16
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def weight_files(directory: Path) -> list[str]:
         return [SINGLE_FILE]
     if os.path.lexists(directory / INDEX_FILE):
         return sorted(set(_read_index(directory).values()))
-    raise CheckpointError(_no_weights(directory))
+    raise CheckpointError(told_weights(directory))
 
 
 def read_tensors(directory: Path) -> dict[str, TensorEntry]:
@@ -180,20 +180,3 @@ def _not_safetensors(path: Path, start: bytes, size: int, n_header: int) -> str:
             f"(2 to {MAX_HEADER_BYTES} are allowed)"
         )
     return f"{path} is {kind} not safetensors; convert the original model to safetensors"
-
-
-def _no_weights(directory: Path) -> str:
-    """Return the error message for a directory without weights: the reason, and what to do."""
-    try:
-        names = sorted(entry.name for entry in directory.iterdir())
-    except OSError as error:
-        return f"cannot read {directory}: {error.strerror}"
-    pickled = [name for name in names if name.lower().endswith(_PICKLED)]
-    if pickled:
-        return (
-            f"{directory} has only pickled weights ({shown(pickled[0])}), which can run code and are never "
-            "opened; convert them to safetensors if you trust them"
-        )
-    if any(name.lower().endswith(".gguf") for name in names):
-        return f"{directory} has GGUF weights only; tinystory reads {SINGLE_FILE}"
-    return f"{directory} has no {SINGLE_FILE} (and no {INDEX_FILE})"

@@ -3,7 +3,7 @@
 The files are written into a hidden directory beside the target, and synced to the disk. If the target does not exist,
 one rename puts the new directory in place. If it exists, the old directory is first renamed to `.NAME.previous`.
 Between these two renames there is no directory NAME; then `directory.follow_latest` reads the renamed one. A directory
-cannot be replaced by one rename, so `safe.writing`, which replaces single files, is no help here.
+cannot be replaced by one rename, so of `safe.writing`, which replaces single files, only the sync of folders is used.
 """
 
 import json
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from tinystory.checkpoint import hf_layout
 from tinystory.checkpoint.directory import previous_of
-from tinystory.checkpoint.vocabulary import vocabulary
+from tinystory.checkpoint.vocabulary import added_above, vocabulary
 from tinystory.dtypes import STORED_DTYPES
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.safe.reading import parse_json_object
+from tinystory.safe.writing import sync_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,8 +89,9 @@ def save_checkpoint(
         _write_weights(partial / "model.safetensors", weights)
         # safetensors lets only the owner read its file; the other files have the mode of the user's umask.
         (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)
-        for path in [*partial.iterdir(), partial]:
+        for path in partial.iterdir():
             _sync(path)
+        sync_folder(partial)
         _swap_in(partial, directory)
     except OSError as error:
         raise TinystoryError(
@@ -127,11 +129,10 @@ def _text_files(
     if dtype not in STORED_DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; a checkpoint has one of {', '.join(STORED_DTYPES)}")
     ids = {*eos_ids, *(() if bos_id is None else (bos_id,))}
-    tokens = vocabulary(parse_json_object(tokenizer_json, "the tokenizer", raises=CheckpointError), "the tokenizer")
-    largest = max(tokens.values(), default=0)
-    if largest >= config.vocab_size:
-        raise CheckpointError(f"the tokenizer has the id {largest}; the model's vocab_size is {config.vocab_size}")
-    token_of = {token_id: token for token, token_id in tokens.items()}
+    document = parse_json_object(tokenizer_json, "the tokenizer", raises=CheckpointError)
+    tokens = vocabulary(document, "the tokenizer")
+    above = added_above(document, tokens, config.vocab_size, "the tokenizer has the id")
+    token_of = {token_id: token for token, token_id in tokens.items() if token not in above}
     if unknown := ids - token_of.keys():
         raise CheckpointError(f"the BOS or EOS id {min(unknown)} is not in the tokenizer")
     hf_config = hf_layout.to_hf_config(config, dtype, bos_id, eos_ids)
@@ -189,7 +190,12 @@ def _swap_in(partial: Path, directory: Path) -> None:
         if existed:
             os.replace(previous, directory)
         raise
-    _sync(directory.parent)
+    try:
+        sync_folder(directory.parent)
+    except OSError as error:  # the old directory stays beside the new one
+        raise TinystoryError(
+            f"{directory} is saved, but a power cut may undo that: the disk reports {error.strerror or error}"
+        ) from error
     shutil.rmtree(previous, ignore_errors=True)
 
 
@@ -211,9 +217,7 @@ def _glob_escaped(name: str) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or a directory is on the disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # Windows cannot open a directory
+    """Wait until a file is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -33,7 +33,7 @@ def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
 
     path = header.directory / "tokenizer.json"
     if path.exists() and _is_ours(header):
-        return Tokenizer.from_file(path, header.bos_id, header.eos_ids)
+        return Tokenizer.from_file(path, header.bos_id, header.eos_ids, n_rows=header.vocab_size)
     if path.exists():
         fast = Tokenizer.from_file(path).fast
     else:
@@ -42,7 +42,7 @@ def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
         fast = load_vocab_files(header.directory, header.hf_config, header.vocab_size)
     _mark_special(fast, (token for token, _ in named_tokens(header.directory).values()))
     ids = special_ids(header, fast)
-    return Tokenizer(fast, ids.bos_id, ids.eos_ids, special_tokens_around(fast))
+    return Tokenizer(fast, ids.bos_id, ids.eos_ids, header.vocab_size, special_tokens_around(fast))
 
 
 def special_ids(header: CheckpointHeader, fast: "FastTokenizer") -> SpecialIds:

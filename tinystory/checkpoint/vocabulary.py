@@ -7,22 +7,25 @@ from typing import Any
 from tinystory.errors import CheckpointError
 from tinystory.safe.reading import read_json_object, shown
 
-__all__ = ["read_vocabulary", "vocabulary"]
+__all__ = ["added_above", "read_vocabulary", "vocabulary"]
 
 MAX_TOKENIZER_BYTES = 64 * 2**20
 _BYTES_PER_TOKEN = 1024
 """More than any real tokenizer file needs for a token, with merges and indentation."""
 
 
-def read_vocabulary(directory: Path, vocab_size: int | None) -> dict[str, int] | None:
-    """Read the map from token to id of a checkpoint's tokenizer; return None if there is no tokenizer.
+def read_vocabulary(directory: Path, vocab_size: int | None) -> tuple[dict[str, int], dict[str, int]]:
+    """Read the tokens of a checkpoint's tokenizer, by their text.
 
     Args:
         directory: the checkpoint.
         vocab_size: the model's number of tokens; None if it is not known. It limits the size of the file.
 
+    Returns:
+        The ids of all tokens, empty if there is no tokenizer; and of those that `added_above` finds.
+
     Raises:
-        CheckpointError: the file is not a tokenizer, is too large, or has ids that the model does not have.
+        CheckpointError: the file is not a tokenizer, is too large, or belongs to another model.
     """
     limit = MAX_TOKENIZER_BYTES
     if vocab_size is not None:
@@ -34,14 +37,40 @@ def read_vocabulary(directory: Path, vocab_size: int | None) -> dict[str, int] |
             if name == "vocab.json":
                 document = {"model": {"vocab": document}}
             tokens = vocabulary(document, str(path))
-            largest = max(tokens.values(), default=0)
-            if vocab_size is not None and largest >= vocab_size:
-                raise CheckpointError(
-                    f"{path} has the token id {largest}, but the model's vocab_size is {vocab_size}; "
-                    "this tokenizer belongs to another model"
-                )
-            return tokens
-    return None
+            if vocab_size is None:
+                return tokens, {}
+            return tokens, added_above(document, tokens, vocab_size, f"{path} has the token id")
+    return {}, {}
+
+
+def added_above(
+    document: Mapping[str, Any], tokens: Mapping[str, int], vocab_size: int, complaint: str
+) -> dict[str, int]:
+    """Return the tokens whose ids the model does not have.
+
+    Only added tokens may be such: people add `<pad>` or markers to a tokenizer and leave the model as it is. A token of
+    the vocabulary itself shows that the tokenizer was made for a larger model.
+
+    Args:
+        document: the content of a tokenizer.json.
+        tokens: its tokens, as from `vocabulary`.
+        vocab_size: the model's number of tokens.
+        complaint: the beginning of the error message; the id follows it.
+
+    Raises:
+        CheckpointError: a token of the vocabulary has such an id.
+    """
+    above = {token: token_id for token, token_id in tokens.items() if token_id >= vocab_size}
+    if not above:
+        return {}
+    added = {str(token.get("content")) for token in document.get("added_tokens") or []}
+    if strays := above.keys() - added:
+        largest = max(above[token] for token in strays)
+        raise CheckpointError(
+            f"{complaint} {largest}, but the model's vocab_size is {vocab_size}; "
+            "this tokenizer belongs to another model"
+        )
+    return above
 
 
 def vocabulary(document: Mapping[str, Any], where: str) -> dict[str, int]:

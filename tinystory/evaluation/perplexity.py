@@ -217,4 +217,4 @@ def _tally(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     """
     labels = labels.to(logits.device)
     surprise = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
-    return surprise.double().view(labels.shape).sum(dim=1).cpu(), int((logits.argmax(dim=-1) == labels).sum())
+    return surprise.cpu().double().view(labels.shape).sum(dim=1), int((logits.argmax(dim=-1) == labels).sum())

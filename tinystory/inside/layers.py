@@ -71,7 +71,7 @@ def check_index(run: ForwardPass, index: int) -> None:
 
 
 def _guess(layer: int, logits: torch.Tensor, taken: int | None, n_likeliest: int) -> LayerGuess:
-    log_probabilities = logits.double().log_softmax(dim=-1)
+    log_probabilities = logits.cpu().double().log_softmax(dim=-1)
     probabilities = log_probabilities.exp()
     best = probabilities.topk(min(n_likeliest, len(probabilities)))
     entropy = float(-(probabilities * log_probabilities).nansum()) / math.log(2)  # 0 · log 0 counts as 0

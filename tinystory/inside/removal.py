@@ -73,4 +73,4 @@ def _log2_probabilities(
     model: Transformer, before: Sequence[int], part: Part | None, replacement: Replacement
 ) -> torch.Tensor:
     logits = forward_pass(model, before, part, replacement).logits[-1]
-    return logits.double().log_softmax(dim=-1) / math.log(2)
+    return logits.cpu().double().log_softmax(dim=-1) / math.log(2)

@@ -112,18 +112,19 @@ def rope_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> t
     Args:
         config: a llama config.
         positions: integers of any shape (...).
-        dtype: the dtype of the tables; the angles are computed in float64.
+        dtype: the dtype of the tables. The angles are computed in float64, on the CPU: not every device has float64.
 
     Returns:
-        Two tensors (..., D). As in Hugging Face's layout, the second half of the last axis repeats the first.
+        Two tensors (..., D) on the device of the positions. As in Hugging Face's layout, the second half of the last
+        axis repeats the first.
     """
-    exponents = torch.arange(0, config.d_head, 2, dtype=torch.float64, device=positions.device) / config.d_head
+    exponents = torch.arange(0, config.d_head, 2, dtype=torch.float64, device="cpu") / config.d_head
     inverse_frequencies = config.rope_theta**-exponents
     if config.rope_scaling is not None:
         inverse_frequencies = _scaled(inverse_frequencies, config.rope_scaling)
-    angles = positions.to(torch.float64)[..., None] * inverse_frequencies
+    angles = positions.cpu().to(torch.float64)[..., None] * inverse_frequencies
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return angles.cos().to(dtype).to(positions.device), angles.sin().to(dtype).to(positions.device)
 
 
 def _scaled(inverse_frequencies: Tensor, scaling: RopeScaling) -> Tensor:
@@ -304,19 +305,32 @@ class Transformer(nn.Module):
                 are packed into one row, each begins again at 0.
             mask: the positions that each position may see; see `Mask`. Causal if None.
         """
-        if positions is None:
-            positions = torch.arange(token_ids.shape[1], device=token_ids.device)[None]
         x = self.embed(token_ids)
         rope = None
-        if self.pos_embed is not None:
-            x = x + self.pos_embed(positions)
+        if self.pos_embed is None:
+            rope = self._rope(positions, token_ids, product_dtype(x))
+        elif positions is None:
+            x = x + self.pos_embed(torch.arange(token_ids.shape[1], device=token_ids.device)[None])
         else:
-            rope = rope_tables(self.config, positions[:, None], product_dtype(x))  # two (B or 1, 1, T, D)
+            x = x + self.pos_embed(positions)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, rope, mask)
         out: Tensor = self.norm(x)
         return out
+
+    def _rope(self, positions: Tensor | None, token_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the tables of these positions, two (B or 1, 1, T, D); arguments as for `hidden`."""
+        device = token_ids.device
+        if positions is not None and device.type == "cpu":
+            return rope_tables(self.config, positions[:, None], dtype)
+        # Other devices would have to be waited for to see the positions, so they get a table of all of them.
+        n_positions = token_ids.shape[1] if positions is None else self.config.max_seq_len
+        tables = rope_tables(self.config, torch.arange(n_positions, device="cpu"), dtype)
+        cos, sin = (table.to(device) for table in tables)
+        if positions is None:
+            return cos[None, None], sin[None, None]
+        return cos[positions][:, None], sin[positions][:, None]
 
     def forward(
         self, token_ids: Tensor, positions: Tensor | None = None, mask: Mask = None, labels: Tensor | None = None

@@ -79,7 +79,7 @@ def parse_json_object(
     """Parse a JSON object; `where` names its place in error messages.
 
     Args:
-        raw: the document. Bytes must be UTF-8.
+        raw: the document. Bytes must be UTF-8; a byte order mark before them is skipped.
         where: the name of the place, for example a path.
         unique_keys: refuse an object that has a key twice (at any depth).
         raises: the class of the error, as in `regular_file_size`.
@@ -88,7 +88,7 @@ def parse_json_object(
         UnreadableFile: (or `raises`) it is not JSON or not an object, is nested too deeply, or has a key twice.
     """
     try:
-        text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+        text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
         value = json.loads(text, object_pairs_hook=_without_duplicates if unique_keys else None)
     except RecursionError:
         raise raises(f"{where} is nested too deeply to be read") from None

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "load", "load_header", "load_without_torch"]
 
 
+Tell = Callable[[str], object]
+"""Gets one line that a user should read."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model that is ready to write.
@@ -66,7 +70,12 @@ class LoadedModel:
 
 
 def load(
-    name: str | None = None, dtype: str = "float32", device: str = "cpu", *, compiled: bool = False
+    name: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    *,
+    compiled: bool = False,
+    tell: Tell | None = None,
 ) -> LoadedModel:
     """Load a shipped model, a local directory or a hub id.
 
@@ -75,13 +84,14 @@ def load(
         dtype: the dtype of the computation, one of `COMPUTED_DTYPES`.
         device: the device that the model runs on, as torch writes it.
         compiled: True to compute in code built for this processor (`steps/compiling.py`).
+        tell: gets each warning about a second model, once a decoder opens it.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or needs code of its own.
         UsageError: the device or dtype is not available, or the model cannot be compiled.
     """
     name, header = find_model(name)
-    return load_header(name, header, dtype, device, compiled=compiled)
+    return load_header(name, header, dtype, device, compiled=compiled, tell=tell)
 
 
 def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = False) -> LoadedModel:
@@ -100,8 +110,16 @@ def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = 
     return LoadedModel(name, header, tokenizer, session, "float32", "cpu", 1, _compile(session, code), warnings)
 
 
-def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *, compiled: bool = False) -> LoadedModel:
-    """Load a checkpoint that `find_model` has checked.
+def load_header(
+    name: str,
+    header: CheckpointHeader,
+    dtype: str,
+    device: str,
+    *,
+    compiled: bool = False,
+    tell: Tell | None = None,
+) -> LoadedModel:
+    """Load a checkpoint that `find_model` has checked; the other arguments as for `load`.
 
     Raises:
         CheckpointError, UsageError: as `load`; CheckpointError also if the files have changed since the check.
@@ -109,9 +127,9 @@ def load_header(name: str, header: CheckpointHeader, dtype: str, device: str, *,
     if dtype not in COMPUTED_DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(COMPUTED_DTYPES)}")
     code = _code_for(name, header, dtype, device) if compiled else None
-    usable_device(device)
+    device = str(usable_device(device))
     tokenizer = load_tokenizer(header)
-    second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device, compiled=compiled))
+    second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device, compiled=compiled, tell=tell))
 
     def opener(other: str) -> Session:
         return second(other).open()  # the weights are read once, even if many stories use them
@@ -190,7 +208,7 @@ def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Sessio
     """Check that the files have not changed, and that the tokenizer fits the model."""
     if file_stamp(header.directory) != header.stamp:  # we may have read a mixture of two models
         raise CheckpointError(f"the files in {header.directory} changed while they were read; load the model again")
-    if tokenizer.vocab_size > session.vocab_size:
+    if tokenizer.vocab_size > session.vocab_size:  # the header did not know the size of the model
         raise CheckpointError(
             f"{header.directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {session.vocab_size}"
         )
@@ -202,7 +220,14 @@ def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Sessio
         )
 
 
-def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compiled: bool) -> Session:
+def _known_tokens(tokenizer: "Tokenizer") -> dict[str, int]:
+    """Return the tokens that the model of a tokenizer knows."""
+    return {token: i for token, i in tokenizer.fast.get_vocab().items() if i < tokenizer.vocab_size}
+
+
+def _second(
+    name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compiled: bool, tell: Tell | None
+) -> Session:
     """Load a second model, for a decoder that uses two models with the same vocabulary.
 
     Raises:
@@ -214,6 +239,9 @@ def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compi
     n_threads = torch.get_num_threads()
     other = load(name, dtype, device, compiled=compiled)
     torch.set_num_threads(n_threads)  # the number belongs to the first model
-    if other.tokenizer.fast.get_vocab() != tokenizer.fast.get_vocab():
+    if _known_tokens(other.tokenizer) != _known_tokens(tokenizer):
         raise UsageError(f"the model {name} has another vocabulary; only models with the same vocabulary work together")
+    if tell is not None:
+        for warning in other.warnings:
+            tell(warning)
     return other.session

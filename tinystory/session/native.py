@@ -112,10 +112,9 @@ class NativeSession(CachedRows):
         capacity = self._cache.capacity
         if self.config.family != "llama" or (self._rope is not None and len(self._rope[0]) >= capacity):
             return
-        positions = torch.arange(capacity, device=self._embed.device)
-        cos, sin = rope_tables(self.config, positions, self._embed.dtype)
+        cos, sin = rope_tables(self.config, torch.arange(capacity, device="cpu"), self._embed.dtype)
         sin[:, : self.config.d_head // 2].neg_()  # so that rotating is x * cos + swapped_halves(x) * sin
-        self._rope = cos, sin
+        self._rope = cos.to(self._embed.device), sin.to(self._embed.device)
 
     def _array(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array)

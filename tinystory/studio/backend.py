@@ -70,7 +70,7 @@ class Backend(Protocol):
         ...
 
     def take_warnings(self) -> Sequence[str]:
-        """Return the warnings about the loaded model, each of them only once."""
+        """Return the warnings about the loaded model, and about models that a decoder opened, each only once."""
         ...
 
     def wait(self, cancel: Callable[[], bool]) -> bool:
@@ -198,7 +198,7 @@ class ModelBackend:
             self._thread.start()
 
     def take_warnings(self) -> Sequence[str]:
-        """Return the warnings about the model once it is loaded; nothing before that, and nothing a second time."""
+        """Return the warnings about the models that are loaded by now; nothing a second time."""
         warnings, self._warnings = self._warnings, ()
         return warnings
 
@@ -304,11 +304,16 @@ class ModelBackend:
         torch.set_num_threads(self._model.threads)  # another model or another thread may have changed it
         return self._model
 
+    def _keep_warning(self, warning: str) -> None:
+        self._warnings = [*self._warnings, warning]
+
     def _load(self) -> None:
         try:
-            model = load_header(self.name, self._header, self.dtype, self._device, compiled=self._compiled)
+            model = load_header(
+                self.name, self._header, self.dtype, self._device, compiled=self._compiled, tell=self._keep_warning
+            )
             model.tokenizer.detokenize([])  # builds the table of bytes now, so that the first word comes sooner
-            self._model, self._warnings = model, model.warnings
+            self._model, self._warnings = model, [*model.warnings, *self._warnings]
         except BaseException as error:  # `wait` raises it in the thread that needs the model
             self._error = error
         finally:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
 
-from tinystory.errors import CheckpointError
+from tinystory.errors import CheckpointError, UsageError
 from tinystory.text.text_rules import TextStream, bytes_of_byte_level_characters, text_stream
 
 __all__ = ["END_OF_TEXT", "Detokenizer", "Tokenizer", "byte_level_bpe"]
@@ -31,6 +31,8 @@ class Tokenizer:
         eos_ids: the tokens that end a story.
         prefix: the special tokens before a prompt: BOS, unless `around` says otherwise.
         suffix: the special tokens after a prompt: none, unless `around` says otherwise.
+        n_rows: the number of ids that the model knows; None if the tokenizer stands alone. A tokenizer may have added
+            tokens above them, which no text may contain. And it may lack some of them; their text is empty.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Tokenizer:
         fast: FastTokenizer,
         bos_id: int | None,
         eos_ids: frozenset[int],
+        n_rows: int | None = None,
         around: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
     ) -> None:
         fast.encode_special_tokens = True  # "<|endoftext|>" typed into a prompt is text, not the end of a story
@@ -46,13 +49,16 @@ class Tokenizer:
         if isinstance(fast.model, BPE):
             fast.model.dropout = None  # it would give one prompt other tokens each time
         self.fast = fast
-        self.bos_id = bos_id
-        self.eos_ids = eos_ids
-        self.prefix, self.suffix = around or (() if bos_id is None else (bos_id,), ())
+        self.n_rows = n_rows
+        self.bos_id = None if bos_id is not None and self._is_above(bos_id) else bos_id
+        self.eos_ids = frozenset(i for i in eos_ids if not self._is_above(i))
+        self.prefix, self.suffix = around or (() if self.bos_id is None else (self.bos_id,), ())
 
     @classmethod
-    def from_file(cls, path: Path, bos_id: int | None = None, eos_ids: Iterable[int] = ()) -> "Tokenizer":
-        """Read a `tokenizer.json`.
+    def from_file(
+        cls, path: Path, bos_id: int | None = None, eos_ids: Iterable[int] = (), n_rows: int | None = None
+    ) -> "Tokenizer":
+        """Read a `tokenizer.json` for a model of `n_rows` tokens.
 
         If no ids are given and the vocabulary has `<|endoftext|>`, this token is both BOS and EOS.
 
@@ -60,7 +66,7 @@ class Tokenizer:
             CheckpointError: the file is missing or is not a tokenizer.
         """
         try:
-            fast = FastTokenizer.from_str(path.read_text(encoding="utf-8"))
+            fast = FastTokenizer.from_str(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}; a checkpoint needs a tokenizer.json") from error
         except Exception as error:  # the library raises bare Exception for any malformed content
@@ -68,11 +74,11 @@ class Tokenizer:
         eos_ids = frozenset(eos_ids)
         end = fast.token_to_id(END_OF_TEXT)
         if bos_id is None and not eos_ids and end is not None:
-            return cls(fast, end, frozenset({end}))
-        return cls(fast, bos_id, eos_ids)
+            return cls(fast, end, frozenset({end}), n_rows)
+        return cls(fast, bos_id, eos_ids, n_rows)
 
     @classmethod
-    def from_bpe_files(cls, directory: Path) -> "Tokenizer":
+    def from_bpe_files(cls, directory: Path, n_rows: int | None = None) -> "Tokenizer":
         """Build the byte-level BPE of GPT-2 from `vocab.json` and `merges.txt`; `<|endoftext|>` is both BOS and EOS.
 
         Raises:
@@ -87,20 +93,24 @@ class Tokenizer:
         fast.post_processor = processors.TemplateProcessing(
             single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, end)]
         )
-        return cls(fast, end, frozenset({end}))
+        return cls(fast, end, frozenset({end}), n_rows)
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens, special ones included."""
-        return self.fast.get_vocab_size(with_added_tokens=True)
+        """The number of tokens, special ones included; for a model, the number of ids that it knows."""
+        return self.n_rows or self.fast.get_vocab_size(with_added_tokens=True)
 
     def to_json(self) -> str:
         """Return the content of `tokenizer.json`."""
         return self.fast.to_str(pretty=False)
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Return the token ids of a text. If `bos` is True, it gets BOS or the other special tokens of a prompt."""
-        ids = self.fast.encode(text, add_special_tokens=False).ids
+        """Return the token ids of a text. If `bos` is True, it gets BOS or the other special tokens of a prompt.
+
+        Raises:
+            UsageError: the text contains a token that the model does not know.
+        """
+        ids = self._known(self.fast.encode(text, add_special_tokens=False).ids)
         return self.as_prompt(ids) if bos else ids
 
     def as_prompt(self, token_ids: Sequence[int]) -> list[int]:
@@ -116,8 +126,29 @@ class Tokenizer:
         return int(len(token_ids) > 0 and token_ids[0] == self.bos_id)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of many texts without BOS. All cores are used."""
-        return [encoding.ids for encoding in self.fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Return the token ids of many texts without BOS. All cores are used.
+
+        Raises:
+            UsageError: a text contains a token that the model does not know.
+        """
+        encodings = self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._known(encoding.ids) for encoding in encodings]
+
+    def _is_above(self, token_id: int) -> bool:
+        return self.n_rows is not None and token_id >= self.n_rows
+
+    @cached_property
+    def _has_tokens_above(self) -> bool:
+        return any(map(self._is_above, self.fast.get_added_tokens_decoder()))
+
+    def _known(self, token_ids: list[int]) -> list[int]:
+        """Return ids that the model knows; raise UsageError for one that it does not know."""
+        if self._has_tokens_above and (above := next(filter(self._is_above, token_ids), None)) is not None:
+            raise UsageError(
+                f"the text has {self.fast.id_to_token(above)!r}, the token {above} of the tokenizer; this model knows "
+                f"only tokens 0 to {self.vocab_size - 1}, so take it out of the text"
+            )
+        return token_ids
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids. Special tokens and unknown ids are left out; broken UTF-8 becomes U+FFFD.
@@ -201,7 +232,7 @@ class Tokenizer:
         }
         for i, added in self.fast.get_added_tokens_decoder().items():
             table[i] = b"" if added.special else added.content.encode()
-        return table
+        return {i: raw for i, raw in table.items() if not self._is_above(i)}
 
 
 def byte_level_bpe(directory: Path) -> FastTokenizer:

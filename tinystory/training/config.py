@@ -201,10 +201,6 @@ def _started_from(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
         if given.get(name, value) != value:
             raise UsageError(f"{name} is {given[name]}, but {init} has {value}; leave it out")
     model = ShapeConfig(**shape, init=init)
-    trained = model.model_config(header.config.vocab_size)
-    if trained != header.config:
-        other = [f.name for f in fields(trained) if getattr(trained, f.name) != getattr(header.config, f.name)]
-        raise UsageError(f"{init} cannot be trained here: it differs from our models in {', '.join(other)}")
     vocabulary = init if init in SHIPPED_MODELS else str(header.directory)
     data = dataclasses.replace(config.data, tokenizer=given.get("tokenizer", vocabulary))
     return dataclasses.replace(config, data=data, model=model)

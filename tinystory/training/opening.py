@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from tinystory.checkpoint import load_model
+from tinystory.checkpoint import load_model, read_header
 from tinystory.checkpoint.shipped import find_model
-from tinystory.checkpoint.tokenizers import find_tokenizer
-from tinystory.data.prepare import prepare
+from tinystory.checkpoint.tokenizers import find_tokenizer, load_tokenizer
+from tinystory.data.prepare import prepare, tokenize
 from tinystory.data.selection import Selection
 from tinystory.data.shards import TokenShards, fingerprint
 from tinystory.errors import UsageError
+from tinystory.model.config import ModelConfig
 from tinystory.model.transformer import Transformer
 from tinystory.text.tokenizer import Tokenizer
 from tinystory.training.config import RunConfig, fields_of
@@ -38,13 +39,16 @@ class OpenRun:
     Attributes:
         run: its folder.
         config: its configuration, with the changes of a resumed run.
-        tokenizer: its vocabulary.
+        tokenizer: its vocabulary, with BOS and EOS.
+        shape: the shape of its model. In a run with an `init` it is exactly that of the checkpoint, while
+            `config.model` has only the fields that a new model can have.
         resumed: whether it continues from its latest checkpoint.
     """
 
     run: Run
     config: RunConfig
     tokenizer: Tokenizer
+    shape: ModelConfig
     resumed: bool
 
 
@@ -52,8 +56,8 @@ def begin_run(folder: Path, config: RunConfig, ranks: Ranks) -> OpenRun:
     """Begin a new run: check its configuration, and write it to the folder.
 
     Raises:
-        UsageError: the run has no data, the folder holds a run already, or vocabulary and starting checkpoint do not
-            fit together.
+        UsageError: the run has no data, the folder holds a run already, the vocabulary has no BOS or EOS, or
+            vocabulary and starting checkpoint do not fit together.
         CheckpointError: the shape of the model is impossible, or a checkpoint is missing or damaged.
     """
     if not config.data.data:
@@ -61,18 +65,36 @@ def begin_run(folder: Path, config: RunConfig, ranks: Ranks) -> OpenRun:
             "--data is missing: give story files (.txt with <|endoftext|> between stories, .jsonl, .parquet),\n"
             f"a folder saved by datasets, or {HUB_DATASET} (2 GB from the Hugging Face hub)"
         )
-    tokenizer = find_tokenizer(config.data.tokenizer)
-    shape = config.model.model_config(tokenizer.vocab_size)  # an impossible shape is refused before anything is written
-    if config.model.init and (initial := find_model(config.model.init)[1].config) and initial != shape:
-        raise UsageError(
-            f"{config.model.init} has a vocabulary of {initial.vocab_size:,} tokens, {config.data.tokenizer} one of "
-            f"{tokenizer.vocab_size:,}; leave --tokenizer out"
-        )
+    tokenizer, shape = _starting_point(config)  # refused before anything is written
+    tokenize([], tokenizer)
     run = Run(folder)
     ranks.wait()
     if ranks.first:
         run.begin(config, tokenizer)
-    return OpenRun(run, config, tokenizer, resumed=False)
+    return OpenRun(run, config, tokenizer, shape, resumed=False)
+
+
+def _starting_point(config: RunConfig) -> tuple[Tokenizer, ModelConfig]:
+    """Return vocabulary and shape of a new run: those of the checkpoint that it starts from, if there is one.
+
+    Raises:
+        UsageError: another vocabulary is given, and has another size.
+        CheckpointError: the shape is impossible, or a checkpoint is missing or damaged.
+    """
+    given = config.data.tokenizer
+    if not config.model.init:
+        tokenizer = find_tokenizer(given)
+        return tokenizer, config.model.model_config(tokenizer.vocab_size)
+    name, header = find_model(config.model.init)
+    if header.config is None:
+        raise UsageError(f"{name} is neither a Llama nor a GPT-2 model, so no run can start from it")
+    tokenizer = load_tokenizer(header) if given in (name, str(header.directory)) else find_tokenizer(given)
+    if tokenizer.vocab_size != header.config.vocab_size:
+        raise UsageError(
+            f"{name} has a vocabulary of {header.config.vocab_size:,} tokens, {given} one of "
+            f"{tokenizer.vocab_size:,}; leave --tokenizer out"
+        )
+    return tokenizer, header.config
 
 
 def resume_run(folder: Path, changes: Mapping[str, Any], ranks: Ranks) -> OpenRun:
@@ -88,15 +110,19 @@ def resume_run(folder: Path, changes: Mapping[str, Any], ranks: Ranks) -> OpenRu
         CheckpointError: the checkpoint has no training state.
     """
     run = Run(folder)
-    config, tokenizer = run.configuration()
+    config, _ = run.configuration()
     if fixed := [name for name in changes if fields_of()[name][0] != "training"]:
         raise UsageError(f"{', '.join(fixed)} cannot change in a resumed run; start a new run with --out")
     if {"rows", "seed"} & changes.keys():
         raise UsageError("rows and seed cannot change in a resumed run: its place in the data would be lost")
-    training = dataclasses.replace(config.training, **changes)
+    header = read_header(run.latest)
+    tokenizer = load_tokenizer(header)  # unlike the tokenizer.json of the run, it has BOS and EOS
+    shape = header.config if config.model.init else None
+    shape = shape or config.model.model_config(tokenizer.vocab_size)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
     if ranks.first:
         run.forget_after(TrainState.step_of(run.latest))
-    return OpenRun(run, dataclasses.replace(config, training=training), tokenizer, resumed=True)
+    return OpenRun(run, config, tokenizer, shape, resumed=True)
 
 
 def load_stories(opened: OpenRun, ranks: Ranks, report: Callable[[str], object]) -> tuple[TokenShards, TokenShards]:
@@ -147,7 +173,7 @@ def make_model(opened: OpenRun, ranks: Ranks) -> Transformer:
     """
     config, hyper = opened.config.model, opened.config.training
     torch.manual_seed(hyper.seed + ranks.rank)
-    model = Transformer(config.model_config(opened.tokenizer.vocab_size), dropout=hyper.dropout)
+    model = Transformer(opened.shape, dropout=hyper.dropout)
     model.init_weights(hyper.seed)
     if config.init and not opened.resumed:
         model.load_state_dict(load_model(find_model(config.init)[1]).state_dict())
@@ -164,7 +190,7 @@ def load_teacher(name: str, opened: OpenRun, ranks: Ranks) -> Transformer:
     name, header = find_model(name)
     if header.config is None:
         raise UsageError(f"{name} is neither a Llama nor a GPT-2 model, so it cannot be a teacher")
-    if fingerprint(find_tokenizer(str(header.directory))) != fingerprint(opened.tokenizer):
+    if fingerprint(load_tokenizer(header)) != fingerprint(opened.tokenizer):
         raise UsageError(f"{name} has another vocabulary than this run, so it cannot be a teacher")
     row_len = opened.config.model.max_seq_len
     if header.config.max_seq_len < row_len:

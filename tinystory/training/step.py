@@ -272,7 +272,7 @@ def evaluate_loss(model: Transformer, loaded: Iterable[Batch], config: TrainConf
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    sums = torch.zeros(3, dtype=torch.float64)  # on the CPU: not every device has float64
     with autocast(config, ranks.device):
         for batch in loaded:
             batch = placed(batch, config, ranks.device)
@@ -283,8 +283,8 @@ def evaluate_loss(model: Transformer, loaded: Iterable[Batch], config: TrainConf
                 logits = model.head(part).float()
                 loss = F.cross_entropy(logits, labels, reduction="sum")
                 correct = (logits.argmax(-1) == labels).sum()
-                sums += torch.stack((loss.double(), correct.double(), sums.new_tensor(len(labels))))
+                sums += torch.stack((loss.cpu().double(), correct.cpu().double(), sums.new_tensor(len(labels))))
     model.train(was_training)
-    loss_total, correct_total, n_tokens = ranks.sum(sums).tolist()
+    loss_total, correct_total, n_tokens = ranks.sum(sums.to(ranks.device) if ranks.size > 1 else sums).tolist()
     n = max(n_tokens, 1)
     return Losses(loss_total / n, correct_total / n, int(n_tokens))

@@ -168,7 +168,8 @@ def _tokens(document: Mapping[str, Any], vocab_size: int) -> tuple[list[str], ND
     for text, i in document["model"]["vocab"].items():
         texts[i], types[i] = text, TokenType.NORMAL
     for token in document["added_tokens"]:
-        i = token["id"]
+        if (i := token["id"]) >= vocab_size:  # the model does not know it
+            continue
         texts[i], types[i] = token["content"], TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     if len(set(texts)) != vocab_size:
         raise CheckpointError("two tokens have the same text; llama.cpp needs different ones")

@@ -25,7 +25,13 @@ def load_to_write(options: ModelOptions, name: str, header: "CheckpointHeader", 
 
 def load_with_torch(options: ModelOptions, name: str, header: "CheckpointHeader") -> LoadedModel:
     """Load the model with torch, in the dtype and on the device of the options."""
-    return _noted(options, load_header(name, header, options.dtype, options.device, compiled=options.compile))
+
+    def tell(warning: str) -> None:
+        warn(options, (warning,))
+
+    return _noted(
+        options, load_header(name, header, options.dtype, options.device, compiled=options.compile, tell=tell)
+    )
 
 
 def _noted(options: ModelOptions, model: LoadedModel) -> LoadedModel:
