@@ -41,9 +41,7 @@ def detect_in(text: str, model: str | None, options: Watermark) -> Detection:
     """
     header = find_model(model)[1]
     tokenizer = load_tokenizer(header)
-    token_ids = tokenizer.encode(text)
-    if token_ids[:1] == [tokenizer.bos_id]:
-        del token_ids[0]  # BOS is not a part of the text
+    token_ids = tokenizer.encode(text, bos=False)
     if len(token_ids) < 2:
         raise UsageError("the text is a single token; a watermark shows only in pairs of tokens")
     # A model may have more logits than its tokenizer has tokens; the green lists are drawn from all logits.

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from tinystory.checkpoint import hash as model_hash_module
 from tinystory.checkpoint import hub, load_model, locate, model_hash, read_header, save_checkpoint
 from tinystory.checkpoint.arrays import read_arrays
-from tinystory.checkpoint.hf_layout import from_hf_config, to_hf_config, token_ids
+from tinystory.checkpoint.hf_layout import from_hf_config, to_hf_config
 from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.model.config import ModelConfig, RopeScaling
 from tinystory.model.transformer import Transformer
@@ -245,15 +245,6 @@ def test_fields_that_config_json_lacks_have_the_defaults_of_transformers():
     llama3 = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope = from_hf_config({"model_type": "llama", "rope_scaling": llama3}).rope_scaling
     assert rope == RopeScaling("llama3", 2.0, 1.0, 4.0, 2048)
-
-
-def test_token_ids():
-    assert token_ids({"bos_token_id": 1, "eos_token_id": [2, 3]}, {}, 10) == (1, {2, 3})
-    assert token_ids({"bos_token_id": 1, "eos_token_id": 2}, {"eos_token_id": [4, 5]}, 10) == (1, {4, 5})
-    assert token_ids({"bos_token_id": 50256, "eos_token_id": [2, 50256]}, {}, 10) == (None, {2})
-    assert token_ids({"eos_token_id": 2}, {"eos_token_id": 99}, 10) == (None, {2})
-    assert token_ids({"bos_token_id": -1, "eos_token_id": [-1, 2]}, {"eos_token_id": -1}, 10) == (None, {2})
-    assert token_ids({}, {}, None) == (None, frozenset())
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_a_prompt_without_a_token_keeps_no_other_from_its_story(generate, monkey
         from tinystory.commands.shared.models import load_to_write
 
         model = load_to_write(*arguments)
-        model.tokenizer.bos_id = None
+        model.tokenizer.bos_id, model.tokenizer.prefix = None, ()
         return model
 
     monkeypatch.setattr(load, without_bos)

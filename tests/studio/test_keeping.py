@@ -31,6 +31,9 @@ class LetterTokenizer:
     bos_id = 0
     token_bytes = {i: chr(i).encode() for i in [*range(1, 0x3000), 0xFFFE, 0xFFFF]}  # noqa: RUF012
 
+    def n_before_text(self, token_ids):
+        return int(len(token_ids) > 0 and token_ids[0] == 0)
+
 
 class LetterBackend:
     """Writes ", and so on." to everything; a token is a character, 0 is BOS."""

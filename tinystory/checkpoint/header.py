@@ -17,6 +17,7 @@ from tinystory.checkpoint.directory import follow_latest
 from tinystory.checkpoint.formats.foreign_files import told_folder
 from tinystory.checkpoint.hash import file_stamp
 from tinystory.checkpoint.safetensors_header import TensorEntry, read_tensors
+from tinystory.checkpoint.tokens.special import SpecialIds, configured_ids, read_optional
 from tinystory.checkpoint.vocabulary import read_vocabulary
 from tinystory.dtypes import dtype_of_safetensors
 from tinystory.errors import CheckpointError
@@ -47,8 +48,7 @@ class CheckpointHeader:
             transformers runs may have another one, under its safetensors name.
         tensors: the file, dtype, shape and byte offsets of each tensor, by the name that Hugging Face gives it. A
             matrix that is both embedding and head stands here once, as the embedding.
-        bos_id: the token that a story begins with, or None.
-        eos_ids: the tokens that end a story.
+        special_ids: the tokens that begin and end a story, as the configs name them.
         provenance: the content of tinystory.json; empty if there is no such file.
         stamp: sizes and times of the files, as from `file_stamp`; it differs once a file has been replaced.
         warnings: one line for each thing that a user should know, though the model runs.
@@ -59,11 +59,20 @@ class CheckpointHeader:
     hf_config: Mapping[str, Any]
     dtype: str
     tensors: Mapping[str, TensorEntry]
-    bos_id: int | None
-    eos_ids: frozenset[int]
+    special_ids: SpecialIds
     provenance: Mapping[str, Any]
     stamp: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that a story begins with, as the configs name it, or None."""
+        return self.special_ids.bos_id
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokens that end a story, as the configs name them."""
+        return self.special_ids.eos_ids
 
     @property
     def vocab_size(self) -> int | None:
@@ -95,11 +104,12 @@ def read_header(directory: Path) -> CheckpointHeader:
     else:
         vocab_size = _stated_vocab_size(hf_config)
     warnings += _warnings_about_tokens(directory, read_vocabulary(directory, vocab_size)[1], vocab_size)
-    generation_config = _read_optional(directory / "generation_config.json")
-    bos_id, eos_ids = hf_layout.token_ids(hf_config, generation_config, vocab_size)
-    provenance = _read_optional(directory / "tinystory.json")
+    generation_config = read_optional(directory / "generation_config.json")
+    special_ids, warnings_about_ids = configured_ids(hf_config, generation_config, vocab_size)
+    warnings += warnings_about_ids
+    provenance = read_optional(directory / "tinystory.json")
     dtype = _main_dtype(tensors)
-    return CheckpointHeader(directory, config, hf_config, dtype, tensors, bos_id, eos_ids, provenance, stamp, warnings)
+    return CheckpointHeader(directory, config, hf_config, dtype, tensors, special_ids, provenance, stamp, warnings)
 
 
 def _check_not_foreign(directory: Path, hf_config: Mapping[str, Any]) -> None:
@@ -204,10 +214,6 @@ def _main_dtype(tensors: Mapping[str, TensorEntry]) -> str:
         n_bytes[entry.dtype] = n_bytes.get(entry.dtype, 0) + entry.end - entry.start
     largest = max(n_bytes, key=n_bytes.__getitem__, default="F32")
     return dtype_of_safetensors(largest) or largest
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path, raises=CheckpointError) if os.path.lexists(path) else {}
 
 
 def check_doubled_head(header: CheckpointHeader, prefix: str) -> None:

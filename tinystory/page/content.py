@@ -135,9 +135,9 @@ def page_story(
         story = PageStory(turn, _bare_tokens(tree, turn, path, tokenizer), specs)
         story.notes.append("The model that wrote this story is not here, so the page has no alternatives.")
         return story
-    n_bos = int(path[0].id == model.tokenizer.bos_id) if path else 0
-    story = PageStory(turn, _with_texts(path, model.tokenizer), specs)
     ids = [token.id for token in path]
+    n_bos = model.tokenizer.n_before_text(ids)
+    story = PageStory(turn, _with_texts(path, model.tokenizer), specs)
     _add_alternatives(story.tokens, ids, model)
     for one in tree.lineage(turn.id):
         _add_funnel(story, tree, one, path, model, registry)
@@ -154,7 +154,7 @@ def _bare_tokens(
     """Return the tokens as the session has recorded them; without their vocabulary, the text of each turn is one."""
     if tokenizer is not None:
         tokens = _with_texts(path, tokenizer)
-        return tokens[1:] if path and path[0].id == tokenizer.bos_id else tokens
+        return tokens[tokenizer.n_before_text([token.id for token in path]) :]
     tokens, length = [], 0
     for one in tree.lineage(turn.id):
         while length > one.shared:  # an edit has cut the story

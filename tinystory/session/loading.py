@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tinystory.checkpoint import CheckpointHeader, load_model, model_hash
 from tinystory.checkpoint.hash import file_stamp
 from tinystory.checkpoint.shipped import find_model
-from tinystory.checkpoint.tokenizers import load_tokenizer
+from tinystory.checkpoint.tokenizers import load_tokenizer, tokenizer_warnings
 from tinystory.decoding import Session
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
@@ -107,7 +107,8 @@ def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = 
     tokenizer = load_tokenizer(header)
     session = NumpySession(header, tokenizer.bos_id, tokenizer.eos_ids)
     _check_fit(header, tokenizer, session)
-    return LoadedModel(name, header, tokenizer, session, "float32", "cpu", 1, _compile(session, code), header.warnings)
+    warnings = header.warnings + tokenizer_warnings(header, tokenizer)
+    return LoadedModel(name, header, tokenizer, session, "float32", "cpu", 1, _compile(session, code), warnings)
 
 
 def load_header(
@@ -135,7 +136,7 @@ def load_header(
         return second(other).open()  # the weights are read once, even if many stories use them
 
     session: Session
-    seconds, warnings = None, header.warnings
+    seconds, warnings = None, header.warnings + tokenizer_warnings(header, tokenizer)
     if header.config is not None:
         native = _native_session(header, tokenizer, dtype, device, opener)
         seconds = _compile(native, code)
@@ -211,6 +212,12 @@ def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Sessio
     if tokenizer.vocab_size > session.vocab_size:  # the header did not know the size of the model
         raise CheckpointError(
             f"{header.directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {session.vocab_size}"
+        )
+    largest = max((*tokenizer.prefix, *tokenizer.suffix), default=0)
+    if largest >= session.vocab_size:
+        raise CheckpointError(
+            f"{header.directory}: the tokenizer puts the token {largest} into each prompt, but the model has only "
+            f"{session.vocab_size} tokens"
         )
 
 

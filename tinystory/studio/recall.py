@@ -168,6 +168,5 @@ def quoted(text: str) -> str:
 
 
 def n_bos_of(studio: Studio, ids: tuple[int, ...]) -> int:
-    """Return the number of BOS tokens, 0 or 1, with which the ids begin."""
-    bos = studio.backend.encode("", bos=True)
-    return len(bos) if ids[: len(bos)] == tuple(bos) else 0
+    """Return the number of special tokens with which the ids begin: usually 1, BOS, or 0."""
+    return studio.backend.tokenizer.n_before_text(ids)

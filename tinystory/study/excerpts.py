@@ -103,12 +103,12 @@ def _excerpt(story: str, n_words: int, tokenizer: Tokenizer, max_tokens: int) ->
     if len(ends) <= n_words:
         return None
     given = story[: ends[n_words - 1]] if n_words else ""
-    prompt_ids, all_ids = tokenizer.encode(given), tokenizer.encode(story)
-    if all_ids[: len(prompt_ids)] != prompt_ids:  # a token of the story spans the cut
+    given_ids, all_ids = tokenizer.encode(given, bos=False), tokenizer.encode(story, bos=False)
+    if all_ids[: len(given_ids)] != given_ids:  # a token of the story spans the cut
         return None
-    token_ids = all_ids[len(prompt_ids) :]
+    prompt_ids, token_ids = tokenizer.as_prompt(given_ids), all_ids[len(given_ids) :]
     if len(token_ids) < max_tokens:
         return Excerpt(tuple(prompt_ids), tuple(token_ids), story[len(given) :], True)
-    shown = tokenizer.detokenize(all_ids[: len(prompt_ids) + max_tokens])
+    shown = tokenizer.detokenize([*prompt_ids, *token_ids[:max_tokens]])
     text = shown[len(tokenizer.detokenize(prompt_ids)) :]
     return Excerpt(tuple(prompt_ids), tuple(token_ids[:max_tokens]), text, False)

@@ -10,9 +10,9 @@ __all__ = ["ends_sentence", "whole_sentences"]
 def whole_sentences(tokenizer: Tokenizer, token_ids: Sequence[int], max_seq_len: int) -> list[int]:
     """Return the context for a story that is longer than the model's context.
 
-    BOS stays. Each time the context is full, the oldest quarter of it is removed. If a new sentence begins in the older
-    half of the rest, everything before that sentence is removed, too. This depends only on the tokens of the story, and
-    not on how often the story was stopped and continued.
+    BOS, or what else the tokenizer puts before a text, stays. Each time the context is full, the oldest quarter of it
+    is removed. If a new sentence begins in the older half of the rest, everything before that sentence is removed, too.
+    This depends only on the tokens of the story, and not on how often the story was stopped and continued.
 
     Args:
         tokenizer: gives the text of tokens, to find the ends of sentences.
@@ -22,7 +22,8 @@ def whole_sentences(tokenizer: Tokenizer, token_ids: Sequence[int], max_seq_len:
     Returns:
         At most max_seq_len ids, the latest last.
     """
-    head = list(token_ids[:1]) if token_ids[0] == tokenizer.bos_id and max_seq_len > 1 else []
+    n_before_text = tokenizer.n_before_text(token_ids)
+    head = list(token_ids[:n_before_text]) if max_seq_len > n_before_text else []
     room = max_seq_len - len(head)
     kept = max(1, room * 3 // 4)
     start = len(head)

@@ -22,7 +22,7 @@ from tinystory.text.library_calls import library_call
 from tinystory.text.text_rules import TextStream, bytes_of_byte_level_characters, text_stream
 from tinystory.text.tokenizer_file import MAX_TOKENIZER_BYTES, read_tokenizer_json
 
-__all__ = ["END_OF_TEXT", "Detokenizer", "Tokenizer"]
+__all__ = ["END_OF_TEXT", "Detokenizer", "Tokenizer", "byte_level_bpe"]
 
 END_OF_TEXT = "<|endoftext|>"
 """The token that is both BOS and EOS in our own vocabularies, and the separator in files of stories."""
@@ -39,12 +39,19 @@ class Tokenizer:
         fast: the tokenizer of the `tokenizers` library.
         bos_id: the BOS token; None if the vocabulary has none.
         eos_ids: the tokens that end a story.
+        prefix: the special tokens before a prompt: BOS, unless `around` says otherwise.
+        suffix: the special tokens after a prompt: none, unless `around` says otherwise.
         n_rows: the number of ids that the model knows; None if the tokenizer stands alone. A tokenizer may have added
             tokens above them, which no text may contain. And it may lack some of them; their text is empty.
     """
 
     def __init__(
-        self, fast: FastTokenizer, bos_id: int | None, eos_ids: frozenset[int], n_rows: int | None = None
+        self,
+        fast: FastTokenizer,
+        bos_id: int | None,
+        eos_ids: frozenset[int],
+        n_rows: int | None = None,
+        around: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
     ) -> None:
         fast.encode_special_tokens = True  # "<|endoftext|>" typed into a prompt is text, not the end of a story
         fast.no_truncation()  # a limit for the batches of another program would silently shorten stories
@@ -55,6 +62,7 @@ class Tokenizer:
         self.n_rows = n_rows
         self.bos_id = None if bos_id is not None and self._is_above(bos_id) else bos_id
         self.eos_ids = frozenset(i for i in eos_ids if not self._is_above(i))
+        self.prefix, self.suffix = around or (() if self.bos_id is None else (self.bos_id,), ())
 
     @classmethod
     def from_file(
@@ -80,24 +88,14 @@ class Tokenizer:
 
     @classmethod
     def from_bpe_files(cls, directory: Path, n_rows: int | None = None) -> "Tokenizer":
-        """Build the byte-level BPE of GPT-2 from a folder with `vocab.json` and `merges.txt`.
+        """Build the byte-level BPE of GPT-2 from `vocab.json` and `merges.txt`; `<|endoftext|>` is both BOS and EOS.
 
         Raises:
             CheckpointError: one of the files is missing or cannot be read.
         """
-        from tokenizers import decoders, models, pre_tokenizers, processors
+        from tokenizers import processors
 
-        def unreadable(problem: str) -> CheckpointError:
-            return CheckpointError(f"{directory} has no readable vocab.json and merges.txt: {problem}")
-
-        vocab = read_json_object(directory / "vocab.json", MAX_TOKENIZER_BYTES, raises=unreadable)
-        merges = read_text(directory / "merges.txt", MAX_TOKENIZER_BYTES, raises=unreadable).split("\n")
-        pairs: Any = [tuple(line.split(" ")) for line in merges if line and not line.startswith("#version")]
-        with library_call(f"{directory} has no readable vocab.json and merges.txt"):
-            model = models.BPE(vocab, pairs)
-        fast = FastTokenizer(model)
-        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        fast.decoder = decoders.ByteLevel()
+        fast = byte_level_bpe(directory)
         fast.add_special_tokens([END_OF_TEXT])
         end = fast.token_to_id(END_OF_TEXT)
         assert end is not None
@@ -137,7 +135,7 @@ class Tokenizer:
         return self.fast.to_str(pretty=False)
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Return the token ids of a text. BOS comes first if `bos` is True and the vocabulary has one.
+        """Return the token ids of a text. If `bos` is True, it gets BOS or the other special tokens of a prompt.
 
         Raises:
             UsageError: the text contains a token that the model does not know.
@@ -146,7 +144,19 @@ class Tokenizer:
         with library_call(_CANNOT_ENCODE):
             ids = self.fast.encode(text, add_special_tokens=False).ids
         ids = self._known(ids)
-        return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
+        return self.as_prompt(ids) if bos else ids
+
+    def as_prompt(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the ids of a text with the special tokens of a prompt; only BOS if there is no token at all."""
+        prompt = [*self.prefix, *token_ids, *self.suffix]
+        return prompt or ([] if self.bos_id is None else [self.bos_id])
+
+    def n_before_text(self, token_ids: Sequence[int]) -> int:
+        """Return how many of the first ids of a story stand before its text: those of the prefix, or BOS alone."""
+        n = len(self.prefix)
+        if n and tuple(token_ids[:n]) == self.prefix:
+            return n
+        return int(len(token_ids) > 0 and token_ids[0] == self.bos_id)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of many texts without BOS. All cores are used.
@@ -264,6 +274,28 @@ def _probe(fast: FastTokenizer) -> None:
     for text in _PROBES:
         with contextlib.suppress(Exception):  # it may lack a character of the text; a panic is no Exception
             fast.encode(text, add_special_tokens=False)
+
+
+def byte_level_bpe(directory: Path) -> FastTokenizer:
+    """Build the byte-level BPE of GPT-2, without special tokens, from a folder with `vocab.json` and `merges.txt`.
+
+    Raises:
+        CheckpointError: one of the files is missing or cannot be read.
+    """
+    from tokenizers import decoders, models, pre_tokenizers
+
+    def unreadable(problem: str) -> CheckpointError:
+        return CheckpointError(f"{directory} has no readable vocab.json and merges.txt: {problem}")
+
+    vocab = read_json_object(directory / "vocab.json", MAX_TOKENIZER_BYTES, raises=unreadable)
+    merges = read_text(directory / "merges.txt", MAX_TOKENIZER_BYTES, raises=unreadable).split("\n")
+    pairs: Any = [tuple(line.split(" ")) for line in merges if line and not line.startswith("#version")]
+    with library_call(f"{directory} has no readable vocab.json and merges.txt"):
+        model = models.BPE(vocab, pairs)
+    fast = FastTokenizer(model)
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    return fast
 
 
 class Detokenizer:

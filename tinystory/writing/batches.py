@@ -46,11 +46,10 @@ def story_batches(stories: Iterable[PlannedStory], tokenizer: Tokenizer, rows: i
         Batches of 1 to `rows` stories. `prompt_ids` is empty if a prompt has no token.
     """
     stories = iter(stories)
-    bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
     while group := list(islice(stories, _SORTED_BATCHES * rows)):
         texts = list(dict.fromkeys(story.prompt for story in group))
         ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-        group = [replace(story, prompt_ids=(*bos, *ids[story.prompt])) for story in group]
+        group = [replace(story, prompt_ids=tuple(tokenizer.as_prompt(ids[story.prompt]))) for story in group]
         group.sort(key=lambda story: len(story.prompt_ids), reverse=True)
         yield from (group[start : start + rows] for start in range(0, len(group), rows))
 

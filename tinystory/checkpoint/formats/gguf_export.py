@@ -130,12 +130,19 @@ def _model_fields(header: CheckpointHeader, dtype: str) -> list[Field]:
 def _tokenizer_fields(header: CheckpointHeader) -> list[Field]:
     config = header.config
     assert config is not None
-    document = json.loads(load_tokenizer(header).to_json())
+    tokenizer = load_tokenizer(header)
+    document = json.loads(tokenizer.to_json())
     if problem := _not_gpt2(document):
         raise CheckpointError(f"{header.directory}: llama.cpp knows GPT-2's tokenizer, but {problem}")
-    if not 1 <= len(header.eos_ids) <= _MAX_EOS:
+    n_ends = len(tokenizer.eos_ids)
+    if not 1 <= n_ends <= _MAX_EOS:
         raise CheckpointError(
-            f"{header.directory} has {len(header.eos_ids)} tokens that end a story; a GGUF file has 1 to {_MAX_EOS}"
+            f"{header.directory} has {n_ends} tokens that end a story; a GGUF file has 1 to {_MAX_EOS}"
+        )
+    if tokenizer.suffix or tokenizer.prefix not in ((), (tokenizer.bos_id,)):
+        raise CheckpointError(
+            f"{header.directory}: llama.cpp puts BOS or nothing before a prompt, and this tokenizer puts other tokens "
+            "around it"
         )
     texts, types = _tokens(document, config.vocab_size)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in document["model"]["merges"]]
@@ -145,12 +152,12 @@ def _tokenizer_fields(header: CheckpointHeader) -> list[Field]:
         ("tokenizer.ggml.tokens", ValueType.ARRAY, texts),
         ("tokenizer.ggml.token_type", ValueType.ARRAY, types),
         ("tokenizer.ggml.merges", ValueType.ARRAY, merges),
-        ("tokenizer.ggml.add_bos_token", ValueType.BOOL, header.bos_id is not None),
+        ("tokenizer.ggml.add_bos_token", ValueType.BOOL, bool(tokenizer.prefix)),
     ]
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
-    ids = dict(zip(names, sorted(header.eos_ids), strict=False))
-    if header.bos_id is not None:
-        ids["bos_token_id"] = header.bos_id
+    ids = dict(zip(names, sorted(tokenizer.eos_ids), strict=False))
+    if tokenizer.bos_id is not None:
+        ids["bos_token_id"] = tokenizer.bos_id
     return [*fields, *((f"tokenizer.ggml.{name}", ValueType.UINT32, i) for name, i in ids.items())]
 
 

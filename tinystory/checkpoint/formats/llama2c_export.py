@@ -135,7 +135,13 @@ def _tokenizer_file(header: CheckpointHeader) -> bytes:
     """Return a tokenizer file from which the import makes the same vocabulary and the same merges."""
     config = header.config
     assert config is not None
-    document = json.loads(load_tokenizer(header).to_json())
+    tokenizer = load_tokenizer(header)
+    if (tokenizer.prefix, tokenizer.suffix) != ((_BOS_ID,), ()):
+        raise CheckpointError(
+            f"{header.directory} cannot be a llama2.c file: llama2.c puts BOS before a prompt, and this tokenizer "
+            "puts other tokens around it"
+        )
+    document = json.loads(tokenizer.to_json())
     model = document["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback") or document.get("pre_tokenizer"):
         raise CheckpointError(

@@ -11,7 +11,7 @@ from tinystory.errors import CheckpointError
 from tinystory.model.config import Activation, ModelConfig, RopeScaling
 from tinystory.safe.reading import shown
 
-__all__ = ["from_hf_config", "missing_sizes", "to_hf_config", "token_ids"]
+__all__ = ["from_hf_config", "missing_sizes", "to_hf_config"]
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -229,35 +229,3 @@ def _llama_fields(config: ModelConfig) -> dict[str, Any]:
 
 def _one_or_list(ids: Collection[int]) -> int | list[int] | None:
     return sorted(ids) if len(ids) > 1 else next(iter(ids), None)
-
-
-def token_ids(
-    hf_config: Mapping[str, Any], generation_config: Mapping[str, Any], vocab_size: int | None
-) -> tuple[int | None, frozenset[int]]:
-    """Return the BOS id and the EOS ids. generation_config.json overrides config.json, as in transformers.
-
-    An id outside the vocabulary is ignored: small models often have the default of their family (50256) in the file,
-    and some files say with -1 that there is none.
-
-    Args:
-        hf_config: the content of config.json.
-        generation_config: the content of generation_config.json; empty if there is no such file.
-        vocab_size: the number of tokens of the model; None if it is not known.
-
-    Raises:
-        CheckpointError: an id is not a whole number.
-    """
-    bos: set[int] = set()
-    eos: set[int] = set()
-    for fields in (hf_config, generation_config):
-        for key, chosen in (("bos_token_id", bos), ("eos_token_id", eos)):
-            value = fields.get(key)
-            ids = value if isinstance(value, list) else [] if value is None else [value]
-            for token_id in ids:
-                if type(token_id) is not int:
-                    raise CheckpointError(f"{key} is {shown(value)}; it must be a whole number from 0")
-            valid = {i for i in ids if i >= 0 and (vocab_size is None or i < vocab_size)}
-            if valid:
-                chosen.clear()
-                chosen.update(valid)
-    return min(bos, default=None), frozenset(eos)

@@ -17,7 +17,7 @@ from tinystory.screen.colours import Style
 from tinystory.story.lookback import decoder_of, request_of
 from tinystory.story.tracing import TurnLogits, Verdict, parting, whatif
 from tinystory.story.tree import PathToken, Turn
-from tinystory.studio.recall import check_same_model, desk_request, eos_ids, token_name
+from tinystory.studio.recall import check_same_model, desk_request, eos_ids, n_bos_of, token_name
 from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
@@ -67,7 +67,7 @@ def _diff(studio: Studio, argument: str) -> Reply:
         (str(turn.id), token_name(studio, ids[n]), source.written.spec if source.written else "typed")
         for turn, ids, source in zip((a, b), (a_ids, b_ids), sources, strict=True)
     ]
-    n_tokens = n - len(studio.backend.encode("", bos=True))
+    n_tokens = n - n_bos_of(studio, a_ids)
     where = Line(f"they part after {n_tokens:,} tokens: “…{before}”" if before else "they part at the beginning")
     return Reply((where, Table(tuple(rows), 2), Line(_why(studio, (a, b), sources, n))))
 

@@ -9,7 +9,7 @@ from tinystory.errors import UsageError
 from tinystory.repl.commands.base import Reply, command, path_of
 from tinystory.safe.reading import regular_file_size
 from tinystory.screen.blocks import Table
-from tinystory.studio.recall import whole_story
+from tinystory.studio.recall import n_bos_of, whole_story
 from tinystory.studio.studio import Studio
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _ppl(studio: Studio, argument: str) -> Reply:
     if argument:
         return Reply((Table(tuple(_file_figures(studio, Path(path_of(argument, "/ppl"))))),))
     ids = whole_story(studio)
-    start = max(1, len(studio.backend.encode("", bos=True)))
+    start = max(1, n_bos_of(studio, ids))
     if len(ids) <= start:
         raise UsageError("the page is blank; write something first, or give a FILE")
     studio.backend.wait(lambda: False)
