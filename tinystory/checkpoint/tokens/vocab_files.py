@@ -13,8 +13,9 @@ from typing import Any
 from tokenizers import Tokenizer as FastTokenizer
 
 from tinystory.checkpoint.tokens.special import ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, read_optional
-from tinystory.errors import CheckpointError, one_line
+from tinystory.errors import CheckpointError
 from tinystory.safe.reading import read_json_object, regular_file_size, shown
+from tinystory.text.library_calls import library_call
 from tinystory.text.tokenizer import END_OF_TEXT, byte_level_bpe
 
 __all__ = ["is_plain_gpt2", "load_vocab_files"]
@@ -133,11 +134,9 @@ def _built_by_transformers(directory: Path) -> FastTokenizer:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        built: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        fast = built.backend_tokenizer
-    except Exception as error:  # transformers raises errors of many kinds
-        reason = one_line(error)
-        raise CheckpointError(f"{directory}: transformers cannot build the tokenizer: {reason}") from error
+        with library_call(f"{directory}: transformers cannot build the tokenizer"):
+            built: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+            fast = built.backend_tokenizer
     finally:
         logging.set_verbosity(verbosity)
     if not isinstance(fast, FastTokenizer) or not _has_all_tokens(fast, directory):
