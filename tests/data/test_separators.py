@@ -1,4 +1,4 @@
-"""What stands between the stories of a text file: a mark, blank lines, the ends of lines, and what is told about it."""
+"""What stands between the stories of a text file: a mark, blank lines, the ends of lines, and the notes about it."""
 
 import pytest
 
@@ -10,7 +10,7 @@ STORIES = [f"Tim saw cat {n}. It was big.\nThe cat ran." for n in range(6)]
 
 @pytest.fixture
 def read(tmp_path):
-    """Write a text file; return its stories and what was told."""
+    """Write a text file; return its stories and the notes about it."""
 
     def write_and_read(text, **options):
         path = tmp_path / "stories.txt"

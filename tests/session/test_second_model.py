@@ -1,4 +1,4 @@
-"""What a user should know about a second model, which a decoder opens while it writes, is told as for the first one."""
+"""Warnings about a second model, which a decoder opens while it writes, are shown like those of the first one."""
 
 import json
 import shutil

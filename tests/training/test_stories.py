@@ -1,4 +1,4 @@
-"""The stories of a run: prepared folders, RUN/data, what a run that goes on takes, what is told."""
+"""The stories of a run: prepared folders, RUN/data, what a run that goes on takes, and its notes."""
 
 import dataclasses
 import json

@@ -1,7 +1,7 @@
 """Find what stands between the stories of a text file, and split the file there.
 
 A file of stories has `<|endoftext|>` between them. A file without it may have another mark or blank lines; what was
-taken instead is told in a note. Knows bytes of files, and not what a story is.
+taken instead is reported in a note. Knows bytes of files, and not what a story is.
 """
 
 import re

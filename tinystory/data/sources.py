@@ -147,7 +147,7 @@ def read_stories(
         split: the split of a hub dataset or a saved dataset dictionary.
         column: the column that has the text; by default `text`, else `story`.
         separator: the text between the stories of a text file, as for `find_separator`; by default `<|endoftext|>`, or
-            what a file plainly has instead, which `report` tells.
+            what a file plainly has instead, which `report` names.
         streaming: read a hub dataset while it is downloaded, instead of afterwards.
         selection: which stories to give; None gives all.
         report: its counts grow while stories are read.

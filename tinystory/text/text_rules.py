@@ -33,7 +33,7 @@ class _Rule:
 
     def add(self, text: str) -> Iterable[str]:
         """Return the texts that this text makes final."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} defines no add")
 
     def finish(self) -> Iterable[str]:
         """Return the texts that were held back."""
