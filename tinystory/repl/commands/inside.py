@@ -113,7 +113,7 @@ def _looked_at(
     name = _name_of_heads(layer, head)
     bos = seen.bos_share if layer is None else seen.bos_share[layer : layer + 1]
     bos = bos if head is None else bos[:, head : head + 1]
-    idle = f"; {float(bos.mean()):.0%} of the weight goes to BOS, the rest counts as 100 %" if seen.has_bos else ""
+    idle = f"; {float(bos.mean()):.0%} of the weight goes to BOS, the rest counts as 100%" if seen.has_bos else ""
     blocks: list[Printable] = [
         Line(f"where {name} looked{idle}"),
         Spans(_tinted_words(studio, before, shares)),
@@ -143,7 +143,7 @@ def _tint(value: float, bounds: Sequence[float]) -> Style:
 
 
 def _legend() -> tuple[tuple[str, Style], ...]:
-    pieces: list[tuple[str, Style]] = [("share of the weight: ", ""), ("below 2 %", "dim")]
+    pieces: list[tuple[str, Style]] = [("share of the weight: ", ""), ("below 2%", "dim")]
     for n, bound in enumerate(_SHARES, start=1):
         pieces += [("  ", ""), (f"{bound:.0%}", cast(Style, f"heat{n}"))]
     return tuple(pieces)
