@@ -68,6 +68,8 @@ class Summing:
             logits.append(self.size * (self.table[token_id] + 0.02 * self.table[row].mean(0)))
         if self.lie == "random":
             logits = [torch.randn(V) for _ in ids]
+        if self.lie == "nan":
+            logits = [torch.full((V,), torch.nan) for _ in ids]
         return SimpleNamespace(logits=torch.stack(logits)[None], past_key_values=cache)
 
 
@@ -90,7 +92,9 @@ def test_what_a_cache_cannot_do_is_found(lie, abilities, size):
     assert model.n_passes <= (28 if lie == "at once" else 11)
 
 
-@pytest.mark.parametrize(("lie", "message"), [("encoder", "sees the tokens that follow"), ("random", "pass to pass")])
+@pytest.mark.parametrize(
+    ("lie", "message"), [("encoder", "sees the tokens that follow"), ("random", "pass to pass"), ("nan", "are NaN")]
+)
 def test_a_model_that_cannot_write_is_refused(lie, message):
     with pytest.raises(ValueError, match=message):
         examine_cache(Summing(lie), 48, V)
