@@ -247,6 +247,22 @@ def test_fields_that_config_json_lacks_have_the_defaults_of_transformers():
     assert rope == RopeScaling("llama3", 2.0, 1.0, 4.0, 2048)
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_a_warning_says_what_transformers_would_add_to_greedy(tmp_path, save, file):
+    """Many models of others have a repetition_penalty, with which transformers gives another text."""
+    save(tmp_path / "model")
+    path = tmp_path / "model" / file
+    content = json.loads(path.read_text())
+    if file == "config.json":
+        (tmp_path / "model" / "generation_config.json").unlink()
+    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None, "temperature": 0.5}
+    path.write_text(json.dumps(content | neutral))
+    assert read_header(tmp_path / "model").warnings == ()
+    path.write_text(json.dumps(content | {"repetition_penalty": 1.1, "suppress_tokens": [3] * 99}))
+    (warning,) = read_header(tmp_path / "model").warnings
+    assert "would write with repetition_penalty 1.1, suppress_tokens;" in warning
+
+
 @pytest.mark.parametrize(
     ("config", "fragment"),
     [

@@ -110,6 +110,16 @@ def test_folder_is_named(tmp_path, name):
     assert expected.format(folder=tmp_path) in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("inner", ["model", "snapshots/0123abcd"])
+def test_a_folder_around_a_checkpoint_names_it(tmp_path, inner):
+    """The folder of a model in the cache of the hub is one, and an unpacked archive often is."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / inner).mkdir(parents=True)
+    assert "so it is neither" in refusal(tmp_path)
+    (tmp_path / inner / "config.json").write_text("{}")
+    assert refusal(tmp_path).endswith(f"has no config.json, but a folder in it has one; give {tmp_path / inner}")
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_file_is_named(tmp_path, name):
     content, expected = FILES[name]

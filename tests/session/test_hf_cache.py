@@ -68,6 +68,8 @@ class Summing:
             logits.append(self.size * (self.table[token_id] + 0.02 * self.table[row].mean(0)))
         if self.lie == "random":
             logits = [torch.randn(V) for _ in ids]
+        if self.lie == "nan":
+            logits = [torch.full((V,), torch.nan) for _ in ids]
         return SimpleNamespace(logits=torch.stack(logits)[None], past_key_values=cache)
 
 
@@ -90,7 +92,9 @@ def test_what_a_cache_cannot_do_is_found(lie, abilities, size):
     assert model.n_passes <= (28 if lie == "at once" else 11)
 
 
-@pytest.mark.parametrize(("lie", "message"), [("encoder", "sees the tokens that follow"), ("random", "pass to pass")])
+@pytest.mark.parametrize(
+    ("lie", "message"), [("encoder", "sees the tokens that follow"), ("random", "pass to pass"), ("nan", "are NaN")]
+)
 def test_a_model_that_cannot_write_is_refused(lie, message):
     with pytest.raises(ValueError, match=message):
         examine_cache(Summing(lie), 48, V)
@@ -278,3 +282,17 @@ def test_an_encoder_that_was_made_a_decoder_writes():
     torch.manual_seed(0)
     model = transformers.BertLMHeadModel(transformers.BertConfig(**SIZES, is_decoder=True)).eval()
     expect_verbs(model)
+
+
+@pytest.mark.parity
+def test_a_row_of_a_padded_table_of_positions_is_full_before_its_last_position():
+    """The context was as long as the table, of which the padding takes some: the last tokens ended the program."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(**SIZES | {"num_hidden_layers": 1, "pad_token_id": 5}, is_decoder=True)
+    session = HFSession(transformers.RobertaForCausalLM(config))
+    assert session.max_seq_len == SIZES["max_position_embeddings"] - 6
+    row = [7 + n % 30 for n in range(session.max_seq_len)]
+    expect(session.model, session.prefill([row]), row)
+    with pytest.raises(UsageError, match="context is full"):
+        session.decode([8])

@@ -76,6 +76,27 @@ def having(**more):
     return lambda tensors: tensors | {name.replace("__", "."): tensor for name, tensor in more.items()}
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "t5", "num_layers": 1}, "no causal language model of the type 't5'"),
+        (
+            {"model_type": "llava", "text_config": {"model_type": "llama"}},
+            "no causal language model of the type 'llava'",
+        ),
+        ({"model_type": "bart", "d_model": 8, "is_encoder_decoder": True}, "'bart' is an encoder-decoder"),
+    ],
+)
+def test_what_is_no_model_of_stories_is_named(config, message, damaged):
+    """The message was the name of a Python class, or that the download is incomplete."""
+    small = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1)
+    with pytest.raises(CheckpointError) as error:
+        load(str(damaged("mistral", **small, **config)))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_model_loads_without_a_warning(kind, damaged):
     """Tied heads, old names, experts that are merged, and names without a prefix are all in order."""

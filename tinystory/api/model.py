@@ -250,7 +250,7 @@ def load(model: str | None = None, *, dtype: str = "float32", device: str = "cpu
 
     Args:
         model: a shipped model, a folder or a hub id; None for the default model.
-        dtype: float32, bfloat16, float16, float64 or int8.
+        dtype: float32, bfloat16, float16 or int8.
         device: where the model runs, like "cpu" or "cuda".
 
     Raises:

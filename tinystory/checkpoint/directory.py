@@ -132,7 +132,21 @@ def _not_a_checkpoint(directory: Path) -> str:
         return f"{name} is empty; a checkpoint holds config.json, model.safetensors and tokenizer.json"
     if told := told_folder(directory, names):
         return f"{name} {told}"
+    if inner := _checkpoint_below(directory, names):
+        return f"{name} has no config.json, but a folder in it has one; give {_printable(inner)}"
     return f"{name} has no config.json, so it is neither a checkpoint nor a training run that has saved one"
+
+
+def _checkpoint_below(directory: Path, names: list[str]) -> Path | None:
+    """Return a folder with a config.json that somebody may have meant: an unpacked archive, or the cache of the hub."""
+    with suppress(OSError):
+        if "snapshots" in names:
+            directory = directory / "snapshots"
+            names = os.listdir(directory)
+        return next(
+            (directory / name for name in sorted(names) if os.path.isfile(directory / name / "config.json")), None
+        )
+    return None
 
 
 def _printable(path: Path) -> str:

@@ -105,6 +105,7 @@ def read_header(directory: Path) -> CheckpointHeader:
         vocab_size = _stated_vocab_size(hf_config)
     warnings += _warnings_about_tokens(directory, read_vocabulary(directory, vocab_size)[1], vocab_size)
     generation_config = read_optional(directory / "generation_config.json")
+    warnings += _warnings_about_rules(directory, hf_layout.generation_rules(hf_config, generation_config))
     special_ids, warnings_about_ids = configured_ids(hf_config, generation_config, vocab_size)
     warnings += warnings_about_ids
     provenance = read_optional(directory / "tinystory.json")
@@ -142,6 +143,16 @@ def _warnings_about_tokens(directory: Path, above: Mapping[str, int], vocab_size
     first = min(above, key=above.__getitem__)
     count = f"{len(above)} added token{'s' if len(above) > 1 else ''} above the {vocab_size} of the model"
     return (f"{directory}: the tokenizer has {count}, like {shown(first)}; they are never written",)
+
+
+def _warnings_about_rules(directory: Path, rules: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return at most one warning about fields with which transformers writes another text than we do."""
+    if not rules:
+        return ()
+    listed = ", ".join(
+        f"{name} {shown(value)}" if isinstance(value, int | float) else name for name, value in rules.items()
+    )
+    return (f"{directory}: transformers would write with {listed}; here only the decoder changes what a model writes",)
 
 
 def _check_tensors(

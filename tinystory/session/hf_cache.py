@@ -91,13 +91,15 @@ class _Examination:
         """Check that other tokens at the end leave the logits before them as they are.
 
         Raises:
-            ValueError: they do not, or the logits differ from pass to pass.
+            ValueError: they do not, or the logits differ from pass to pass, or are NaN.
         """
         (ids, logits), (_, others) = self.story, self.other
+        kind = self.model.config.model_type
+        if logits.isnan().any():
+            raise ValueError(f"the logits of this {kind} are NaN, so it cannot write; its weights may be damaged")
         # Both rows have the same length, so they round in the same way.
         if _largest_difference(logits[: self.half], others[: self.half]) <= self.spread * self.eps ** (2 / 3):
             return
-        kind = self.model.config.model_type
         if not self._same(logits, self._whole(ids)):
             raise ValueError(f"the logits of this {kind} differ from pass to pass, so it cannot write")
         raise ValueError(f"a {kind} sees the tokens that follow, so it cannot write")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinystory.checkpoint import CheckpointHeader
 from tinystory.decoding import Ids, Session, common_prefix
@@ -71,8 +71,7 @@ class HFSession:
         self.warnings: tuple[str, ...] = ()
         self._config = config = model.config.get_text_config()
         self.vocab_size = int(config.vocab_size)
-        lengths = (getattr(config, name, None) for name in _LENGTH_NAMES)
-        self.max_seq_len = next((n for n in lengths if isinstance(n, int) and n > 0), _DEFAULT_MAX_SEQ_LEN)
+        self.max_seq_len = _longest_row(model, config)
         self.bos_id = bos_id
         self.eos_ids = eos_ids
         self._opener = opener
@@ -281,3 +280,19 @@ class HFSession:
 
     def _keep_head_input(self, _module: object, arguments: tuple[Tensor, ...]) -> None:
         self._head_input = arguments[0]
+
+
+def _longest_row(model: Any, config: Any) -> int:
+    """Return the most tokens that a row can hold.
+
+    A table of positions may have a row for padding, as RoBERTa's: the first token then has the position behind it.
+    """
+    lengths = (getattr(config, name, None) for name in _LENGTH_NAMES)
+    stated = next((n for n in lengths if isinstance(n, int) and n > 0), _DEFAULT_MAX_SEQ_LEN)
+    tables = (module for name, module in model.named_modules() if "position" in name)
+    usable = (
+        table.num_embeddings - table.padding_idx - 1
+        for table in tables
+        if isinstance(table, nn.Embedding) and table.padding_idx is not None
+    )
+    return min([stated, *usable])

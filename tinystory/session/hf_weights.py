@@ -49,7 +49,8 @@ def load_hf_model(header: CheckpointHeader, dtype: str) -> tuple[Any, tuple[str,
         The model on the CPU, and warnings about tensors of the files that the model does not use.
 
     Raises:
-        CheckpointError: the weights lack tensors of the model, or have others of their shape, or further layers.
+        CheckpointError: the weights lack tensors of the model, or have others of their shape, or further layers; or
+            the type of the model cannot write.
         TinystoryError: there is not enough memory.
         Exception: of any kind, if transformers does not know or cannot run the model.
     """
@@ -59,6 +60,9 @@ def load_hf_model(header: CheckpointHeader, dtype: str) -> tuple[Any, tuple[str,
     _check_counts(header, header.hf_config)
     factory: Any = AutoModelForCausalLM
     config = safe_config(header)
+    if type(config) not in factory._model_mapping:
+        kind = shown(config.model_type)
+        raise CheckpointError(f"{directory}: transformers has no causal language model of the type {kind}")
     with torch.device("meta"), _bounded_build(header):
         plan = factory.from_config(config, trust_remote_code=False)
     _check_plan(header, plan, dtype)
@@ -192,7 +196,7 @@ def _check_names(header: CheckpointHeader, plan: Any, names_by_parameter: Mappin
     are smaller than it. Weights of which this is not certain are left to the report of the load.
 
     Raises:
-        CheckpointError: they lack a weight, or have it in another size.
+        CheckpointError: they lack a weight, or have it in another size; or they have it only for an encoder.
     """
     parameters = {name: parameter for parameter, names in names_by_parameter.items() for name in names}
     for name, entry in header.tensors.items():
@@ -214,5 +218,8 @@ def _check_names(header: CheckpointHeader, plan: Any, names_by_parameter: Mappin
         and parameter.numel() > n_left_over
         and not any(pattern.search(name) for pattern in ignored for name in names)
     ]
+    if lacking and header.hf_config.get("is_encoder_decoder") is True:
+        kind = shown(header.hf_config["model_type"])
+        raise CheckpointError(f"{header.directory}: {kind} is an encoder-decoder, and its decoder cannot write alone")
     if lacking:
         raise lacking_tensors(header.directory, lacking)

@@ -3,7 +3,7 @@
 No other module knows the names of Hugging Face. Importing this folder does not import torch.
 """
 
-from tinystory.checkpoint.hf_layout.config_json import from_hf_config, missing_sizes, to_hf_config
+from tinystory.checkpoint.hf_layout.config_json import from_hf_config, generation_rules, missing_sizes, to_hf_config
 from tinystory.checkpoint.hf_layout.tensors import (
     HEAD,
     HfTensor,
@@ -18,6 +18,6 @@ from tinystory.checkpoint.hf_layout.tensors import (
 )
 
 __all__ = [
-    "HEAD", "HfTensor", "embedding_name", "from_hf_config", "is_known_buffer", "missing_sizes", "name_in_file",
-    "name_prefix", "pack", "tensor_layout", "to_hf_config", "unpack", "with_embedding",
+    "HEAD", "HfTensor", "embedding_name", "from_hf_config", "generation_rules", "is_known_buffer", "missing_sizes",
+    "name_in_file", "name_prefix", "pack", "tensor_layout", "to_hf_config", "unpack", "with_embedding",
 ]  # fmt: skip

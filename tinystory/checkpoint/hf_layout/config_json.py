@@ -11,7 +11,7 @@ from tinystory.errors import CheckpointError
 from tinystory.model.config import Activation, ModelConfig, RopeScaling
 from tinystory.safe.reading import shown
 
-__all__ = ["from_hf_config", "missing_sizes", "to_hf_config"]
+__all__ = ["from_hf_config", "generation_rules", "missing_sizes", "to_hf_config"]
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -36,6 +36,21 @@ _SIZES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """The fields with sizes of tensors, and their other names, by model_type."""
+
+
+_NEUTRAL: dict[str, Any] = {
+    "repetition_penalty": 1,
+    "encoder_repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "bad_words_ids": [],
+    "sequence_bias": [],
+    "guidance_scale": 1,
+}
+"""The fields with which `generate` of transformers changes logits even if it does not sample, and what changes none."""
 
 
 def missing_sizes(hf_config: Mapping[str, Any]) -> list[str]:
@@ -229,3 +244,18 @@ def _llama_fields(config: ModelConfig) -> dict[str, Any]:
 
 def _one_or_list(ids: Collection[int]) -> int | list[int] | None:
     return sorted(ids) if len(ids) > 1 else next(iter(ids), None)
+
+
+def generation_rules(hf_config: Mapping[str, Any], generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with which transformers would pick other tokens than the likeliest ones, with their values.
+
+    transformers reads them from generation_config.json; older models have them in config.json.
+
+    Args:
+        hf_config: the content of config.json.
+        generation_config: the content of generation_config.json; empty if there is no such file.
+    """
+    fields = generation_config or hf_config
+    return {
+        name: fields[name] for name, neutral in _NEUTRAL.items() if fields.get(name, neutral) not in (None, neutral, {})
+    }
