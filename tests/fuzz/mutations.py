@@ -47,6 +47,8 @@ KINDS = [
     "rename",
 ]  # fmt: skip
 COUNTS = [2, 3, 10, 100, 1_000]
+MOST_BYTES = 2**22
+"""The longest text of a case: what a reader may take in time and memory is measured on files of this size."""
 
 
 def mutated_json(random, document, others=(), names=()):
@@ -220,5 +222,5 @@ def mutated_text(random, text, words):
             parts[n], parts[other] = parts[other], parts[n]
         elif change == "cut" and random.random() < 0.3:
             del parts[n:]
-    raw = "".join(parts).encode(errors="surrogatepass")
+    raw = "".join(parts).encode(errors="surrogatepass")[:MOST_BYTES]
     return mutated_bytes(random, raw) if random.random() < 0.15 else raw

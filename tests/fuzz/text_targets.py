@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 from . import text_seeds as seeds
 from .harness import Target
-from .mutations import mutated_bytes, mutated_json, mutated_lines, mutated_text
+from .mutations import any_value, mutated_bytes, mutated_json, mutated_lines, mutated_text
 
 LONGEST_ARGUMENT = 2**17 - 1
 """Bytes of the longest argument that Linux hands over."""
@@ -161,7 +161,10 @@ def _run_json():
 
 
 def _make_run(random):
-    return mutated_json(random, _run_json(), [_run_json()])
+    if random.random() < 0.7:
+        return mutated_json(random, _run_json(), [_run_json()])
+    name = random.choice(["history", "stories"])
+    return json.dumps({**_run_json(), name: any_value(random)}).encode()
 
 
 def _read_run(case, folder):
