@@ -1,6 +1,7 @@
 """Damage documents at random: other types, huge and empty values, missing, repeated, swapped and nested parts."""
 
 import json
+import re
 
 WHOLE = [
     0,
@@ -46,6 +47,8 @@ KINDS = [
     "rename",
 ]  # fmt: skip
 COUNTS = [2, 3, 10, 100, 1_000]
+MOST_BYTES = 2**22
+"""The longest text of a case: what a reader may take in time and memory is measured on files of this size."""
 
 
 def mutated_json(random, document, others=(), names=()):
@@ -173,3 +176,51 @@ def _items(value):
 
 def _children(value):
     return list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+
+
+def mutated_lines(random, records):
+    """Return JSON lines of which one to three are damaged, left out, repeated, joined or moved."""
+    lines = [json.dumps(record).encode() + b"\n" for record in records]
+    for _ in range(random.choice([0, 1, 1, 2, 3])):
+        n = random.randrange(len(lines))
+        change = random.choice(["fields", "fields", "fields", "bytes", "remove", "repeat", "swap", "join", "insert"])
+        if change == "fields":
+            donors = [record for record in records if random.random() < 0.5]
+            lines[n] = mutated_json(random, records[n % len(records)], donors) + b"\n"
+        elif change == "bytes":
+            lines[n] = mutated_bytes(random, lines[n])
+        elif change == "remove" and len(lines) > 1:
+            del lines[n]
+        elif change == "repeat":
+            lines[n:n] = [lines[n]] * random.choice([1, 2, 10])
+        elif change == "swap":
+            other = random.randrange(len(lines))
+            lines[n], lines[other] = lines[other], lines[n]
+        elif change == "join":
+            lines[n] = lines[n].rstrip(b"\n")
+        elif change == "insert":
+            lines.insert(n, random.choice([b"\n", b"null\n", b"[]\n", b"{}\n", b"7\n", b"\0\n", b'{"a":1', b"\xff\n"]))
+    return b"".join(lines)
+
+
+def mutated_text(random, text, words):
+    """Return a text, as UTF-8, with one to four changes: words of `words` added, and words of the text changed."""
+    parts = re.findall(r"\w+|\s+|[^\w\s]", text)
+    for _ in range(random.choice([1, 1, 2, 3, 4])):
+        n = random.randrange(len(parts) + 1)
+        change = random.choice(["insert", "insert", "replace", "remove", "repeat", "swap", "cut"])
+        if change == "insert":
+            parts.insert(n, random.choice(words))
+        elif change == "replace":
+            parts[n : n + 1] = [random.choice(words)]
+        elif change == "remove":
+            del parts[n : n + random.choice([1, 2, 5])]
+        elif change == "repeat":
+            parts[n : n + 3] = parts[n : n + 3] * random.choice(COUNTS)
+        elif change == "swap" and parts:
+            n, other = random.randrange(len(parts)), random.randrange(len(parts))
+            parts[n], parts[other] = parts[other], parts[n]
+        elif change == "cut" and random.random() < 0.3:
+            del parts[n:]
+    raw = "".join(parts).encode(errors="surrogatepass")[:MOST_BYTES]
+    return mutated_bytes(random, raw) if random.random() < 0.15 else raw

@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
+from . import binary_targets, text_targets
 from .checkpoint_seeds import write_others, write_own
 from .harness import Target
 from .mutations import TEXTS, WHOLE, mutated_bytes, mutated_json, of_own_kind
@@ -190,6 +191,8 @@ TARGETS = {
         Target("tokenizer", _make_tokenizer, _read_tokenizer),
         Target("checkpoint", partial(_make_checkpoint, write_own), partial(_read_checkpoint, write_own)),
         Target("transformers", partial(_make_checkpoint, write_others), partial(_read_checkpoint, write_others)),
+        *binary_targets.TARGETS,
+        *text_targets.TARGETS,
     )
 }
 """The readers by name. `transformers` reads what is not for our own code; importing it takes seconds."""

@@ -366,6 +366,25 @@ def test_a_file_of_somebody_else_is_no_journal_and_stays_as_it_is(tmp_path, cont
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({}, "kind is missing"),
+        ({"kind": "real", "group": 0, "bits": [7]}, r"bits\[0\]"),
+        ({"kind": "stories", "spec": "sample", "seed": 1, "first": {}}, "first must be a whole number"),
+        ({"kind": "coverage", "story": 0, "impossible": {"sample": [1]}}, "'sample' must have two counts"),
+    ],
+)
+def test_a_record_without_its_fields_is_named_and_the_file_stays(tmp_path, record, words):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, SUBJECT) as journal:
+        journal.add(record)
+    content = path.read_bytes()
+    with pytest.raises(UsageError, match=f"line 2 of .* is damaged .*{words}.*: delete this line"):
+        Journal(path, SUBJECT)
+    assert path.read_bytes() == content
+
+
 def test_a_journal_of_another_subject_or_a_damaged_one_is_refused(tmp_path):
     path = tmp_path / "journal.jsonl"
     with Journal(path, SUBJECT) as journal:

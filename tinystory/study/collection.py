@@ -121,7 +121,11 @@ _Part = tuple[str, Callable[[], dict[str, Any] | None]]
 def _scoring(
     session: Session, tokenizer: Tokenizer, real: Sequence[Sequence[Excerpt]], journal: Journal
 ) -> Iterator[_Part]:
-    done = {record["group"] for record in journal.records if record["kind"] == "real"}
+    done = {
+        record["group"]
+        for record in journal.records
+        if record["kind"] == "real" and [len(record["bits"])] == [len(group) for group in real[record["group"] :][:1]]
+    }
 
     def score(group: int) -> dict[str, Any]:
         bits = [_surprise(session, tokenizer, excerpt) for excerpt in real[group]]

@@ -1,6 +1,7 @@
 """Keep the journal of a study: one JSON line for each finished part of the work, so that a stopped study can go on.
 
-The first line names the subject of the study. Knows the file, and not what the records mean.
+The first line names the subject of the study. Knows the file and the fields of each record, and not what a study makes
+of them.
 """
 
 import json
@@ -9,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from tinystory.errors import UsageError
+from tinystory.safe.fields import Fields, WrongField
 from tinystory.safe.lines import ClosedAtExit, ForeignLine, JsonLines, parse_line
-from tinystory.safe.reading import is_absent, regular_file_size
+from tinystory.safe.reading import is_absent, regular_file_size, shown
 from tinystory.safe.showing import visible
 
 __all__ = ["Journal"]
 
 _FORMAT = 1
+
+_MOST_ITEMS = 10_000_000
+
+_LARGEST = 2**63
+"""The largest whole number of a record; Python can read numbers that are too large for a float."""
 
 
 class Journal(ClosedAtExit):
@@ -74,6 +81,7 @@ class Journal(ClosedAtExit):
                     first = record
                     self._check(record, head)
                 else:
+                    self._check_record(number, record)
                     self.records.append(record)
         except ForeignLine:
             raise UsageError(f"{visible(str(self.path))} is not the journal of a study: give another -o") from None
@@ -84,10 +92,21 @@ class Journal(ClosedAtExit):
     def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
         record = parse_line(line)
         if record is None:
-            raise UsageError(
-                f"line {number} of {visible(str(self.path))} is damaged: delete this line, or give another -o"
-            )
+            raise self._damaged(number)
         return record
+
+    def _check_record(self, number: int, record: Mapping[str, Any]) -> None:
+        """Check the fields of a record. One of a kind that is not known here is left alone."""
+        try:
+            fields = Fields(record, "")
+            if check := _CHECKS.get(fields.text("kind")):
+                check(fields)
+        except WrongField as error:
+            raise self._damaged(number, f" ({error})") from error
+
+    def _damaged(self, number: int, reason: str = "") -> UsageError:
+        name = visible(str(self.path))
+        return UsageError(f"line {number} of {name} is damaged{reason}: delete this line, or give another -o")
 
     def _check(self, first: Mapping[str, Any], head: Mapping[str, Any]) -> None:
         for key, value in head.items():
@@ -101,3 +120,46 @@ class Journal(ClosedAtExit):
 
 def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
+
+
+# --- the fields of each kind of record ---
+
+
+def _check_real(fields: Fields) -> None:
+    fields.whole("group")
+    fields.items("bits", _numbers, _MOST_ITEMS)
+
+
+def _check_stories(fields: Fields) -> None:
+    fields.text("spec")
+    fields.seed("seed")
+    fields.whole("first")
+    _number(fields.get("cpu_seconds"), "cpu_seconds")
+    fields.items("stories", _check_story, _MOST_ITEMS)
+
+
+def _check_story(story: object, where: str) -> None:
+    fields = Fields(story, f"{where}.")
+    fields.text("completion")
+    fields.text("finish_reason")
+    fields.items("bits", _number, _MOST_ITEMS)
+
+
+def _check_coverage(fields: Fields) -> None:
+    fields.whole("story")
+    for spec, counts in Fields(fields.get("impossible"), "impossible.").values.items():
+        if counts is not None and len(_numbers(counts, "impossible")) != 2:
+            raise WrongField(f"impossible: {shown(spec)} must have two counts, not {shown(counts)}")
+
+
+def _numbers(value: object, where: str) -> list[Any]:
+    return Fields({"": value}, where).items("", _number, _MOST_ITEMS)
+
+
+def _number(value: object, where: str) -> object:
+    if isinstance(value, float) or (type(value) is int and abs(value) <= _LARGEST):
+        return value
+    raise WrongField(f"{where} must be a number, not {shown(value)}")
+
+
+_CHECKS = {"real": _check_real, "stories": _check_stories, "coverage": _check_coverage}

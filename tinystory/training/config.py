@@ -310,7 +310,7 @@ def _started_from(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, value in read_toml(path, raises=lambda problem: UsageError(f"{path} cannot be read: {problem}")).items():
+    for name, value in read_toml(path, raises=UsageError).items():
         values |= value if name in SECTIONS and isinstance(value, dict) else {name: value}
     return values
 

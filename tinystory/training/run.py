@@ -30,7 +30,7 @@ from tinystory.checkpoint.directory import STEP_NAME, name_checkpoint, named_che
 from tinystory.checkpoint.save import save_checkpoint
 from tinystory.errors import TinystoryError, UnreadableFile, UsageError
 from tinystory.safe.name_lock import NameLock
-from tinystory.safe.reading import read_json_object
+from tinystory.safe.reading import read_json_object, shown
 from tinystory.safe.writing import write_atomically
 from tinystory.text.tokenizer import Tokenizer
 from tinystory.training.config import RunConfig
@@ -122,8 +122,17 @@ class Run:
         return config, Tokenizer.from_file(self.folder / "tokenizer.json")
 
     def story_hashes(self) -> dict[str, str]:
-        """Return the hashes of the stories with which the run was begun; empty for a run of an older version."""
+        """Return the hashes of the stories with which the run was begun; empty for a run of an older version.
+
+        Raises:
+            UsageError: `run.json` has something else in their place.
+        """
         hashes = self._content().get("stories") or {}
+        if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+            raise UsageError(
+                f"{self.folder / 'run.json'} is damaged: stories must be a hash for each part, not {shown(hashes)}; "
+                "copy it from a backup, or begin a new run with --out"
+            )
         return {part: hashes[part] for part in ("train", "valid") if part in hashes} if "train" in hashes else {}
 
     def remember(self, config: RunConfig, step: int, story_hashes: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:

@@ -5,6 +5,7 @@ models or steps.
 """
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def prepared_folder(sources: Collection[str]) -> Path | None:
     Raises:
         UsageError: a folder of prepared stories is one of several sources.
     """
-    folders = [source for source in sources if (Path(source) / "train" / MANIFEST).is_file()]
+    folders = [source for source in sources if os.path.isfile(os.path.join(source, "train", MANIFEST))]
     if folders and len(sources) > 1:
         raise UsageError(f"{folders[0]} holds prepared stories; it must be the only --data")
     return Path(folders[0]) if folders else None
