@@ -29,6 +29,7 @@ def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
     Raises:
         CheckpointError: the checkpoint has no tokenizer, or a damaged one.
     """
+    from tinystory.checkpoint.tokens.listed import with_clean_spaces, with_listed_tokens
     from tinystory.text.template import special_tokens_around
     from tinystory.text.tokenizer import Tokenizer
 
@@ -36,11 +37,12 @@ def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
     if path.exists() and _is_ours(header):
         return Tokenizer.from_file(path, header.bos_id, header.eos_ids, n_rows=header.vocab_size)
     if path.exists():
-        fast = Tokenizer.from_file(path).fast
+        fast = with_listed_tokens(Tokenizer.from_file(path).fast, header.directory)
     else:
         from tinystory.checkpoint.tokens.vocab_files import load_vocab_files
 
         fast = load_vocab_files(header.directory, header.hf_config, header.vocab_size)
+    fast = with_clean_spaces(fast, header.directory)
     _mark_special(fast, (token for token, _ in named_tokens(header.directory).values()))
     ids = special_ids(header, fast)
     return Tokenizer(fast, ids.bos_id, ids.eos_ids, header.vocab_size, special_tokens_around(fast))
