@@ -267,6 +267,29 @@ def test_a_folder_of_gpt2_files_alone_is_a_tokenizer_for_a_new_run(tmp_path):
     assert tokenizer.fast.id_to_token(5) == END_OF_TEXT
 
 
+@pytest.mark.parametrize(
+    ("template", "files", "bos", "eos"),
+    [
+        (None, {}, 9, {9}),
+        (None, {"tokenizer_config.json": NAMES}, 1, {8}),
+        (None, {"special_tokens_map.json": NAMES}, 1, {8}),
+        (None, {"config.json": {"bos_token_id": 3, "eos_token_id": [2, 99]}}, 3, {2}),
+        (None, {"config.json": {"eos_token_id": 2}, "generation_config.json": {"eos_token_id": [4, 5]}}, 9, {4, 5}),
+        ("<s> $A", {"config.json": {"eos_token_id": 2}}, 1, {2}),
+        (None, {"tokenizer_config.json": {"eos_token": "<x>"}, "added_tokens.json": {"<x>": 10}}, 9, {10}),
+    ],
+)
+def test_a_folder_gives_a_new_run_the_ids_that_its_files_name(tmp_path, template, files, bos, eos):
+    fast = words(template)
+    fast.add_special_tokens([END_OF_TEXT])
+    for name, content in ({"tokenizer.json": json.loads(fast.to_str())} | files).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokenizer = find_tokenizer(str(tmp_path))
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (bos, eos)
+    named = [] if "config.json" in files else [tokenizer.bos_id, *tokenizer.eos_ids]
+    assert tokenizer.detokenize([3, *named, 4]) == "once upon"  # the new model never takes them for text
+
+
 def test_a_template_with_a_token_that_the_model_lacks_is_refused(stranger):
     fast = words("<s> $A")
     header = stranger(fast, files={"tokenizer.json": fast.to_str().replace('"ids":[1]', '"ids":[99]')})

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models
 
 from tinystory.checkpoint.tokenizers import find_tokenizer
 from tinystory.errors import CheckpointError
@@ -75,6 +76,15 @@ def test_a_part_of_a_character_is_shown_by_its_bytes(tokenizer):
     assert len(euro) == 3
     assert [tokenizer.token_text(i) for i in euro] == ["<0xE2>", "<0x82>", "<0xAC>"]
     assert tokenizer.token_text(0) == END_OF_TEXT
+
+
+def test_a_token_that_spells_no_bytes_is_its_own_text():
+    """A vocabulary may have such tokens without marking them as added; the library then takes them as they are."""
+    fast = FastTokenizer(models.BPE({"a": 0, "Ġ▁x": 1, "Ġb": 2, "Ã": 3, "©": 4, "Ã中": 5}, []))
+    fast.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(fast, None, frozenset())
+    for ids in ([0, 1], [0, 2, 1, 2], [3, 4], [5, 4, 0]):
+        assert tokenizer.detokenize(ids) == fast.decode(ids) == "".join(pieces_of(tokenizer, ids))
 
 
 def test_another_kind_of_vocabulary_streams_too(word_tokenizer_json, tmp_path):

@@ -144,6 +144,16 @@ def test_an_earlier_start_leaves_no_validation_stories(story_file, tokenizer, tm
     assert load_stories(tmp_path, DataConfig(data=data.data, test_split=0.0), tokenizer, None, print).valid is None
 
 
+def test_prepared_stories_with_another_bos_or_eos_are_refused(prepared, tokenizer, tmp_path):
+    """The model would be told of ends that it has never seen."""
+    from tinystory.text.tokenizer import Tokenizer
+
+    for bos, eos, words in ((5, 0, "5 and 0"), (0, 7, "0 and 7")):
+        other = Tokenizer(tokenizer.fast, bos, frozenset({eos}))
+        with pytest.raises(UsageError, match=f"have BOS and EOS 0 and 0, but the vocabulary has {words}"):
+            load_stories(tmp_path, resolved(prepared), other, None, print)
+
+
 def test_what_a_vocabulary_cannot_spell_is_counted(word_tokenizer_json, tokenizer, story_file, tmp_path):
     from tokenizers import Tokenizer as Fast
 

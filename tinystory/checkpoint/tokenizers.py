@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from tinystory.checkpoint import hub
 from tinystory.checkpoint.header import CheckpointHeader
 from tinystory.checkpoint.shipped import SHIPPED_MODELS
-from tinystory.checkpoint.tokens.special import SpecialIds, named_tokens, with_class_defaults, with_named_tokens
+from tinystory.checkpoint.tokens.special import (
+    GENERATION_CONFIG,
+    SpecialIds,
+    configured_ids,
+    named_tokens,
+    read_optional,
+    with_class_defaults,
+    with_named_tokens,
+)
 from tinystory.errors import CheckpointError, UsageError, one_line
 from tinystory.safe.reading import read_json_object
 
@@ -18,6 +26,8 @@ if TYPE_CHECKING:
     from tinystory.text.tokenizer import Tokenizer
 
 __all__ = ["find_tokenizer", "load_tokenizer", "special_ids", "tokenizer_warnings"]
+
+_GPT2 = {"model_type": "gpt2"}
 
 
 def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
@@ -29,6 +39,7 @@ def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
     Raises:
         CheckpointError: the checkpoint has no tokenizer, or a damaged one.
     """
+    from tinystory.checkpoint.tokens.listed import with_clean_spaces, with_listed_tokens
     from tinystory.text.template import special_tokens_around
     from tinystory.text.tokenizer import Tokenizer
 
@@ -36,11 +47,12 @@ def load_tokenizer(header: CheckpointHeader) -> "Tokenizer":
     if path.exists() and _is_ours(header):
         return Tokenizer.from_file(path, header.bos_id, header.eos_ids, n_rows=header.vocab_size)
     if path.exists():
-        fast = Tokenizer.from_file(path).fast
+        fast = with_listed_tokens(Tokenizer.from_file(path).fast, header.directory)
     else:
         from tinystory.checkpoint.tokens.vocab_files import load_vocab_files
 
         fast = load_vocab_files(header.directory, header.hf_config, header.vocab_size)
+    fast = with_clean_spaces(fast, header.directory)
     _mark_special(fast, (token for token, _ in named_tokens(header.directory).values()))
     ids = special_ids(header, fast)
     return Tokenizer(fast, ids.bos_id, ids.eos_ids, header.vocab_size, special_tokens_around(fast))
@@ -53,21 +65,27 @@ def special_ids(header: CheckpointHeader, fast: "FastTokenizer") -> SpecialIds:
         header: the checkpoint.
         fast: its tokenizer.
     """
-    from tinystory.text.template import special_tokens_around
     from tinystory.text.tokenizer import END_OF_TEXT
 
     ids = header.special_ids
     if not _is_ours(header):
         if header.config is None:
             ids = with_class_defaults(ids, header.hf_config, header.vocab_size)
-        first = next(iter(special_tokens_around(fast)[0]), None)
-        if first is not None and first != ids.bos_id:
-            ids = replace(ids, bos_id=first, bos_from="the tokenizer, which puts it before each text")
-        ids = with_named_tokens(ids, named_tokens(header.directory), fast)
+        ids = _with_tokens_of_tokenizer(ids, header.directory, fast)
     if ids.bos_id is None and not ids.eos_ids:
         end, origin = fast.token_to_id(END_OF_TEXT), f"the vocabulary, which has {END_OF_TEXT}"
         ids = ids.or_bos(end, origin).or_eos(end, origin)
     return ids
+
+
+def _with_tokens_of_tokenizer(ids: SpecialIds, directory: Path, fast: "FastTokenizer") -> SpecialIds:
+    """Return the ids; BOS is what the tokenizer puts before each text, and what is missing has the tokens it names."""
+    from tinystory.text.template import special_tokens_around
+
+    first = next(iter(special_tokens_around(fast)[0]), None)
+    if first is not None and first != ids.bos_id:
+        ids = replace(ids, bos_id=first, bos_from="the tokenizer, which puts it before each text")
+    return with_named_tokens(ids, named_tokens(directory), fast)
 
 
 def tokenizer_warnings(header: CheckpointHeader, tokenizer: "Tokenizer") -> tuple[str, ...]:
@@ -97,8 +115,6 @@ def find_tokenizer(name: str) -> "Tokenizer":
     path = SHIPPED_MODELS.get(name) or Path(name)
     if path.exists() and not path.is_dir():
         return Tokenizer.from_file(path)
-    if (path / "tokenizer.json").exists():
-        return Tokenizer.from_file(path / "tokenizer.json")
     if path.is_dir():
         return _tokenizer_of_folder(path)
     if not hub.is_model_id(name):
@@ -132,16 +148,26 @@ def _from_hub(name: str, *, only_cache: bool) -> "Tokenizer":
 
 
 def _tokenizer_of_folder(directory: Path) -> "Tokenizer":
-    """Load the tokenizer of a folder without a tokenizer.json; one without configs is that of GPT-2."""
+    """Load the tokenizer of a folder, with the BOS and EOS that its files name; `<|endoftext|>` is what they lack.
+
+    A folder without a tokenizer.json and without configs has the tokenizer of GPT-2.
+    """
+    from tinystory.checkpoint.tokens.listed import with_clean_spaces, with_listed_tokens
     from tinystory.checkpoint.tokens.vocab_files import is_plain_gpt2, load_vocab_files
     from tinystory.text.tokenizer import END_OF_TEXT, Tokenizer
 
-    config = directory / "config.json"
-    hf_config = read_json_object(config, raises=CheckpointError) if config.exists() else {"model_type": "gpt2"}
-    if is_plain_gpt2(directory, hf_config) and (directory / "vocab.json").exists():
+    path, config = directory / "tokenizer.json", directory / "config.json"
+    hf_config = read_json_object(config, raises=CheckpointError) if config.exists() else {}
+    if path.exists():
+        fast = with_listed_tokens(Tokenizer.from_file(path).fast, directory)
+    elif is_plain_gpt2(directory, hf_config or _GPT2) and (directory / "vocab.json").exists():
         return Tokenizer.from_bpe_files(directory)
-    fast = load_vocab_files(directory, hf_config, None)
-    ids = with_named_tokens(SpecialIds(), named_tokens(directory), fast)
+    else:
+        fast = load_vocab_files(directory, hf_config or _GPT2, None)
+    fast = with_clean_spaces(fast, directory)
+    _mark_special(fast, (token for token, _ in named_tokens(directory).values()))
+    ids, _ = configured_ids(hf_config, read_optional(directory / GENERATION_CONFIG), fast.get_vocab_size())
+    ids = _with_tokens_of_tokenizer(ids, directory, fast)
     end = fast.token_to_id(END_OF_TEXT)
     ids = ids.or_bos(end, "").or_eos(end, "")
     return Tokenizer(fast, ids.bos_id, ids.eos_ids)

@@ -261,7 +261,8 @@ class Tokenizer:
             return None
         byte_of = bytes_of_byte_level_characters()
         table = {
-            i: b"".join(byte_of.get(character, character.encode()) for character in token)
+            # A token with another character is its own text, as in the library.
+            i: b"".join(map(byte_of.__getitem__, token)) if byte_of.keys() >= set(token) else token.encode()
             for token, i in self.fast.get_vocab(with_added_tokens=False).items()
         }
         for i, added in self.fast.get_added_tokens_decoder().items():

@@ -164,16 +164,27 @@ def load_stories(
             "give it those stories again, or start a new run with --out"
         )
     stories = stories or open_stories(run_folder, data, begun)  # which says what is wrong
-    of_others = {shards.recipe["tokenizer"] for shards in (stories.training, stories.valid) if shards is not None}
-    if of_others != {fingerprint(tokenizer)}:
+    recipes = [shards.recipe for shards in (stories.training, stories.valid) if shards is not None]
+    if {recipe["tokenizer"] for recipe in recipes} != {fingerprint(tokenizer)}:
         raise UsageError(
             f"{folder} was prepared with another vocabulary; give the same --tokenizer, or prepare it again"
+        )
+    ends = tokenizer.bos_id, min(tokenizer.eos_ids, default=None)
+    if other := next((pair for pair in map(_bos_and_eos, recipes) if pair != ends), None):
+        raise UsageError(
+            f"the stories in {folder} have BOS and EOS {other[0]} and {other[1]}, but the vocabulary has {ends[0]} and "
+            f"{ends[1]}; give the same --tokenizer, or prepare them again"
         )
     if begun is not None:
         stories.verify()
     elif data.valid and stories.valid is not None and (n_shared := overlap(stories.training, stories.valid)):
         report(f"{n_shared:,} of {len(stories.valid):,} validation stories are training stories, too")
     return stories
+
+
+def _bos_and_eos(recipe: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the ids before and after each prepared story."""
+    return recipe.get("bos_id"), recipe.get("eos_id")
 
 
 def open_stories(run_folder: Path, data: "DataConfig", begun: Mapping[str, str] | None) -> RunStories:

@@ -129,7 +129,7 @@ def named_tokens(directory: Path) -> dict[str, tuple[str, str]]:
     return {
         key: (token, name)
         for name, content in files.items()
-        for key, value in content.items()
+        for key, value in _with_extra_names(content).items()
         if key.endswith("_token") and (token := _content(value))
     }
 
@@ -137,6 +137,13 @@ def named_tokens(directory: Path) -> dict[str, tuple[str, str]]:
 def read_optional(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of a checkpoint; an empty one if there is no such file."""
     return read_json_object(path, raises=CheckpointError) if os.path.lexists(path) else {}
+
+
+def _with_extra_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a file and the tokens that it names under `extra_special_tokens`, whatever their names."""
+    extra = content.get("extra_special_tokens")
+    named = {f"{key}_token": token for key, token in extra.items()} if isinstance(extra, dict) else {}
+    return named | dict(content)
 
 
 def _content(token: object) -> str:
