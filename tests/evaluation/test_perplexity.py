@@ -122,6 +122,27 @@ def test_windows_score_each_token_once_with_half_a_context_of_history(n, max_seq
     assert scored == ids[1:]
 
 
+@pytest.mark.parametrize(("n", "max_seq_len", "n_before"), [(5, 9, 2), (40, 9, 2), (61, 10, 3), (12, 2, 1), (30, 6, 3)])
+def test_windows_keep_all_special_tokens_and_score_none_of_them(n, max_seq_len, n_before):
+    parts = windows(list(range(n)), max_seq_len, n_before)
+    assert all(part.token_ids[:n_before] == list(range(n_before)) for part in parts)
+    assert all(len(part.token_ids) <= max_seq_len + 1 for part in parts)
+    scored = [i for part in parts for i in part.token_ids[len(part.token_ids) - part.n_scored :]]
+    assert scored == list(range(n_before, n))
+
+
+def test_a_story_begins_as_a_prompt_does(session):
+    """A template may put two special tokens before a text, as that of ChatGLM does."""
+    two = Tokenizer(TOKENIZER.fast, 256, frozenset({256}), around=((256, 7), ()))
+    result = evaluate(session, two, SHORT[:1])
+    ids = [256, 7, *two.encode(SHORT[0], bos=False), 256]
+    with torch.inference_mode():
+        logits = session.model(torch.tensor([ids[:-1]]))[0, 1:]
+    nats = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[2:]), reduction="sum").item()
+    assert result.tokens == len(ids) - 2
+    assert result.nats_per_token == pytest.approx(nats / result.tokens, abs=1e-5)
+
+
 def test_equals_one_forward_pass_per_token(session):
     stories = SHORT + LONG
     result = evaluate(session, TOKENIZER, stories)

@@ -90,7 +90,7 @@ def cloze(
     cut = _cut_stories(tokenizer, stories)
     if len(cut) < _N_CHOICES:
         raise UsageError(f"the cloze test needs {_N_CHOICES} stories that can be cut; there are {len(cut)}")
-    choices = [_window(session.max_seq_len, cut[i], cut[j]) for i, j in _pairs(cut)]
+    choices = [_window(session.max_seq_len, len(tokenizer.before_story), cut[i], cut[j]) for i, j in _pairs(cut)]
     nats = dict.fromkeys(range(len(choices)), math.inf)
     n_scored = 0
     for batch in window_batches(list(enumerate(choices)), batch_tokens, lambda item: len(item[1].token_ids)):
@@ -116,7 +116,7 @@ def _cut_stories(tokenizer: Tokenizer, stories: Sequence[str]) -> list[_CutStory
     openings = tokenizer.encode_batch([opening for opening, _ in parts])
     endings = tokenizer.encode_batch([ending for _, ending in parts])
     return [
-        _CutStory([tokenizer.bos_id, *opening], [*ending, *end])
+        _CutStory([*tokenizer.before_story, *opening], [*ending, *end])
         for opening, ending in zip(openings, endings, strict=True)
         if len(ending) >= _SHORTEST_ENDING
     ]
@@ -133,9 +133,15 @@ def _pairs(cut: Sequence[_CutStory]) -> Iterator[tuple[int, int]]:
             yield story, ending
 
 
-def _window(max_seq_len: int, story: _CutStory, other: _CutStory) -> ScoredWindow:
-    """Join the opening of one story and the ending of another; only the ending is scored."""
+def _window(max_seq_len: int, n_before: int, story: _CutStory, other: _CutStory) -> ScoredWindow:
+    """Join the opening of one story and the ending of another; only the ending is scored.
+
+    An opening that is too long loses its oldest tokens after the `n_before` special ones.
+    """
     ending = other.ending[:max_seq_len]
     room = max_seq_len + 1 - len(ending)
-    opening = story.opening if len(story.opening) <= room else [story.opening[0], *story.opening[-(room - 1) :]][:room]
+    opening = story.opening
+    if len(opening) > room:
+        n_kept = max(0, room - n_before)
+        opening = [*opening[:n_before], *opening[len(opening) - n_kept :]][:room]
     return ScoredWindow([*opening, *ending], len(ending))

@@ -66,22 +66,25 @@ class ScoredWindow:
     n_scored: int
 
 
-def windows(token_ids: Sequence[int], max_seq_len: int) -> list[ScoredWindow]:
-    """Divide a story into windows in which every token except the first is scored exactly once.
+def windows(token_ids: Sequence[int], max_seq_len: int, n_before: int = 1) -> list[ScoredWindow]:
+    """Divide a story into windows in which every token after the special ones is scored exactly once.
 
-    A story that fits the context is one window. Each further window keeps the first token (BOS), as generation does
-    when the context is full, and half a context of earlier tokens, so that no token is scored with fewer.
+    A story that fits the context is one window. Each further window keeps the special tokens before the text, as
+    generation does when the context is full, and half a context of earlier tokens, so that no token is scored with
+    fewer.
 
     Args:
-        token_ids: the story with BOS.
+        token_ids: the story with BOS, or with all that stands before its text.
         max_seq_len: longest context of the model, in tokens.
+        n_before: the number of tokens before the text, from 1 to half a context.
     """
-    parts = [ScoredWindow(token_ids[: max_seq_len + 1], min(len(token_ids) - 1, max_seq_len))]
+    first = token_ids[: max_seq_len + 1]
+    parts = [ScoredWindow(first, len(first) - n_before)]
     half = max_seq_len // 2
-    step = max_seq_len - half
+    step = max_seq_len + 1 - half - n_before
     for start in range(max_seq_len + 1, len(token_ids), step):
-        seen = [token_ids[0], *token_ids[start - half : start + step]]
-        parts.append(ScoredWindow(seen, len(seen) - 1 - half))
+        seen = [*token_ids[:n_before], *token_ids[start - half : start + step]]
+        parts.append(ScoredWindow(seen, len(seen) - n_before - half))
     return parts
 
 
@@ -152,14 +155,14 @@ def _windows_of(
     texts: Sequence[str], tokenizer: Tokenizer, max_seq_len: int, cut: bool
 ) -> tuple[list[ScoredWindow], int]:
     """Return the windows of some texts, and the UTF-8 bytes of the text in them."""
-    assert tokenizer.bos_id is not None
+    before = tokenizer.before_story[: max(1, max_seq_len // 2)]
     end = [min(tokenizer.eos_ids)] if tokenizer.eos_ids else []
     all_windows, n_bytes = [], 0
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        story = windows([tokenizer.bos_id, *ids, *end], max_seq_len)
+        story = windows([*before, *ids, *end], max_seq_len, len(before))
         whole = not cut or len(story) == 1
         all_windows += story if whole else story[:1]
-        n_bytes += len((text if whole else tokenizer.detokenize(ids[:max_seq_len])).encode())
+        n_bytes += len((text if whole else tokenizer.detokenize(ids[: max_seq_len + 1 - len(before)])).encode())
     return all_windows, n_bytes
 
 

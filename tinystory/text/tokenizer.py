@@ -151,6 +151,11 @@ class Tokenizer:
         prompt = [*self.prefix, *token_ids, *self.suffix]
         return prompt or ([] if self.bos_id is None else [self.bos_id])
 
+    @property
+    def before_story(self) -> tuple[int, ...]:
+        """The ids that a whole story begins with: the special tokens before a prompt, or BOS if there are none."""
+        return self.prefix or (() if self.bos_id is None else (self.bos_id,))
+
     def n_before_text(self, token_ids: Sequence[int]) -> int:
         """Return how many of the first ids of a story stand before its text: those of the prefix, or BOS alone."""
         n = len(self.prefix)
