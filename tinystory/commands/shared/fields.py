@@ -21,7 +21,7 @@ def common_fields(options: StoryOptions, model: LoadedModel, seed: int) -> dict[
         "dtype": model.dtype,
         "device": model.device,
         "threads": model.threads,
-        "compiled": model.compile_seconds is not None,
+        "compiled": model.compiled,
         "max_tokens": options.max_tokens,
         "versions": {
             "tinystory": tinystory.__version__,

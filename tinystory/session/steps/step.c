@@ -1,8 +1,8 @@
-/* Compute a few tokens of a model on the CPU, for `--compile`: `model.Transformer` with a cache, in the Llama and GPT-2
-   families. `compiling.py` builds this file for the processor of the computer, and `compiled_step.py` calls it.
+/* Compute a few tokens of a model on the CPU: `model.Transformer` with a cache, in the Llama and GPT-2 families.
+   `setup.py` builds this file once for each level of processors, and `compiled_step.py` calls it.
 
-   The code uses the vector types of GCC and Clang, so the same source serves AVX-512, AVX2 and NEON. It runs in one
-   thread, allocates no memory, and computes in float32. Only weights may have other formats:
+   The code uses the vector types of GCC and Clang, so the same source serves AVX-512, AVX2, SSE2 and NEON. It runs in
+   one thread, allocates no memory, and computes in float32. Only weights may have other formats:
    - A matrix whose values are all exact in bfloat16 is kept in bfloat16. Then a token reads half as many bytes, and no
      result changes.
    - The integers of an int8 matrix are multiplied as floats, and each row of the result is multiplied by its scale.
@@ -12,6 +12,14 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+/* The names that others call end in the level, since one library has the functions of all levels. */
+#ifndef LEVEL
+#define LEVEL plain
+#endif
+#define JOINED(name, level) name##_##level
+#define WITH_LEVEL(name, level) JOINED(name, level)
+#define EXPORTED(name) WITH_LEVEL(name, LEVEL)
 
 #if defined(__AVX512F__)
 enum { LANES = 16, MOST_TOKENS = 4 };
@@ -68,11 +76,11 @@ struct cache {
 /* Return the number of vectors, of 32-bit words, that hold one column of a panel. */
 INLINE int64_t vectors_of(enum kind kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
 
-int64_t step_panel_rows(void) { return PANEL; }
+int64_t EXPORTED(step_panel_rows)(void) { return PANEL; }
 
 /* Write a matrix, (n_out, n_in) floats or int8, as panels of PANEL rows, column by column. Rows that are missing in the
    last panel are 0. A word holds one float, two bfloat16 or four int8; the values of a word are of rows LANES apart. */
-void step_pack(const void *rows, int64_t kind, int64_t n_out, int64_t n_in, uint32_t *panels) {
+void EXPORTED(step_pack)(const void *rows, int64_t kind, int64_t n_out, int64_t n_in, uint32_t *panels) {
     const uint32_t *words = rows;
     const uint8_t *bytes = rows;
     for (int64_t start = 0; start < n_out; start += PANEL)
@@ -279,7 +287,7 @@ static struct scratch divide(const struct model *m, int64_t n, float *memory) {
 }
 
 /* Return how many floats of memory a call with n tokens needs. */
-int64_t step_scratch(const struct model *m, int64_t n, int64_t capacity) {
+int64_t EXPORTED(step_scratch)(const struct model *m, int64_t n, int64_t capacity) {
     float *nowhere = 0;
     return divide(m, n, nowhere).scores - nowhere + padded(capacity) + PANEL;
 }
@@ -336,7 +344,7 @@ static void add(const struct model *m, int64_t n, const float *term, int64_t str
 
 /* Feed n tokens to rows of the cache, and write the normed last hidden states (n, C) into x. Tokens of one row must be
    in the order of their positions. */
-void step_hidden(
+void EXPORTED(step_hidden)(
     const struct model *m, const struct cache *cache, int64_t n, const int64_t *token_ids, const int64_t *rows,
     const int64_t *positions, float *memory, float *x) {
     struct scratch s = divide(m, n, memory);
@@ -358,6 +366,6 @@ void step_hidden(
 }
 
 /* Compute logits from hidden states: (n, C) -> (n, V), in rows that are padded to whole panels. */
-void step_logits(const struct model *m, int64_t n, const float *hidden, float *memory, float *logits) {
+void EXPORTED(step_logits)(const struct model *m, int64_t n, const float *hidden, float *memory, float *logits) {
     product(&m->head, n, hidden, m->d_model, memory, logits, padded(m->head.n_out));
 }
