@@ -200,7 +200,7 @@ def _kind(rows: NDArray[Any]) -> int:
     """Return the kind of a matrix; float32 becomes bfloat16 if all its values are exact in that format."""
     if rows.dtype == np.int8:
         return _INT8
-    return _FLOAT32 if any((row & 0xFFFF).any() for row in rows.view(np.uint32)) else _BFLOAT16
+    return _FLOAT32 if np.bitwise_or.reduce(rows.view(np.uint32), axis=None) & 0xFFFF else _BFLOAT16
 
 
 def _aligned(n_bytes: int, dtype: Any) -> NDArray[Any]:

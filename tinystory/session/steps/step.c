@@ -78,24 +78,37 @@ INLINE int64_t vectors_of(enum kind kind) { return kind == FLOAT32 ? 4 : kind ==
 
 int64_t EXPORTED(step_panel_rows)(void) { return PANEL; }
 
+/* Return element `at` of a matrix as the bits that a word of a panel keeps of it, at the place of its vector. */
+INLINE uint32_t bits_of(enum kind kind, const void *rows, int64_t at, int64_t vector) {
+    if (kind == INT8) return (uint32_t)((const uint8_t *)rows)[at] << (vector * 8);
+    uint32_t word = ((const uint32_t *)rows)[at];
+    return kind == FLOAT32 ? word : word >> 16 << (vector % 2 * 16);
+}
+
+/* Write one panel of n rows, which begin at `rows`. */
+INLINE void pack_panel(enum kind kind, int64_t n, const void *rows, int64_t n_in, uint32_t *panel) {
+    int64_t words = vectors_of(kind) * LANES, per_word = VECTORS / vectors_of(kind);
+    memset(panel, 0, n_in * words * sizeof *panel);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t vector = i / LANES;
+        uint32_t *target = panel + vector / per_word * LANES + i % LANES;
+        for (int64_t column = 0; column < n_in; column++)
+            target[column * words] |= bits_of(kind, rows, i * n_in + column, vector);
+    }
+}
+
 /* Write a matrix, (n_out, n_in) floats or int8, as panels of PANEL rows, column by column. Rows that are missing in the
    last panel are 0. A word holds one float, two bfloat16 or four int8; the values of a word are of rows LANES apart. */
 void EXPORTED(step_pack)(const void *rows, int64_t kind, int64_t n_out, int64_t n_in, uint32_t *panels) {
-    const uint32_t *words = rows;
-    const uint8_t *bytes = rows;
-    for (int64_t start = 0; start < n_out; start += PANEL)
-        for (int64_t column = 0; column < n_in; column++, panels += vectors_of(kind) * LANES) {
-            memset(panels, 0, vectors_of(kind) * LANES * sizeof *panels);
-            for (int64_t i = 0; i < PANEL && start + i < n_out; i++) {
-                int64_t at = (start + i) * n_in + column, vector = i / LANES, lane = i % LANES;
-                if (kind == FLOAT32)
-                    panels[i] = words[at];
-                else if (kind == BFLOAT16)
-                    panels[vector / 2 * LANES + lane] |= words[at] >> 16 << (vector % 2 * 16);
-                else
-                    panels[lane] |= (uint32_t)bytes[at] << (vector * 8);
-            }
-        }
+    const char *row = rows;
+    for (int64_t start = 0; start < n_out; start += PANEL) {
+        int64_t n = n_out - start < PANEL ? n_out - start : PANEL;
+        if (kind == FLOAT32) pack_panel(FLOAT32, n, row, n_in, panels);
+        else if (kind == BFLOAT16) pack_panel(BFLOAT16, n, row, n_in, panels);
+        else pack_panel(INT8, n, row, n_in, panels);
+        panels += n_in * vectors_of(kind) * LANES;
+        row += n * n_in * (kind == INT8 ? 1 : 4);
+    }
 }
 
 /* Convert one column of a panel, which begins at `word`, into floats. */
