@@ -244,7 +244,7 @@ def test_a_file_of_stories_goes_on_after_any_loss_at_its_end(tmp_path):
 def test_a_story_made_in_another_way_is_refused_in_one_line(tmp_path, spec):
     path = tmp_path / "out.jsonl"
     path.write_bytes(line(record(1, spec=spec)))
-    with pytest.raises(UsageError, match="has stories with spec .*, not .*: give another -o") as caught:
+    with pytest.raises(UsageError, match=r"has stories with spec .*, not .*: give another -o") as caught:
         lines_of(path)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300 + len(str(path))

@@ -112,7 +112,8 @@ class StoryLines(ClosedAtExit):
             if value != wanted:
                 here, there = (shown(one).strip("'") for one in (value, wanted))
                 raise UsageError(
-                    f"{self._name} has stories with {name.replace('_', ' ')} {here}, not {there}: give another -o, or the arguments that the file was begun with"
+                    f"{self._name} has stories with {name.replace('_', ' ')} {here}, not {there}: "
+                    "give another -o, or the arguments that the file was begun with"
                 )
         if not 0 <= record["index"] < len(self._done) // self._n_per_prompt:
             raise UsageError(f"{self._name} has a story of prompt {record['index']}, which is not among the prompts")
