@@ -1,6 +1,10 @@
 """Check that the compiled step equals the torch form, for every level of processors that this one has."""
 
 import copy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,3 +178,12 @@ def test_memory_begins_at_a_cache_line():
         memory = compiled_step._aligned(n_bytes, np.float32)
         assert memory.ctypes.data % 64 == 0
         assert memory.nbytes == n_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcc") or sys.platform != "linux", reason="needs gcc's sanitizers")
+def test_the_step_keeps_within_its_arrays():
+    """`python tests/support/sanitize_step.py -n 1000` tries more models."""
+    script = Path(__file__).resolve().parents[1] / "support" / "sanitize_step.py"
+    done = subprocess.run([sys.executable, str(script), "-n", "25"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("no fault")) == (0, 3), done.stderr
