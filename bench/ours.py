@@ -24,28 +24,25 @@ class Variant(NamedTuple):
     """A way to load a model."""
 
     dtype: str = "float32"
-    compiled: bool = False
+    engine: str = "numpy"
 
 
 VARIANTS = {
     "float32": Variant(),
     "int8": Variant("int8"),
-    "compiled": Variant("float32", compiled=True),
-    "int8 compiled": Variant("int8", compiled=True),
+    "compiled": Variant(engine="compiled"),
+    "int8 compiled": Variant("int8", engine="compiled"),
 }
 
 
 def variants_of(subject: Subject) -> tuple[str, ...]:
-    """Return the variants of the settings. Without a C compiler, leave out the compiled ones, with a note."""
-    from tinystory.session.steps.compiling import compiled_code
+    """Return the variants of the settings. Where there is no compiled code, leave out its variants, with a note."""
+    from tinystory.session.steps.compiled_code import compiled_code, why_missing
 
     names = subject.settings.variants
-    if any(VARIANTS[name].compiled for name in names):
-        try:
-            compiled_code()  # build it now, so that no measurement includes it
-        except UsageError as error:
-            names = tuple(name for name in names if not VARIANTS[name].compiled)
-            subject.leave_out("compiled code", str(error))
+    if compiled_code() is None:
+        names = tuple(name for name in names if VARIANTS[name].engine == "numpy")
+        subject.leave_out("compiled code", why_missing())
     return names
 
 
@@ -58,7 +55,7 @@ def open_ours(subject: Subject, name: str = "float32") -> "LoadedModel":
     """Load our model in a variant. It never ends a story by itself.
 
     Raises:
-        UsageError: prompt and story are longer than the context, or the model cannot be compiled.
+        UsageError: prompt and story are longer than the context.
     """
     import torch
 
@@ -67,7 +64,7 @@ def open_ours(subject: Subject, name: str = "float32") -> "LoadedModel":
     n_tokens = subject.settings.tokens
     torch.set_num_threads(subject.settings.threads)
     variant = VARIANTS[name]
-    loaded = load(str(subject.directory), variant.dtype, compiled=variant.compiled)
+    loaded = load(str(subject.directory), variant.dtype, engine=variant.engine)
     if len(prompt_of(loaded)) + n_tokens > loaded.session.max_seq_len:
         limit = loaded.session.max_seq_len
         raise UsageError(f"--tokens is {n_tokens}; prompt and story may have {limit} tokens together")

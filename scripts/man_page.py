@@ -90,6 +90,8 @@ def _called(action: argparse.Action) -> str:
 
 def _actions(actions: list[argparse.Action]) -> Iterator[str]:
     for action in actions:
+        if action.help == argparse.SUPPRESS:
+            continue
         flags = ", ".join(map(_bold, action.option_strings))
         metavar = f"\\fI{_text(str(action.metavar))}\\fR" if action.metavar else ""
         yield from (".TP", f"{flags} {metavar}".strip(), _text(action.help or ""))

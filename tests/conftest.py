@@ -5,12 +5,45 @@ import itertools
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
+if importlib.util.find_spec("torch"):
+    import torch
+
+    torch.set_num_threads(1)
+
+
+_LARGE = ("torch", "transformers", "datasets", "pyarrow", "matplotlib", "gguf", "regex")
+_MISSING = [name for name in _LARGE if not importlib.util.find_spec(name)]
+"""Large libraries that are not installed. The program needs none of them for a first story, so most tests can run."""
+
+
+class _Skipping:
+    """Skips a test, or a module of tests, as soon as it imports a library that is not installed."""
+
+    def find_spec(self, name, _path=None, _target=None):
+        """Skip if one of the large libraries is asked for."""
+        if name in _MISSING:
+            pytest.skip(f"{name} is not installed", allow_module_level=True)
+
+
+if _MISSING:
+    sys.meta_path.append(_Skipping())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Report a failure as skipped if a library was missing in a thread or in another process of the test."""
+    report = yield
+    signs = [sign for name in _MISSING for sign in (f"{name} is not installed", f"No module named '{name}'")]
+    sign = next((sign for sign in signs if report.failed and sign in report.longreprtext), None)
+    if sign is not None:
+        report.outcome, report.longrepr = "skipped", (str(item.path), 0, f"Skipped: {sign}")
+    return report
+
 
 # Who starts the tests may ignore signals, as nohup does; the tests and their children would then ignore them, too.
 for _name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP"):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 __all__ = [
     "cache_folder",
-    "compiled_folder",
     "config_file",
     "decoders_folder",
     "hashes_file",
@@ -75,8 +74,3 @@ def threads_file() -> Path:
 def hashes_file() -> Path:
     """Return the file with the computed hashes of checkpoints."""
     return cache_folder() / "model_hash.json"
-
-
-def compiled_folder() -> Path:
-    """Return the folder of the libraries that were compiled on this computer."""
-    return cache_folder() / "compiled"

@@ -14,7 +14,17 @@ from tinystory.errors import UsageError, nearest
 from tinystory.folders import config_file
 from tinystory.safe.reading import is_absent, read_toml, shown
 
-__all__ = ["BUILT_IN", "CHOICES", "MAX_TOKENS", "Setting", "allowed", "parse", "resolve_settings", "variable"]
+__all__ = [
+    "BUILT_IN",
+    "CHOICES",
+    "MAX_TOKENS",
+    "RETIRED",
+    "Setting",
+    "allowed",
+    "parse",
+    "resolve_settings",
+    "variable",
+]
 
 BUILT_IN: Mapping[str, Any] = {
     "model": "default",
@@ -23,7 +33,7 @@ BUILT_IN: Mapping[str, Any] = {
     "max_tokens": 256,
     "device": "cpu",
     "dtype": "float32",
-    "compile": False,
+    "engine": "compiled",
     "color": "auto",
     "theme": "auto",
     "keys": "emacs",
@@ -32,11 +42,17 @@ BUILT_IN: Mapping[str, Any] = {
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": COMPUTED_DTYPES,
+    "engine": ("compiled", "numpy"),
     "color": ("auto", "always", "never"),
     "theme": ("auto", "dark", "light"),
     "keys": ("emacs", "vi"),
 }
 """All values of each setting that has only a few."""
+
+RETIRED: Mapping[str, str] = {
+    "compile": "does nothing any more: compiled code is the default, and the setting engine has the other choice, numpy"
+}
+"""Settings of earlier versions that are still accepted, and what is said of them."""
 
 MAX_TOKENS = 10_000_000
 """The largest value of the setting max_tokens."""
@@ -59,8 +75,6 @@ class Setting:
     @property
     def shown(self) -> str:
         """The value, as a user would write it."""
-        if isinstance(self.value, bool):
-            return str(self.value).lower()
         return "random" if self.value is None else str(self.value)
 
 
@@ -77,14 +91,15 @@ def resolve_settings(
     Args:
         given: settings from flags, which override all others. If two have one name, the last one counts.
         environment: the environment variables.
-        warnings: gets a line if the system does not let the configuration file be read; the defaults hold then.
+        warnings: gets a line if the system does not let the configuration file be read, where the defaults hold, and
+            a line for each setting of `RETIRED`.
 
     Raises:
         UsageError: the file is damaged, it has an unknown setting, or the file or a variable has a wrong value.
     """
     settings = {name: Setting(name, value) for name, value in BUILT_IN.items()}
-    from_file = _from_file(config_file(), [] if warnings is None else warnings)
-    for setting in (*from_file, *_from_environment(environment), *given):
+    warnings = [] if warnings is None else warnings
+    for setting in (*_from_file(config_file(), warnings), *_from_environment(environment, warnings), *given):
         settings[setting.name] = setting
     return tuple(settings.values())
 
@@ -114,6 +129,9 @@ def allowed(name: str) -> str:
 
 def _from_file(path: Path, warnings: list[str]) -> Iterator[Setting]:
     for name, value in _read(path, warnings).items():
+        if name in RETIRED:
+            warnings.append(f"{path}: {name} {RETIRED[name]}")
+            continue
         if name not in BUILT_IN:
             near = nearest(name, BUILT_IN)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(BUILT_IN)}"
@@ -121,7 +139,8 @@ def _from_file(path: Path, warnings: list[str]) -> Iterator[Setting]:
         yield Setting(name, parse(name, value, str(path)), str(path))
 
 
-def _from_environment(environment: Mapping[str, str]) -> Iterator[Setting]:
+def _from_environment(environment: Mapping[str, str], warnings: list[str]) -> Iterator[Setting]:
+    warnings += [f"{variable(name)} {said}" for name, said in RETIRED.items() if environment.get(variable(name))]
     for name in BUILT_IN:
         text = environment.get(variable(name))
         if text:
@@ -159,12 +178,6 @@ def _choice(name: str) -> tuple[Callable[[object], str], str]:
     return check, f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
-def _switch(value: object) -> bool:
-    if not isinstance(value, bool) and value not in ("true", "false"):
-        raise ValueError
-    return value is True or value == "true"
-
-
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str) or len(str(value)) > 40:
         raise ValueError
@@ -188,5 +201,4 @@ _KINDS: Mapping[str, tuple[Callable[[object], Any], str]] = {
     "seed": (_seed, "a whole number or random"),
     "max_tokens": (_token_count, f"a whole number from 1 to {MAX_TOKENS:,}"),
     "device": (_text, "a device, like cpu or cuda"),
-    "compile": (_switch, "true or false"),
 } | {name: _choice(name) for name in CHOICES}

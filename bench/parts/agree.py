@@ -60,7 +60,7 @@ def _opened(subject: Subject) -> "Iterator[tuple[str, LoadedModel]]":
         yield name, open_ours(subject, name)
         variant = VARIANTS[name]
         if variant.dtype == "float32" and beats_torch(subject.config):
-            loaded = load_without_torch(*find_model(str(subject.directory)), compiled=variant.compiled)
+            loaded = load_without_torch(*find_model(str(subject.directory)), engine=variant.engine)
             loaded.session.eos_ids = frozenset()
             yield f"{name} without torch", loaded
 

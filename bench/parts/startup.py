@@ -21,8 +21,8 @@ __all__ = ["measure_processes", "run_process"]
 SPECS = ("greedy", "top-p 0.9 | sample", "typical 0.9 | sample")
 """The decoders of the stories. The last one needs torch, because `typical` does."""
 
-FLAGS = {"float32": [], "compiled": ["--compile"]}
-"""The flags of the variants that are measured. Compiled code has been built before."""
+FLAGS = {"float32": ["--engine", "numpy"], "compiled": []}
+"""The flags of the variants that are measured."""
 
 # The script of a newcomer. It writes one token, as ours does, so that the process ends with its first word.
 TRANSFORMERS = """

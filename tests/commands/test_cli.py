@@ -1,5 +1,6 @@
 """The command line: plain text, JSON, pipes, exit codes, defaults."""
 
+import importlib.metadata
 import io
 import json
 import os
@@ -80,6 +81,17 @@ def test_the_same_seed_gives_the_same_story_and_another_another(tiny):
     arguments = ["generate", "Tim", "-d", "top-k 40 | sample 0.8", "-n", "30", "-q", "-s"]
     assert tiny(*arguments, 7) == tiny(*arguments, 7)
     assert tiny(*arguments, 7)[1] != tiny(*arguments, 8)[1]
+
+
+def test_json_does_without_a_version_of_torch(tiny, monkeypatch):
+    """A first story needs no torch, so tinystory may be installed without it."""
+
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    code, out, _ = tiny("generate", "Tim", "-s", "7", "-n", "3", "--json")
+    assert (code, json.loads(out)["versions"]["torch"]) == (0, None)
 
 
 def test_json_holds_what_replays_the_story(tiny, checkpoint):

@@ -1,5 +1,6 @@
 """Every command has options of its own: frozen, and with one field for each flag."""
 
+import argparse
 import dataclasses
 import importlib
 import sys
@@ -43,7 +44,8 @@ def options_of(*argv):
 
 def actions_of(command):
     [commands] = [action for action in build_parser()._actions if action.dest == "command"]
-    return [action for action in commands.choices[command]._actions if action.dest != "help"]
+    actions = commands.choices[command]._actions
+    return [action for action in actions if action.dest != "help" and action.help != argparse.SUPPRESS]
 
 
 def is_of(value, hint):
@@ -80,12 +82,24 @@ def test_a_chat_on_a_terminal_gets_every_option(monkeypatch):
     for stream in ("stdin", "stdout"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
     monkeypatch.setattr("tinystory.repl.app.chat", lambda settings: given.append(settings) or 0)
-    flags = ["Once", "-m", "mini", "-d", "greedy", "-s", "3", "-n", "9", "--stop", "a", "--resume", "owl", "--compile"]
-    more = ["--decoder-file", "mine.py", "--color", "never", "--theme", "dark", "--keys", "vi", "-v"]
+    flags = ["Once", "-m", "mini", "-d", "greedy", "-s", "3", "-n", "9", "--stop", "a", "--resume", "owl"]
+    more = [
+        "--engine",
+        "numpy",
+        "--decoder-file",
+        "mine.py",
+        "--color",
+        "never",
+        "--theme",
+        "dark",
+        "--keys",
+        "vi",
+        "-v",
+    ]
     options = options_of("chat", *flags, *more, "--dtype", "int8", "--device", "cuda")
     assert chat.run(options) == 0
     [settings] = given
-    changed = {"decoder_files": (Path("mine.py"),), "compiled": True, "color": False, "stop": ("a",), "prompt": "Once"}
+    changed = {"decoder_files": (Path("mine.py"),), "engine": "numpy", "color": False, "stop": ("a",), "prompt": "Once"}
     for field in dataclasses.fields(settings):
         expected = changed[field.name] if field.name in changed else getattr(options, field.name)
         assert getattr(settings, field.name) == expected, field.name
@@ -121,12 +135,12 @@ def test_a_chat_without_a_terminal_gives_generate_all_that_both_know(monkeypatch
         "--stop",
         "b",
         "-q",
-        "--compile",
+        "--engine=numpy",
     ]
     assert chat.run(options_of("chat", *flags, "--decoder-file", "mine.py", "--color", "never")) == 0
     assert given == [
         generate.GenerateOptions(
             prompt="Once", model="mini", decoder="greedy", seed=3, max_tokens=9, stop=("a", "b"), quiet=True,
-            decoder_file=(Path("mine.py"),), device="cpu", dtype="float32", compile=True, color="never",
+            decoder_file=(Path("mine.py"),), device="cpu", dtype="float32", engine="numpy", color="never",
         )
     ]  # fmt: skip

@@ -26,6 +26,9 @@ class Full(io.TextIOBase):
     def fileno(self):
         return self.descriptor
 
+    def close(self):
+        """Do not flush; Python closes the stream when it is gone."""
+
 
 def code_of(argv):
     try:

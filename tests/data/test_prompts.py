@@ -240,6 +240,16 @@ def test_a_file_of_stories_goes_on_after_any_loss_at_its_end(tmp_path):
         assert [json.loads(one)["index"] for one in path.read_bytes().splitlines()] == [*[4, 4, 0][:n_whole], 9]
 
 
+@pytest.mark.parametrize("spec", ["a\n" * 500, "", "\x1b[2J" * 99, ["x"] * 999])
+def test_a_story_made_in_another_way_is_refused_in_one_line(tmp_path, spec):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(line(record(1, spec=spec)))
+    with pytest.raises(UsageError, match=r"has stories with spec .*, not .*: give another -o") as caught:
+        lines_of(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300 + len(str(path))
+
+
 def test_more_siblings_may_be_asked_for_and_fewer(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(line(record(1)) + line(record(1, 1)) + line(record(1, 1)))

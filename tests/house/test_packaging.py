@@ -1,6 +1,8 @@
 """The wheel, installed for real; slow, and without the network: dependencies come from this environment."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -11,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_WHEEL_BYTES = 35_000_000
+BUILT = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "*.so", "__pycache__")
+"""What a clone does not have, but a folder in which somebody works."""
 
 
 def run(*command, **options):
@@ -32,11 +36,18 @@ def python(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    """The folder with the wheels of tinystory and of the example package."""
     folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder]
-    run(*pip, ROOT, cwd=folder)
-    run(*pip, ROOT / "examples" / "tinystory-restless", cwd=folder)
+    shutil.copytree(ROOT, folder / "clone", ignore=BUILT)
+    for source in (folder / "clone", folder / "clone" / "examples" / "tinystory-restless"):
+        build(source, folder)
     return folder
+
+
+def build(source, folder, **environment):
+    """Build the wheel of a project as `python -m build` does, with the setuptools of this environment."""
+    command = sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source
+    run(*command, env=os.environ | environment)
 
 
 def install(python, wheel_file):
@@ -65,6 +76,28 @@ def test_a_wheel_in_a_clean_environment_lists_and_runs_its_decoders(python, whee
     )
     assert story.startswith("Once upon a time")
     assert len(story) > 40
+    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+    assert runs_compiled_code(python, tmp_path) == has_compiler
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_wheel_is_built_and_runs(wheel, python, tmp_path):
+    shutil.rmtree(wheel / "clone" / "build")  # the other build has left its library there
+    build(wheel / "clone", tmp_path, CC="/bin/false")
+    [ours] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(ours) as archive:
+        assert not any(name.endswith((".so", ".pyd")) for name in archive.namelist())
+    installed = next(python.parent.parent.glob("lib/python*")) / "site-packages" / "tinystory"
+    shutil.rmtree(installed, ignore_errors=True)
+    install(python, ours)
+    assert not runs_compiled_code(python, tmp_path)
+    info = run(python, "-m", "tinystory", "info", cwd=tmp_path)
+    assert info.count("no compiled code: it was not built: install a C compiler") == 1
+
+
+def runs_compiled_code(python, folder):
+    done = run(python, "-m", "tinystory", "generate", "Once", "-s", "1", "-n", "3", "--json", cwd=folder)
+    return json.loads(done)["compiled"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
-"""Check that the compiled step equals the torch form, for every width of vectors that the compiler knows."""
+"""Check that the compiled step equals the torch form, for every level of processors that this one has."""
 
 import copy
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,17 +16,16 @@ from session_pairs import expect_the_same_story, torch_alone
 from tinystory.checkpoint.shipped import find_model
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
-from tinystory.errors import UsageError
 from tinystory.model.config import ModelConfig
 from tinystory.model.transformer import Transformer
 from tinystory.session import kv_cache
 from tinystory.session.loading import load, load_without_torch
 from tinystory.session.native import NativeSession
-from tinystory.session.steps import compiled_step, compiling
-from tinystory.session.steps.compiling import compiled_code
+from tinystory.session.steps import compiled_step
+from tinystory.session.steps.compiled_code import LEVELS, compiled_code, why_missing
 from tinystory.writing.generate import Ended, StoryRequest, write
 
-pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler")
+pytestmark = pytest.mark.skipif(compiled_code() is None, reason=f"there is no compiled code: {why_missing()}")
 
 CONFIGS = {
     "grouped": ModelConfig.llama(61, 2, 4, 32, 300, 40, n_kv_head=2),
@@ -35,23 +37,15 @@ CONFIGS = {
     "gpt2, gelu": ModelConfig.gpt2(61, 3, 4, 64, 300, tied_head=False, activation="gelu"),
     "wide heads": ModelConfig.llama(90, 2, 2, 192, 300, 136, n_kv_head=1, d_head=96),
 }
-NATIVE = "-march=native"
-PROCESSORS = (NATIVE, *(pytest.param(other, marks=pytest.mark.slow) for other in ("-mavx2", "-msse2")))
+BEST = compiled_code().level if compiled_code() else LEVELS[0]
+TRIED = (BEST, *(pytest.param(level, marks=pytest.mark.slow) for level in LEVELS[: LEVELS.index(BEST)]))
 CLOSE = {"atol": 3e-5, "rtol": 3e-5}
 
 
-@pytest.fixture(scope="module", params=PROCESSORS)
-def code(request, tmp_path_factory):
-    """Build the library for one kind of processor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(compiling, "_FOR_THIS_PROCESSOR", ([request.param],))
-        try:
-            return compiled_code()
-        except UsageError as error:
-            if request.param == NATIVE:
-                raise
-            pytest.skip(f"not this processor: {error}")
+@pytest.fixture(scope="module", params=TRIED)
+def code(request):
+    """Return the functions for one level of processors."""
+    return compiled_code(request.param)
 
 
 def sessions(code, config, *, int8=False, bfloat16=False):
@@ -162,7 +156,7 @@ def test_the_shipped_model_writes_the_same_stories(spec):
         StoryRequest(prompt, decoder, seed=seed, max_new_tokens=60) for seed, prompt in enumerate(prompts, start=1)
     ]
     found = []
-    for model in (load(name), load(name, compiled=True), load_without_torch(name, header, compiled=True)):
+    for model in (load(name, engine="numpy"), load(name), load_without_torch(name, header)):
         events = write(model.session, model.tokenizer, requests)
         found.append({event.story: event.result.token_ids for event in events if isinstance(event, Ended)})
     assert found[0] == found[1] == found[2]
@@ -174,7 +168,7 @@ def test_int8_loses_nothing_that_counts(stories):
 
     bits = []
     for dtype in ("float32", "int8"):
-        model = load("default", dtype, compiled=True)
+        model = load("default", dtype)
         bits.append(evaluate(model.session, model.tokenizer, stories[:12]).bits_per_byte)
     assert 0 < abs(bits[0] - bits[1]) < 0.005
 
@@ -184,3 +178,12 @@ def test_memory_begins_at_a_cache_line():
         memory = compiled_step._aligned(n_bytes, np.float32)
         assert memory.ctypes.data % 64 == 0
         assert memory.nbytes == n_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcc") or sys.platform != "linux", reason="needs gcc's sanitizers")
+def test_the_step_keeps_within_its_arrays():
+    """`python tests/support/sanitize_step.py -n 1000` tries more models."""
+    script = Path(__file__).resolve().parents[1] / "support" / "sanitize_step.py"
+    done = subprocess.run([sys.executable, str(script), "-n", "25"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("no fault")) == (0, 3), done.stderr

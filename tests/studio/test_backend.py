@@ -7,6 +7,7 @@ from scripted_chat import scripted_studio, write
 
 from tinystory.decoding.plugins import discover
 from tinystory.errors import TinystoryError
+from tinystory.session.steps.compiled_code import compiled_code
 from tinystory.studio.backend import ModelBackend
 
 
@@ -68,7 +69,7 @@ def test_backend_tells_of_its_model_before_and_after_loading(tiny_checkpoint):
     assert backend.wait(lambda: False)
     backend.start()
     assert not backend.loading
-    assert dict(backend.facts())["runs"] == "in float32 on cpu, loaded"
+    assert dict(backend.facts())["runs"] == f"in float32 on cpu{', compiled' * (compiled_code() is not None)}, loaded"
 
 
 def test_backend_that_cannot_load_says_so_each_time(tiny_checkpoint):

@@ -1,5 +1,6 @@
 """Stories as text: streams, seeds, stop texts, the context window."""
 
+import functools
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models
 
+from tinystory.checkpoint import load_model, read_header
 from tinystory.decoding import Decoder, Request, Sampler, Step
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
@@ -35,6 +37,12 @@ def spec():
     return lambda text: parse_spec(text, registry)
 
 
+@functools.cache
+def plain_model(directory):
+    """Return the model of a checkpoint in plain torch; a session has only what it computes with."""
+    return load_model(read_header(directory)).eval()
+
+
 def end_of(model, *requests):
     ended = [event for event in write(model.session, model.tokenizer, requests) if isinstance(event, Ended)]
     return [event.result for event in sorted(ended, key=lambda event: event.story)]
@@ -48,7 +56,7 @@ def same_but_for_ties(model, story, other):
     at = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     ids = (*story.prompt_ids, *a[:at])
     with torch.no_grad():
-        logits = model.session.model(torch.tensor([ids]))[0, -1]
+        logits = plain_model(model.header.directory)(torch.tensor([ids]))[0, -1]
     request = Request(story.prompt_ids, 1, story.request.seed, story=story.request.number)
     noise = Step(request, ids, frozenset()).noise().gumbel(np.arange(len(logits)))
     best = np.sort(logits.numpy().astype(np.float64) + noise)[-2:]
@@ -65,7 +73,7 @@ def test_pieces_concatenate_to_the_completion(model, spec):
     assert story.completion == model.tokenizer.detokenize(story.token_ids)
     with torch.no_grad():
         row = torch.tensor([[*story.prompt_ids, *story.token_ids]])
-        logprobs = model.session.model(row)[0].log_softmax(-1)
+        logprobs = plain_model(model.header.directory)(row)[0].log_softmax(-1)
     n = len(story.prompt_ids)
     expected = [logprobs[n + i - 1, token].item() for i, token in enumerate(story.token_ids)]
     assert [token.logprob for token in story.tokens] == pytest.approx(expected, abs=1e-3)
@@ -111,7 +119,7 @@ def test_two_decoders_with_one_seed_part_only_where_they_must(which, checkpoint,
         for at, (a, b) in enumerate(zip(plain.token_ids, cut.token_ids, strict=False)):
             ids = torch.tensor([[*plain.prompt_ids, *plain.token_ids[:at]]])
             with torch.no_grad():
-                logits = model.session.model(ids)[0, -1]
+                logits = plain_model(model.header.directory)(ids)[0, -1]
             forbidden = (logits > logits[a]).sum() >= 20
             assert (a != b) == bool(forbidden)
             if a != b:

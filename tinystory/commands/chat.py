@@ -51,7 +51,6 @@ def run(options: ChatOptions) -> int:
             prompt=prompt_of(options.prompt) or None,
             stop=stops_of(options.stop),
             decoder_files=options.decoder_file,
-            compiled=options.compile,
             color=styled(options.color, sys.stdout),
         )
     )

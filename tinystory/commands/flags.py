@@ -9,9 +9,9 @@ from tinystory import __version__
 from tinystory.commands.shared.dashes import with_joined_separator
 from tinystory.commands.shared.groups import Options
 from tinystory.commands.shared.notices import warn
-from tinystory.commands.shared.parser import Parser, SettingFlag, SettingSwitch, whole_number
+from tinystory.commands.shared.parser import Parser, SettingFlag, whole_number
 from tinystory.errors import TinystoryError
-from tinystory.settings import BUILT_IN, Setting, allowed, parse, resolve_settings
+from tinystory.settings import BUILT_IN, RETIRED, Setting, allowed, parse, resolve_settings
 
 __all__ = ["COMMAND_SUMMARIES", "build_parser", "parse_args"]
 
@@ -290,8 +290,10 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     _add_setting(parser, "--device", metavar="D", help=_DEVICE)
     _add_setting(parser, "--dtype", metavar="T", help=f"the number format of the computation: {_choices('dtype')}")
-    described = "build faster code with a C compiler, once, and use it (Llama and GPT-2 models on the CPU)"
-    parser.add_argument("--compile", action=SettingSwitch, help=described)
+    described = "what computes Llama and GPT-2 models on the CPU in float32 or int8"
+    _add_setting(parser, "--engine", metavar="E", help=f"{described}: {_choices('engine')}")
+    for name in RETIRED:
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
     _add_setting(parser, "--color", metavar="WHEN", help=f"when to use colour: {_choices('color')}")
 
 
@@ -352,6 +354,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         parser.unknown(unknown)
     warnings: list[str] = []
     args.settings = resolve_settings(getattr(args, "settings", ()), warnings=warnings)
+    warnings += [f"--{name} {said}" for name, said in RETIRED.items() if getattr(args, name, None) is not None]
     warn(Options(quiet=args.quiet), warnings)
     for setting in args.settings:
         if getattr(args, setting.name, "") is None:

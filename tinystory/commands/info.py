@@ -15,6 +15,7 @@ from tinystory.commands.shared.groups import Options
 from tinystory.commands.shared.notices import warn
 from tinystory.errors import CheckpointError
 from tinystory.safe.showing import visible
+from tinystory.session.steps.compiled_code import compiled_code, why_missing
 
 __all__ = ["InfoOptions", "run"]
 
@@ -37,7 +38,7 @@ def run(options: InfoOptions) -> int:
     name, header = find_model(options.model)
     special_tokens, warnings = describe_special_tokens(header)
     warn(options, header.warnings + warnings)
-    facts = {"model": name} | describe_model(header) | {"special_tokens": special_tokens}
+    facts = {"model": name} | describe_model(header) | {"engine": _engine(), "special_tokens": special_tokens}
     if options.json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return 0
@@ -51,6 +52,12 @@ def run(options: InfoOptions) -> int:
             shown = f"{value:,}" if type(value) is int else value
             sys.stdout.write(visible(f"{'  ' if label else ''}{key:<22} {shown}") + "\n")
     return 0
+
+
+def _engine() -> str:
+    """Return whether models can be computed in compiled code, in words."""
+    code = compiled_code()
+    return f"compiled code ({code.level})" if code else f"no compiled code: {why_missing()}"
 
 
 def describe_model(header: CheckpointHeader) -> dict[str, Any]:

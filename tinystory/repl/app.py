@@ -73,7 +73,7 @@ def chat(settings: ChatSettings) -> int:
         raise UsageError("a stop text is empty; it would end the story before its first word")
     registry = discover(settings.decoder_files)
     decoder = parse_spec(settings.decoder, registry)
-    open_model = partial(ModelBackend.open, dtype=settings.dtype, device=settings.device, compiled=settings.compiled)
+    open_model = partial(ModelBackend.open, dtype=settings.dtype, device=settings.device, engine=settings.engine)
     studio = Studio(
         registry,
         decoder,

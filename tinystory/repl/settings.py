@@ -21,7 +21,7 @@ class ChatSettings:
         decoder_files: files with the user's own stages.
         device: the device of the model, as torch names it.
         dtype: the number format of the computation.
-        compiled: whether the model is computed in code that is built for this processor.
+        engine: what computes Llama and GPT-2 models on the CPU, `compiled` or `numpy`.
         color: whether printed lines may be styled.
         quiet: print only stories, replies and errors.
         verbose: show tracebacks.
@@ -40,7 +40,7 @@ class ChatSettings:
     decoder_files: tuple[Path, ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
-    compiled: bool = False
+    engine: str = "compiled"
     color: bool = True
     quiet: bool = False
     verbose: bool = False

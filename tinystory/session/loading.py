@@ -19,10 +19,10 @@ from tinystory.session.threads import choose_threads
 if TYPE_CHECKING:
     from tinystory.session.native import NativeSession
     from tinystory.session.rows import CachedRows
-    from tinystory.session.steps.compiling import CompiledCode
+    from tinystory.session.steps.compiled_code import CompiledCode
     from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["LoadedModel", "load", "load_header", "load_without_torch"]
+__all__ = ["LoadedModel", "code_for", "load", "load_header", "load_without_torch"]
 
 
 Tell = Callable[[str], object]
@@ -41,8 +41,7 @@ class LoadedModel:
         dtype: the dtype of the computation.
         device: the device that the model runs on, as torch writes it.
         threads: the number of threads that compute on the CPU.
-        compile_seconds: the time that building compiled code took now; 0.0 if it was built earlier, None if the model
-            runs without compiled code.
+        compiled: True if compiled code computes the model.
         warnings: one line for each thing that a user should know about the files of the model.
     """
 
@@ -53,7 +52,7 @@ class LoadedModel:
     dtype: str
     device: str
     threads: int
-    compile_seconds: float | None = None
+    compiled: bool = False
     warnings: tuple[str, ...] = ()
 
     @cached_property
@@ -75,7 +74,7 @@ def load(
     dtype: str = "float32",
     device: str = "cpu",
     *,
-    compiled: bool = False,
+    engine: str = "compiled",
     tell: Tell | None = None,
 ) -> LoadedModel:
     """Load a shipped model, a local directory or a hub id.
@@ -84,18 +83,18 @@ def load(
         name: the name of the model; None is the default model.
         dtype: the dtype of the computation, one of `COMPUTED_DTYPES`.
         device: the device that the model runs on, as torch writes it.
-        compiled: True to compute in code built for this processor (`steps/compiling.py`).
+        engine: `compiled` to compute in compiled code where that is possible, else `numpy`.
         tell: gets each warning about a second model, once a decoder opens it.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or needs code of its own.
-        UsageError: the device or dtype is not available, or the model cannot be compiled.
+        UsageError: the device or dtype is not available.
     """
     name, header = find_model(name)
-    return load_header(name, header, dtype, device, compiled=compiled, tell=tell)
+    return load_header(name, header, dtype, device, engine=engine, tell=tell)
 
 
-def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = False) -> LoadedModel:
+def load_without_torch(name: str, header: CheckpointHeader, *, engine: str = "compiled") -> LoadedModel:
     """Load a checkpoint for which `numpy_session.suffices` is true, in float32 on the CPU.
 
     Raises:
@@ -103,12 +102,12 @@ def load_without_torch(name: str, header: CheckpointHeader, *, compiled: bool = 
     """
     from tinystory.session.numpy_session import NumpySession
 
-    code = _code_for(name, header, "float32", "cpu") if compiled else None
     tokenizer = load_tokenizer(header)
     session = NumpySession(header, tokenizer.bos_id, tokenizer.eos_ids)
     _check_fit(header, tokenizer, session)
     warnings = header.warnings + tokenizer_warnings(header, tokenizer)
-    return LoadedModel(name, header, tokenizer, session, "float32", "cpu", 1, _compile(session, code), warnings)
+    compiled = _compile(session, header, "float32", "cpu", engine)
+    return LoadedModel(name, header, tokenizer, session, "float32", "cpu", 1, compiled, warnings)
 
 
 def load_header(
@@ -117,7 +116,7 @@ def load_header(
     dtype: str,
     device: str,
     *,
-    compiled: bool = False,
+    engine: str = "compiled",
     tell: Tell | None = None,
 ) -> LoadedModel:
     """Load a checkpoint that `find_model` has checked; the other arguments as for `load`.
@@ -127,19 +126,18 @@ def load_header(
     """
     if dtype not in COMPUTED_DTYPES:
         raise UsageError(f"dtype {shown(dtype)} is not one of {', '.join(COMPUTED_DTYPES)}")
-    code = _code_for(name, header, dtype, device) if compiled else None
     device = str(usable_device(device))
     tokenizer = load_tokenizer(header)
-    second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device, compiled=compiled, tell=tell))
+    second = cache(partial(_second, tokenizer=tokenizer, dtype=dtype, device=device, engine=engine, tell=tell))
 
     def opener(other: str) -> Session:
         return second(other).open()  # the weights are read once, even if many stories use them
 
     session: Session
-    seconds, warnings = None, header.warnings + tokenizer_warnings(header, tokenizer)
+    compiled, warnings = False, header.warnings + tokenizer_warnings(header, tokenizer)
     if header.config is not None:
         native = _native_session(header, tokenizer, dtype, device, opener)
-        seconds = _compile(native, code)
+        compiled = _compile(native, header, dtype, device, engine)
         session = native
     elif dtype == "int8":
         raise UsageError(f"int8 is for Llama and GPT-2 models; {name} runs in float32, bfloat16 or float16")
@@ -150,8 +148,8 @@ def load_header(
         session = HFSession.from_header(header, dtype, device, *ids, opener)
         warnings += session.warnings
     _check_fit(header, tokenizer, session)
-    threads = _set_threads(header, session, dtype, device, compiled=code is not None)
-    return LoadedModel(name, header, tokenizer, session, dtype, device, threads, seconds, warnings)
+    threads = _set_threads(header, session, dtype, device, compiled=compiled)
+    return LoadedModel(name, header, tokenizer, session, dtype, device, threads, compiled, warnings)
 
 
 def _native_session(
@@ -180,29 +178,20 @@ def _set_threads(header: CheckpointHeader, session: Session, dtype: str, device:
     return choose_threads(session, n_parameters, dtype)
 
 
-def _code_for(name: str, header: CheckpointHeader, dtype: str, device: str) -> "CompiledCode":
-    """Return compiled code for a model; building it may take a second.
+def code_for(header: CheckpointHeader, dtype: str, device: str, engine: str) -> "CompiledCode | None":
+    """Return the compiled code for a model; None if it has none, or if the engine is another."""
+    from tinystory.session.steps.compiled_code import compiled_code
 
-    Raises:
-        UsageError: the model cannot be compiled, or the code cannot be built.
-    """
-    from tinystory.session.steps.compiling import compiled_code
-
-    if header.config is None:
-        raise UsageError(f"--compile is for Llama and GPT-2 models, which {name} is not; use --no-compile")
-    if device != "cpu" or dtype not in ("float32", "int8"):
-        raise UsageError(
-            f"--compile computes in float32 or int8 on the CPU, not in {dtype} on {device}; use --no-compile"
-        )
-    return compiled_code()
+    fits = header.config is not None and device == "cpu" and dtype in ("float32", "int8")
+    return compiled_code() if fits and engine == "compiled" else None
 
 
-def _compile(session: "CachedRows", code: "CompiledCode | None") -> float | None:
-    """Make a session use compiled code, if there is any; return the seconds that building it took."""
-    if code is None:
-        return None
-    session.compile(code)
-    return code.seconds
+def _compile(session: "CachedRows", header: CheckpointHeader, dtype: str, device: str, engine: str) -> bool:
+    """Make a session use compiled code if there is any for it; return True if so."""
+    code = code_for(header, dtype, device, engine)
+    if code is not None:
+        session.compile(code)
+    return code is not None
 
 
 def _check_fit(header: CheckpointHeader, tokenizer: "Tokenizer", session: Session) -> None:
@@ -226,9 +215,7 @@ def _known_tokens(tokenizer: "Tokenizer") -> dict[str, int]:
     return {token: i for token, i in tokenizer.fast.get_vocab().items() if i < tokenizer.vocab_size}
 
 
-def _second(
-    name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, compiled: bool, tell: Tell | None
-) -> Session:
+def _second(name: str, tokenizer: "Tokenizer", dtype: str, device: str, *, engine: str, tell: Tell | None) -> Session:
     """Load a second model, for a decoder that uses two models with the same vocabulary.
 
     Raises:
@@ -238,7 +225,7 @@ def _second(
     import torch
 
     n_threads = torch.get_num_threads()
-    other = load(name, dtype, device, compiled=compiled)
+    other = load(name, dtype, device, engine=engine)
     torch.set_num_threads(n_threads)  # the number belongs to the first model
     if _known_tokens(other.tokenizer) != _known_tokens(tokenizer):
         raise UsageError(f"the model {name} has another vocabulary; only models with the same vocabulary work together")

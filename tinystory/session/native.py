@@ -22,7 +22,7 @@ from tinystory.session.steps.numpy_step import beats_torch, is_plain
 from tinystory.session.steps.weights import Affine, LayerWeights, ModelWeights, Rotations
 
 if TYPE_CHECKING:
-    from tinystory.session.steps.compiling import CompiledCode
+    from tinystory.session.steps.compiled_code import CompiledCode
 
 __all__ = ["NativeSession"]
 

@@ -20,7 +20,7 @@ from tinystory.session.steps.numpy_step import MOST_TOKENS, beats_torch
 from tinystory.session.steps.weights import Affine, LayerWeights, ModelWeights, Rotations
 
 if TYPE_CHECKING:
-    from tinystory.session.steps.compiling import CompiledCode
+    from tinystory.session.steps.compiled_code import CompiledCode
 
 __all__ = ["Logits", "NumpySession", "suffices"]
 

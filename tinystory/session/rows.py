@@ -18,8 +18,8 @@ from tinystory.session.steps.numpy_step import MOST_TOKENS, NumpyStep
 from tinystory.session.steps.weights import ModelWeights, Rotations
 
 if TYPE_CHECKING:
+    from tinystory.session.steps.compiled_code import CompiledCode
     from tinystory.session.steps.compiled_step import CompiledStep, PackedModel
-    from tinystory.session.steps.compiling import CompiledCode
 
 __all__ = ["CachedRows", "as_lists", "check_prompts"]
 

@@ -132,12 +132,14 @@ class Backend(Protocol):
 class ModelBackend:
     """A checkpoint whose header is checked at once. A thread imports torch and loads the weights."""
 
-    def __init__(self, name: str, header: CheckpointHeader, dtype: str, device: str, *, compiled: bool = False) -> None:
+    def __init__(
+        self, name: str, header: CheckpointHeader, dtype: str, device: str, *, engine: str = "compiled"
+    ) -> None:
         self.name = name
         self.dtype = dtype
         self._header = header
         self._device = device
-        self._compiled = compiled
+        self._engine = engine
         self._model: LoadedModel | None = None
         self._warnings: Sequence[str] = ()
         self._error: BaseException | None = None
@@ -146,19 +148,19 @@ class ModelBackend:
         self._thread = threading.Thread(target=self._load, name="tinystory-load", daemon=True)
 
     @classmethod
-    def open(cls, name: str | None, dtype: str, device: str, *, compiled: bool = False) -> "ModelBackend":
+    def open(cls, name: str | None, dtype: str, device: str, *, engine: str = "compiled") -> "ModelBackend":
         """Find a checkpoint and check its header, without torch.
 
         Args:
             name: a directory, a hub id or a shipped model; None for the default model.
             dtype: the dtype in which the model computes.
             device: the device that the model runs on, as torch writes it.
-            compiled: True to compute in code built for this processor.
+            engine: what computes Llama and GPT-2 models on the CPU, `compiled` or `numpy`.
 
         Raises:
             CheckpointError: the checkpoint is missing or invalid.
         """
-        return cls(*find_model(name), dtype, device, compiled=compiled)
+        return cls(*find_model(name), dtype, device, engine=engine)
 
     @property
     def max_seq_len(self) -> int | None:
@@ -186,9 +188,7 @@ class ModelBackend:
             facts.append(("kind", str(self._header.hf_config.get("model_type", "unknown"))))
         facts.append(("context", f"{self.max_seq_len} tokens" if self.max_seq_len else "known once loaded"))
         state = "loading" if self.loading else "failed to load" if self._error else "loaded"
-        how = f"in {self.dtype} on {self._device}" + ", compiled" * self._compiled
-        if self._model and self._model.compile_seconds:
-            how += f" in {self._model.compile_seconds:.1f} s"
+        how = f"in {self.dtype} on {self._device}" + ", compiled" * bool(self._model and self._model.compiled)
         facts.append(("runs", f"{how}, {state}"))
         return facts
 
@@ -312,7 +312,7 @@ class ModelBackend:
     def _load(self) -> None:
         try:
             model = load_header(
-                self.name, self._header, self.dtype, self._device, compiled=self._compiled, tell=self._keep_warning
+                self.name, self._header, self.dtype, self._device, engine=self._engine, tell=self._keep_warning
             )
             model.tokenizer.detokenize([])  # builds the table of bytes now, so that the first word comes sooner
             self._model, self._warnings = model, [*model.warnings, *self._warnings]

@@ -111,7 +111,7 @@ class Journal(ClosedAtExit):
     def _check(self, first: Mapping[str, Any], head: Mapping[str, Any]) -> None:
         for key, value in head.items():
             if first.get(key) != value:
-                other = visible(str(first.get(key)))[:80]
+                other = shown(first.get(key)).strip("'")
                 raise UsageError(
                     f"{visible(str(self.path.parent))} has a study with {key.replace('_', ' ')} {other}, not {value}: "
                     "give another -o, or the arguments that the study was begun with"

@@ -10,6 +10,7 @@ from typing import Any
 
 from tinystory.errors import UsageError
 from tinystory.safe.lines import ClosedAtExit, ForeignLine, JsonLines, parse_line
+from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
 
 __all__ = ["StoryLines", "line"]
@@ -109,9 +110,10 @@ class StoryLines(ClosedAtExit):
         for name, wanted in {**subject, "seed": seed if self.seed is None else self.seed}.items():
             value = seed if name == "seed" else record.get(name)
             if value != wanted:
+                here, there = (shown(one).strip("'") for one in (value, wanted))
                 raise UsageError(
-                    f"{self._name} has stories with {name.replace('_', ' ')} {visible(str(value))[:80]}, not "
-                    f"{visible(str(wanted))[:80]}: give another -o, or the arguments that the file was begun with"
+                    f"{self._name} has stories with {name.replace('_', ' ')} {here}, not {there}: "
+                    "give another -o, or the arguments that the file was begun with"
                 )
         if not 0 <= record["index"] < len(self._done) // self._n_per_prompt:
             raise UsageError(f"{self._name} has a story of prompt {record['index']}, which is not among the prompts")

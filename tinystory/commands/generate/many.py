@@ -27,7 +27,7 @@ from tinystory.decoding.spec import format_spec, parse_spec
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.interrupts import Interrupts, exit_code
 from tinystory.screen.console import progress_bar
-from tinystory.session.loading import LoadedModel
+from tinystory.session.loading import LoadedModel, code_for
 from tinystory.training.ranks import local_rank, place_among_ranks
 from tinystory.writing.batches import PlannedStory, rows_that_fit, story_batches
 from tinystory.writing.generate import Ended, StoryRequest, write
@@ -90,8 +90,9 @@ def run(options: GenerateOptions, file: Path) -> int:
         n_done = lines.n_done if lines else 0
         code = 0
         if n_done < n_all:
-            few = options.compile or n_all - n_done <= _FEW_STORIES
-            model = load_to_write(options, name, header, decoder) if few else load_with_torch(options, name, header)
+            compiled = code_for(header, options.dtype, options.device, options.engine) is not None
+            light = compiled or n_all - n_done <= _FEW_STORIES
+            model = load_to_write(options, name, header, decoder) if light else load_with_torch(options, name, header)
             writer = _Writer(options, model, decoder, prompts, lines)
             with _progress(options, share, n_done, n_all) as progress:
                 code = writer.write(_places(options, share, prompts, lines), progress)

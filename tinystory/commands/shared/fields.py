@@ -21,14 +21,22 @@ def common_fields(options: StoryOptions, model: LoadedModel, seed: int) -> dict[
         "dtype": model.dtype,
         "device": model.device,
         "threads": model.threads,
-        "compiled": model.compile_seconds is not None,
+        "compiled": model.compiled,
         "max_tokens": options.max_tokens,
         "versions": {
             "tinystory": tinystory.__version__,
-            "torch": importlib.metadata.version("torch"),
+            "torch": _torch_version(),
             "python": platform.python_version(),
         },
     }
+
+
+def _torch_version() -> str | None:
+    """Return the version of torch; None where tinystory was installed without it."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def story_fields(story: Story) -> dict[str, Any]:

@@ -60,14 +60,14 @@ class ModelOptions(Options):
         model: a folder, a hub id or the name of a shipped model.
         device: where the model runs, as torch names it.
         dtype: the number format of the computation; one of `settings.CHOICES`.
-        compile: compute in code that a C compiler builds for this processor.
+        engine: what computes Llama and GPT-2 models on the CPU; one of `settings.CHOICES`.
         color: `auto`, `always` or `never`.
     """
 
     model: str
     device: str
     dtype: str
-    compile: bool
+    engine: str
     color: str
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tinystory.commands.shared.groups import ModelOptions, PromptOptions
-from tinystory.commands.shared.notices import note, warn
+from tinystory.commands.shared.notices import warn
 from tinystory.session.loading import LoadedModel, load_header, load_without_torch
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ def load_to_write(options: ModelOptions, name: str, header: "CheckpointHeader", 
     """Load the model without torch if that is enough, because importing torch takes longer than a story."""
     if _needs_torch(options, header, decoders):
         return load_with_torch(options, name, header)
-    return _noted(options, load_without_torch(name, header, compiled=options.compile))
+    model = load_without_torch(name, header, engine=options.engine)
+    warn(options, model.warnings)
+    return model
 
 
 def load_with_torch(options: ModelOptions, name: str, header: "CheckpointHeader") -> LoadedModel:
@@ -29,16 +31,8 @@ def load_with_torch(options: ModelOptions, name: str, header: "CheckpointHeader"
     def tell(warning: str) -> None:
         warn(options, (warning,))
 
-    return _noted(
-        options, load_header(name, header, options.dtype, options.device, compiled=options.compile, tell=tell)
-    )
-
-
-def _noted(options: ModelOptions, model: LoadedModel) -> LoadedModel:
-    """Print the warnings about the model, and how long the compiler took if it was run just now."""
+    model = load_header(name, header, options.dtype, options.device, engine=options.engine, tell=tell)
     warn(options, model.warnings)
-    if model.compile_seconds:
-        note(options, f"compiled for this processor in {model.compile_seconds:.1f} s, kept for the next start")
     return model
 
 

@@ -13,7 +13,7 @@ from tinystory.safe.reading import shown
 from tinystory.safe.showing import shortened, visible
 from tinystory.settings import Setting
 
-__all__ = ["Parser", "SettingFlag", "SettingSwitch", "whole_number"]
+__all__ = ["Parser", "SettingFlag", "whole_number"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,19 +72,6 @@ class SettingFlag(argparse.Action):
         setattr(namespace, self.dest, values)
         origin = f"flag {self.option_strings[-1]}" if self.option_strings else f"argument {self.metavar}"
         namespace.settings = (*getattr(namespace, "settings", ()), Setting(self.dest, values, origin))
-
-
-class SettingSwitch(argparse.BooleanOptionalAction):
-    """Stores `--name` and `--no-name` in the same way."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        """Store True or False."""
-        assert option is not None
-        value = not option.startswith("--no-")
-        setattr(namespace, self.dest, value)
-        namespace.settings = (*getattr(namespace, "settings", ()), Setting(self.dest, value, f"flag {option}"))
 
 
 def whole_number(text: str) -> int:

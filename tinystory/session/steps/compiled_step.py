@@ -15,7 +15,7 @@ from tinystory.model.config import ModelConfig
 from tinystory.session.steps.weights import Affine, Array, ModelWeights, Rotations
 
 if TYPE_CHECKING:
-    from tinystory.session.steps.compiling import CompiledCode
+    from tinystory.session.steps.compiled_code import CompiledCode
 
 __all__ = ["CompiledStep", "PackedModel"]
 
@@ -84,10 +84,10 @@ class PackedModel:
             config: the shape of the model.
             weights: float32, or int8 for the matrices of the blocks; they are not needed afterwards.
         """
-        self.functions = code.library
+        self.functions = code
         self.config = config
         self._held: list[Any] = []  # keeps the arrays alive, since the structures have only their addresses
-        self._panel_rows = int(self.functions.step_panel_rows())
+        self._panel_rows = int(self.functions.panel_rows())
         layers = (_Layer * config.n_layer)()
         for packed, layer in zip(layers, weights.layers, strict=True):
             packed.attn_norm, packed.ff_norm = map(self._norm, (layer.attn_norm, layer.ff_norm))
@@ -125,7 +125,7 @@ class PackedModel:
         padded = self._padded(n_out)
         panels = _aligned(padded * n_in * _WEIGHT_BYTES[kind], np.uint8)
         self._held.append(panels)
-        self.functions.step_pack(rows.ctypes.data, kind, n_out, n_in, panels.ctypes.data)
+        self.functions.pack(rows.ctypes.data, kind, n_out, n_in, panels.ctypes.data)
         scales, biases = (self._address(vector, padded - n_out) for vector in (scale, affine.bias))
         return _Matrix(panels.ctypes.data, scales, biases, kind, n_out, n_in)
 
@@ -150,7 +150,7 @@ class CompiledStep:
             *(row_stride, head_stride),
             *(table.ctypes.data for table in rotations or ()),
         )
-        n_floats = self._functions.step_scratch(model.address, _MOST_TOKENS, keys[0].shape[2])
+        n_floats = self._functions.scratch(model.address, _MOST_TOKENS, keys[0].shape[2])
         self._scratch = _aligned(n_floats * 4, np.float32)
         self._one = np.zeros((3, 1), np.int64)  # id, row, position
 
@@ -178,7 +178,7 @@ class CompiledStep:
         logits = np.empty((len(hidden), self._model.padded_vocab), np.float32)
         for start in range(0, len(hidden), _MOST_TOKENS):
             part, target = hidden[start : start + _MOST_TOKENS], logits[start:]
-            self._functions.step_logits(
+            self._functions.logits(
                 self._model.address, len(part), part.ctypes.data, self._scratch.ctypes.data, target.ctypes.data
             )
         return logits[:, : self._model.config.vocab_size]
@@ -189,7 +189,7 @@ class CompiledStep:
         hidden = np.empty((n_tokens, self._model.config.d_model), np.float32)
         ids = tokens.ctypes.data
         rows, positions = ids + 8 * n_tokens, ids + 16 * n_tokens  # the three rows of int64 follow each other
-        self._functions.step_hidden(
+        self._functions.hidden(
             *(self._model.address, ctypes.addressof(self._cache), n_tokens),
             *(ids, rows, positions, self._scratch.ctypes.data, hidden.ctypes.data),
         )
@@ -200,7 +200,7 @@ def _kind(rows: NDArray[Any]) -> int:
     """Return the kind of a matrix; float32 becomes bfloat16 if all its values are exact in that format."""
     if rows.dtype == np.int8:
         return _INT8
-    return _FLOAT32 if any((row & 0xFFFF).any() for row in rows.view(np.uint32)) else _BFLOAT16
+    return _FLOAT32 if np.bitwise_or.reduce(rows.view(np.uint32), axis=None) & 0xFFFF else _BFLOAT16
 
 
 def _aligned(n_bytes: int, dtype: Any) -> NDArray[Any]:

@@ -1,8 +1,8 @@
-/* Compute a few tokens of a model on the CPU, for `--compile`: `model.Transformer` with a cache, in the Llama and GPT-2
-   families. `compiling.py` builds this file for the processor of the computer, and `compiled_step.py` calls it.
+/* Compute a few tokens of a model on the CPU: `model.Transformer` with a cache, in the Llama and GPT-2 families.
+   `setup.py` builds this file once for each level of processors, and `compiled_step.py` calls it.
 
-   The code uses the vector types of GCC and Clang, so the same source serves AVX-512, AVX2 and NEON. It runs in one
-   thread, allocates no memory, and computes in float32. Only weights may have other formats:
+   The code uses the vector types of GCC and Clang, so the same source serves AVX-512, AVX2, SSE2 and NEON. It runs in
+   one thread, allocates no memory, and computes in float32. Only weights may have other formats:
    - A matrix whose values are all exact in bfloat16 is kept in bfloat16. Then a token reads half as many bytes, and no
      result changes.
    - The integers of an int8 matrix are multiplied as floats, and each row of the result is multiplied by its scale.
@@ -12,6 +12,14 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+/* The names that others call end in the level, since one library has the functions of all levels. */
+#ifndef LEVEL
+#define LEVEL plain
+#endif
+#define JOINED(name, level) name##_##level
+#define WITH_LEVEL(name, level) JOINED(name, level)
+#define EXPORTED(name) WITH_LEVEL(name, LEVEL)
 
 #if defined(__AVX512F__)
 enum { LANES = 16, MOST_TOKENS = 4 };
@@ -68,26 +76,39 @@ struct cache {
 /* Return the number of vectors, of 32-bit words, that hold one column of a panel. */
 INLINE int64_t vectors_of(enum kind kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
 
-int64_t step_panel_rows(void) { return PANEL; }
+int64_t EXPORTED(step_panel_rows)(void) { return PANEL; }
+
+/* Return element `at` of a matrix as the bits that a word of a panel keeps of it, at the place of its vector. */
+INLINE uint32_t bits_of(enum kind kind, const void *rows, int64_t at, int64_t vector) {
+    if (kind == INT8) return (uint32_t)((const uint8_t *)rows)[at] << (vector * 8);
+    uint32_t word = ((const uint32_t *)rows)[at];
+    return kind == FLOAT32 ? word : word >> 16 << (vector % 2 * 16);
+}
+
+/* Write one panel of n rows, which begin at `rows`. */
+INLINE void pack_panel(enum kind kind, int64_t n, const void *rows, int64_t n_in, uint32_t *panel) {
+    int64_t words = vectors_of(kind) * LANES, per_word = VECTORS / vectors_of(kind);
+    memset(panel, 0, n_in * words * sizeof *panel);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t vector = i / LANES;
+        uint32_t *target = panel + vector / per_word * LANES + i % LANES;
+        for (int64_t column = 0; column < n_in; column++)
+            target[column * words] |= bits_of(kind, rows, i * n_in + column, vector);
+    }
+}
 
 /* Write a matrix, (n_out, n_in) floats or int8, as panels of PANEL rows, column by column. Rows that are missing in the
    last panel are 0. A word holds one float, two bfloat16 or four int8; the values of a word are of rows LANES apart. */
-void step_pack(const void *rows, int64_t kind, int64_t n_out, int64_t n_in, uint32_t *panels) {
-    const uint32_t *words = rows;
-    const uint8_t *bytes = rows;
-    for (int64_t start = 0; start < n_out; start += PANEL)
-        for (int64_t column = 0; column < n_in; column++, panels += vectors_of(kind) * LANES) {
-            memset(panels, 0, vectors_of(kind) * LANES * sizeof *panels);
-            for (int64_t i = 0; i < PANEL && start + i < n_out; i++) {
-                int64_t at = (start + i) * n_in + column, vector = i / LANES, lane = i % LANES;
-                if (kind == FLOAT32)
-                    panels[i] = words[at];
-                else if (kind == BFLOAT16)
-                    panels[vector / 2 * LANES + lane] |= words[at] >> 16 << (vector % 2 * 16);
-                else
-                    panels[lane] |= (uint32_t)bytes[at] << (vector * 8);
-            }
-        }
+void EXPORTED(step_pack)(const void *rows, int64_t kind, int64_t n_out, int64_t n_in, uint32_t *panels) {
+    const char *row = rows;
+    for (int64_t start = 0; start < n_out; start += PANEL) {
+        int64_t n = n_out - start < PANEL ? n_out - start : PANEL;
+        if (kind == FLOAT32) pack_panel(FLOAT32, n, row, n_in, panels);
+        else if (kind == BFLOAT16) pack_panel(BFLOAT16, n, row, n_in, panels);
+        else pack_panel(INT8, n, row, n_in, panels);
+        panels += n_in * vectors_of(kind) * LANES;
+        row += n * n_in * (kind == INT8 ? 1 : 4);
+    }
 }
 
 /* Convert one column of a panel, which begins at `word`, into floats. */
@@ -279,7 +300,7 @@ static struct scratch divide(const struct model *m, int64_t n, float *memory) {
 }
 
 /* Return how many floats of memory a call with n tokens needs. */
-int64_t step_scratch(const struct model *m, int64_t n, int64_t capacity) {
+int64_t EXPORTED(step_scratch)(const struct model *m, int64_t n, int64_t capacity) {
     float *nowhere = 0;
     return divide(m, n, nowhere).scores - nowhere + padded(capacity) + PANEL;
 }
@@ -336,7 +357,7 @@ static void add(const struct model *m, int64_t n, const float *term, int64_t str
 
 /* Feed n tokens to rows of the cache, and write the normed last hidden states (n, C) into x. Tokens of one row must be
    in the order of their positions. */
-void step_hidden(
+void EXPORTED(step_hidden)(
     const struct model *m, const struct cache *cache, int64_t n, const int64_t *token_ids, const int64_t *rows,
     const int64_t *positions, float *memory, float *x) {
     struct scratch s = divide(m, n, memory);
@@ -358,6 +379,6 @@ void step_hidden(
 }
 
 /* Compute logits from hidden states: (n, C) -> (n, V), in rows that are padded to whole panels. */
-void step_logits(const struct model *m, int64_t n, const float *hidden, float *memory, float *logits) {
+void EXPORTED(step_logits)(const struct model *m, int64_t n, const float *hidden, float *memory, float *logits) {
     product(&m->head, n, hidden, m->d_model, memory, logits, padded(m->head.n_out));
 }
