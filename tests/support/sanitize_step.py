@@ -1,7 +1,8 @@
-"""Run the compiled step under the address and undefined-behaviour sanitizers: `python tests/support/sanitize_step.py -n N`.
+"""Run the compiled step under sanitizers for addresses and undefined behaviour.
 
-For three widths of vectors, N models of random shapes and formats are fed random tokens. A byte that is read or written
-outside its array, or an operation that C leaves undefined, ends the process with a report. The exit code is 1 then.
+`python tests/support/sanitize_step.py -n N`: for three widths of vectors, N models of random shapes and formats are fed
+random tokens. A byte that is read or written outside its array, or an operation that C leaves undefined, ends the
+process with a report. The exit code is 1 then.
 """
 
 import argparse
@@ -15,16 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = ROOT / "tinystory" / "session" / "steps"
 OPTIONS = ["-O1", "-g", "-std=gnu11", "-fopenmp-simd", "-fno-math-errno", "-fPIC", "-shared"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-WIDTHS = {
-    "4 lanes": [],
-    "8 lanes": ["-mavx", "-mavx2", "-mfma"],
-    "16 lanes": [
-        "-mavx2",
-        "-mfma",
-        "-D__AVX512F__",
-        "-Wno-psabi",
-    ],  # the compiler splits the vectors, so any processor runs them
-}
+LONG_VECTORS = ["-mavx2", "-mfma", "-D__AVX512F__", "-Wno-psabi"]
+"""The compiler splits vectors that are too long for the processor, so any processor runs them."""
+WIDTHS = {"4 lanes": [], "8 lanes": ["-mavx", "-mavx2", "-mfma"], "16 lanes": LONG_VECTORS}
 
 
 def main():
@@ -54,7 +48,8 @@ def run(width, args, folder):
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, __file__, "-n", str(args.n), "--seed", str(args.seed), "--library", str(library)]
     code = subprocess.run(command, env=environment, check=False).returncode
-    print(f"{width}: {args.n} models, {'no fault' if code == 0 else f'exit code {code}'}", flush=True)
+    sys.stdout.write(f"{width}: {args.n} models, {'no fault' if code == 0 else f'exit code {code}'}\n")
+    sys.stdout.flush()
     return int(code != 0)
 
 
