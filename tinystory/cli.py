@@ -8,6 +8,7 @@ import atexit
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Terminated as ending:
         return int(str(ending.code))
+    finally:
+        # An impatient Ctrl-C while Python and torch end would show a traceback. What is registered last runs first.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ STUCK_SECONDS = 1.0
 """A signal that comes later than this after the first one ends work that does not look at `Interrupts`."""
 PATIENCE_SECONDS = 10.0
 """Work that has not ended this long after a signal of `ENDING` is ended, because no second signal may come."""
-_IMPORT_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 
 
 class Terminated(SystemExit):
@@ -46,6 +46,7 @@ def taken(numbers: Sequence[int]) -> list[int]:
 def ending_signals() -> Iterator[None]:
     """Raise Terminated when a signal of `ENDING` arrives, but only once in a second.
 
+    Where Python loses an exception, in a finalizer or in a callback of a weak reference, it is raised again soon after.
     Does nothing in another thread than the main one. After a signal, the handlers are not put back: the process ends,
     and a second signal must not change its exit code.
     """
@@ -60,10 +61,24 @@ def ending_signals() -> Iterator[None]:
         if last - before > STUCK_SECONDS:
             raise Terminated(128 + number)
 
+    def report(lost: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(lost.exc_value, Terminated) or not hasattr(signal, "setitimer"):
+            report_before(lost)
+            return
+        code = lost.exc_value.code
+
+        def end_again(_number: int, _frame: FrameType | None) -> None:
+            raise Terminated(code)
+
+        signal.signal(signal.SIGALRM, end_again)
+        signal.setitimer(signal.ITIMER_REAL, _POLL_SECONDS)
+
     old = {number: signal.signal(number, end) for number in taken(ENDING)}
+    report_before, sys.unraisablehook = sys.unraisablehook, report
     try:
         yield
     finally:
+        sys.unraisablehook = report_before
         for number, handler in old.items():
             signal.signal(number, handler if last == float("-inf") else signal.SIG_IGN)
 
@@ -147,7 +162,7 @@ def whole_imports() -> Iterator[None]:
     def interrupt(_number: int, frame: FrameType | None) -> None:
         if not _imports(frame):
             raise KeyboardInterrupt
-        signal.setitimer(signal.ITIMER_REAL, _IMPORT_POLL_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, _POLL_SECONDS)
 
     old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
     try:

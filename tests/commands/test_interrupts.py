@@ -37,6 +37,18 @@ def test_a_signal_ends_the_program_once(number):
     signal.raise_signal(number)
 
 
+def test_a_signal_where_python_loses_exceptions_ends_the_program(capfd):
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Terminated) as ended, ending_signals():  # noqa: PT012
+        Finalized()
+        time.sleep(1)
+    assert ended.value.code == 143
+    assert capfd.readouterr().err == ""
+
+
 def test_without_a_signal_every_handler_is_as_before():
     before = [signal.getsignal(number) for number in ENDING]
     with ending_signals():
@@ -110,6 +122,18 @@ def test_ctrl_c_waits_for_the_end_of_an_import(tmp_path, monkeypatch):
 
     assert not hasattr(again, "swallowed")
     os.unlink(tmp_path / "tinystory_slow_module.py")
+
+
+def test_ctrl_c_at_the_end_of_the_program_shows_nothing():
+    code = """
+import atexit, signal, sys
+from tinystory.cli import main
+atexit.register(signal.raise_signal, signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(["config"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow

@@ -192,8 +192,8 @@ def test_escape_leaves_the_token_browser_however_soon_it_comes(make, monkeypatch
                 window = super().application(color=color)
                 run = window.run_async
 
-                async def watched():
-                    result = await run()
+                async def watched(**options):
+                    result = await run(**options)
                     left_by.append((self.place, result))
                     keyboard.send_text(CTRL_D)
                     return result

@@ -1,9 +1,11 @@
-"""The history of the input line, and the toolbar under it."""
+"""The history of the input line, the toolbar under it, and errors in it."""
 
 import os
 import stat
 
+import pytest
 from prompt_toolkit.history import InMemoryHistory
+from scripted_chat import CTRL_D
 
 from tinystory.repl.history import open_history
 from tinystory.repl.input_line import toolbar
@@ -65,3 +67,27 @@ def test_toolbar_drops_what_does_not_fit():
     assert toolbar(pieces, 40) == " default · sample 0.8 · seed 42"
     assert toolbar(pieces, 3) == ""
     assert toolbar(["a\nb\x1b"], 80) == " a b␛"
+
+
+def test_an_error_at_the_input_line_is_told_and_the_line_stays(make, talk, monkeypatch):
+    """prompt_toolkit would show a traceback and wait for Enter."""
+
+    def fail():
+        talk.later("\x15Once\r" + CTRL_D)
+        raise RuntimeError("no names")
+
+    monkeypatch.setattr("tinystory.repl.input_line.preset_names", fail)
+    studio = make((["."], "eos"))
+    code, output = talk(studio, "/preset load \t")
+    assert code == 0
+    assert output.count("unexpected error (RuntimeError: no names)") == 1
+    assert studio.backend.requests[0].prompt == "Once"
+
+
+def test_an_input_line_that_cannot_be_drawn_is_given_up(make, talk, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no toolbar")
+
+    monkeypatch.setattr("tinystory.repl.input_line.toolbar", fail)
+    with pytest.raises(RuntimeError, match="no toolbar"):
+        talk(make(), "Once")

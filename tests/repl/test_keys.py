@@ -34,6 +34,11 @@ ANSWERS = {
     "F25": "\x1b[57388u",
     "keypad 5 without Num Lock": "\x1bOE",
     "key without a name": "\x1b[99~",
+    "click": "\x1b[<0;10;10M",
+    "click of urxvt": "\x1b[32;10;10M",
+    "click in the oldest form": "\x1b[M\0é你",
+    "click without a place": "\x1b[<5M",
+    "cursor far away": "\x1b[" + "9" * 40 + ";1R",
 }
 KEYS = {
     "\x1b[13u": [Keys.Enter],

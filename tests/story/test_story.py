@@ -13,7 +13,6 @@ from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.repl.commands import execute
-from tinystory.repl.editor import edit_text
 from tinystory.story.saved_chat import SavedChat
 from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 from tinystory.studio.backend import ModelBackend
@@ -300,12 +299,6 @@ def test_a_tree_of_a_thousand_turns_is_drawn_at_once(studio):
     [outline] = execute(studio, "/tree all").blocks
     assert len(outline.rows) == 1000
     assert time.process_time() - started < 2
-
-
-def test_a_text_left_alone_in_the_editor_is_no_edit(monkeypatch):
-    monkeypatch.setenv("EDITOR", "true")
-    monkeypatch.delenv("VISUAL", raising=False)
-    assert edit_text("a\r\nb\n") is None
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from functools import partial
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application, create_app_session, in_terminal, run_in_terminal
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.document import Document
 from prompt_toolkit.history import History, InMemoryHistory
 
 from tinystory.decoding.plugins import discover
@@ -26,7 +28,7 @@ from tinystory.repl.commands import DeskStory, Reply, execute
 from tinystory.repl.commands.tree import step_aside
 from tinystory.repl.editor import edit_text
 from tinystory.repl.history import open_history
-from tinystory.repl.input_line import PROMPT, Pastes, input_line
+from tinystory.repl.input_line import PROMPT, Pastes, input_line, read_line
 from tinystory.repl.keys import early_keys, plain_line, strict_keys
 from tinystory.repl.settings import ChatSettings
 from tinystory.repl.stream import show_columns, show_picked, show_story, show_versus, stream
@@ -140,7 +142,9 @@ class App:
         self._session: PromptSession[str] | None = None  # a dumb terminal edits its lines itself
         if not self._dumb:
             history = history or InMemoryHistory()
-            self._session = input_line(studio, settings, history, self._go_aside, self._browse, self._pastes)
+            self._session = input_line(
+                studio, settings, history, self._go_aside, self._browse, self._edit_line, self._pastes
+            )
             strict_keys(self._session.input)
 
     def run(self) -> int:
@@ -192,7 +196,7 @@ class App:
             return plain_line(PROMPT)
         try:
             try:
-                return self._pastes.whole(self._session.prompt())
+                return self._pastes.whole(read_line(self._session, self._tell))
             except EOFError:
                 if self._session.input.closed:
                     raise Terminated(HANG_UP) from None
@@ -286,13 +290,30 @@ class App:
                 # The browser and the input line read keys from one parser. The input line's timer for the key just
                 # pressed may still run, and it would take an Escape that is meant for the browser.
                 await asyncio.sleep(2 * prompt.ttimeoutlen)
-                choice = await browsers[0].application(color=self.settings.color).run_async() if browsers else None
+                if not browsers:
+                    return
+                window = browsers[0].application(color=self.settings.color)
+                choice = await window.run_async(set_exception_handler=False)  # `read_line` has set one
             if choice:
                 place, rank = choice
                 prompt.exit(result=f"/pick {place + 1} #{rank + 1}")
 
         if self._session is not None:
             self._session.app.create_background_task(browse(self._session.app))
+
+    def _edit_line(self) -> None:
+        """Open what is being typed in the user's editor, from the input line."""
+
+        def edit(buffer: Buffer) -> None:
+            with self._terminal.lent():
+                edited = edit_text(self._pastes.whole(buffer.text))
+            if edited is not None:
+                shown = self._pastes.shown(edited)
+                buffer.document = Document(shown, len(shown))
+
+        if self._session is not None:
+            buffer = self._session.default_buffer
+            run_in_terminal(lambda: self._guarded(partial(edit, buffer)))
 
     def _copy(self, text: str) -> None:
         """Put a text on the clipboard of the user's terminal (OSC 52)."""
@@ -307,20 +328,22 @@ class App:
             return bool(action())
         except KeyboardInterrupt:
             self.screen.show(Line("cancelled", "note"))
-        except TinystoryError as error:
-            self._trace(error)
-            self.screen.show(Line(str(error)))
         except Exception as error:
-            self._trace(error)
-            summary = one_line(error, kind=True)
-            hint = "" if self.settings.verbose else "; tinystory chat -v shows where"
-            unexpected = f"unexpected error ({summary}){hint}, please report it"
-            self.screen.show(Line(OUT_OF_MEMORY if is_out_of_memory(error) else unexpected))
+            self._tell(error)
         return False
 
-    def _trace(self, error: Exception) -> None:
+    def _tell(self, error: Exception) -> None:
+        """Show an error in a few lines; after `-v` also where it arose."""
         if self.settings.verbose:
             self.screen.show(Line("".join(traceback.format_exception(error)).rstrip(), "dim"))
+        if isinstance(error, TinystoryError):
+            message = str(error)
+        elif is_out_of_memory(error):
+            message = OUT_OF_MEMORY
+        else:
+            hint = "" if self.settings.verbose else "; tinystory chat -v shows where"
+            message = f"unexpected error ({one_line(error, kind=True)}){hint}, please report it"
+        self.screen.show(Line(message))
 
     def _notice(self, text: str) -> None:
         if self.settings.quiet:

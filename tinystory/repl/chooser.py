@@ -7,7 +7,8 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.output import ColorDepth
 
 from tinystory.decoding import Decoder, Step
-from tinystory.errors import UsageError
+from tinystory.errors import UsageError, one_line
+from tinystory.repl.input_line import read_line
 from tinystory.repl.keys import plain_line
 from tinystory.screen.blocks import Bars, Line
 from tinystory.screen.cells import shorten_start
@@ -92,7 +93,7 @@ class Chooser:
         if self._prompt is None:
             depth = None if self._screen.color else ColorDepth.DEPTH_1_BIT
             self._prompt = PromptSession(PROMPT, erase_when_done=True, color_depth=depth)
-        return self._prompt.prompt()
+        return read_line(self._prompt, lambda error: self._screen.show(Line(one_line(error, kind=True), "note")))
 
     def _meant(self, typed: str, shown: list[int], logits: "Tensor") -> int | None:
         """Return the token that a typed line names by its number in the list or by its text, even without a space."""

@@ -3,14 +3,16 @@
 These keys are added to those of prompt_toolkit (Emacs or vi, history, search, completion).
 """
 
+import asyncio
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
+from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
 from prompt_toolkit.enums import DEFAULT_BUFFER
-from prompt_toolkit.filters import emacs_mode, has_focus
+from prompt_toolkit.filters import emacs_mode, has_focus, vi_navigation_mode
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth
@@ -26,11 +28,13 @@ from tinystory.studio.keeper import session_names
 from tinystory.studio.presets import preset_names
 from tinystory.studio.studio import Studio
 
-__all__ = ["PROMPT", "Pastes", "bindings", "input_line", "toolbar"]
+__all__ = ["PROMPT", "Pastes", "bindings", "input_line", "read_line", "toolbar"]
 
 PROMPT = "> "
 _LONGEST_PASTE = 20_000
 """Characters of the longest pasted text that is shown. The input line is drawn anew for each key, in 30 ms then."""
+_MOST_ERRORS = 10
+"""Errors of one input line. A line that cannot be drawn would have one after the other."""
 
 
 class Pastes:
@@ -60,9 +64,10 @@ def input_line(
     history: History,
     go_aside: Callable[[int], None],
     browse: Callable[[], None],
+    edit: Callable[[], None],
     pastes: Pastes,
 ) -> PromptSession[str]:
-    """Return the input line of a chat; its `prompt` reads one text.
+    """Return the input line of a chat; `read_line` reads one text from it.
 
     Args:
         studio: the studio that completion and toolbar ask.
@@ -70,6 +75,7 @@ def input_line(
         history: the earlier texts.
         go_aside: goes to another branch, as in `bindings`.
         browse: opens the token browser, as in `bindings`.
+        edit: opens the typed text in an editor, as in `bindings`.
         pastes: keeps long pasted texts.
     """
     session: PromptSession[str] = PromptSession(
@@ -77,10 +83,8 @@ def input_line(
         multiline=True,
         prompt_continuation=" " * len(PROMPT),
         history=history,
-        key_bindings=bindings(go_aside, browse, pastes),
+        key_bindings=bindings(go_aside, browse, edit, pastes),
         vi_mode=settings.keys == "vi",
-        enable_open_in_editor=True,
-        tempfile_suffix=".txt",
         completer=StudioCompleter(studio.registry, Names(preset_names, lambda: session_names(sessions_folder()))),
         complete_while_typing=False,
         enable_suspend=True,
@@ -98,7 +102,40 @@ def input_line(
     return session
 
 
-def bindings(go_aside: Callable[[int], None], browse: Callable[[], None], pastes: Pastes) -> KeyBindings:
+def read_line(session: PromptSession[str], tell: Callable[[Exception], None]) -> str:
+    """Read one text from an input line. An error in its keys, its completion or its picture is told, and it goes on.
+
+    prompt_toolkit would show a traceback and wait for Enter.
+
+    Args:
+        session: the input line.
+        tell: shows an error. An input line that has only errors is ended by the last one.
+
+    Raises:
+        EOFError: for Ctrl-D.
+        KeyboardInterrupt: for Ctrl-C.
+    """
+    n_errors = 0
+
+    def answer(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal n_errors
+        error = context.get("exception") or RuntimeError(context["message"])
+        if not isinstance(error, Exception):  # the program ends, and `prompt` raises it, too
+            return
+        n_errors += 1
+        if n_errors < _MOST_ERRORS:
+            run_in_terminal(lambda: tell(error))
+        elif n_errors == _MOST_ERRORS and session.app.is_running:
+            session.app.exit(exception=error)
+
+    return session.prompt(
+        pre_run=lambda: asyncio.get_running_loop().set_exception_handler(answer), set_exception_handler=False
+    )
+
+
+def bindings(
+    go_aside: Callable[[int], None], browse: Callable[[], None], edit: Callable[[], None], pastes: Pastes
+) -> KeyBindings:
     """Return the key bindings of the input line.
 
     Enter sends. Alt-Enter and Ctrl-J begin a new line. Tab completes. Ctrl-C clears the line; on an empty line it
@@ -108,6 +145,7 @@ def bindings(go_aside: Callable[[int], None], browse: Callable[[], None], pastes
     Args:
         go_aside: goes to the branch that is `step` places further, for Alt-Left (-1) and Alt-Right (1).
         browse: opens the token browser, for Alt-Up.
+        edit: opens the typed text in an editor, for Ctrl-X Ctrl-E, and for `v` in vi.
         pastes: keeps long pasted texts.
     """
     keys = KeyBindings()
@@ -166,6 +204,11 @@ def bindings(go_aside: Callable[[int], None], browse: Callable[[], None], pastes
     @keys.add("escape", "up", filter=typing & emacs_mode)
     def _open_browser(event: KeyPressEvent) -> None:
         browse()
+
+    @keys.add("c-x", "c-e", filter=typing & emacs_mode)
+    @keys.add("v", filter=typing & vi_navigation_mode)
+    def _open_editor(event: KeyPressEvent) -> None:
+        edit()
 
     return keys
 

@@ -35,8 +35,8 @@ _BEGINNING = re.compile(rf"\x1b(?:\[\[?|\[M.{{0,2}}|\[[0-?]*[ -/]*|O[\d;]*|[\]P_
 _LONGEST = 4096
 """Characters of the longest sequence. Text that looks like the beginning of a longer one is typed text."""
 
-_REPORT = re.compile(r"\x1b\[(\d+;\d+R|<?[\d;]+[mM]|M...)", re.DOTALL)
-"""The place of the cursor, or a click: prompt_toolkit takes them by their form."""
+_CURSOR_PLACE = re.compile(r"\x1b\[\d{1,5};\d{1,5}R")
+"""prompt_toolkit takes it by its form. A click also has one, but nothing here asks for clicks."""
 _OTHER_KEY = "\x1b[27;"
 """modifyOtherKeys. For prompt_toolkit, Shift and Enter is Enter."""
 _CSI = re.compile(r"\x1b\[([0-9;:]*)([@-~])")
@@ -101,7 +101,7 @@ class StrictParser(Vt100Parser):
 
 def known(sequence: str) -> list[str]:
     """Return sequences that prompt_toolkit knows and that mean the same; none if the sequence is no key."""
-    if _REPORT.fullmatch(sequence) or (sequence in ANSI_SEQUENCES and not sequence.startswith(_OTHER_KEY)):
+    if _CURSOR_PLACE.fullmatch(sequence) or (sequence in ANSI_SEQUENCES and not sequence.startswith(_OTHER_KEY)):
         return [sequence]
     if sequence.startswith("\x1bO"):
         text = _KEYPAD.get(sequence[-1])
