@@ -192,7 +192,7 @@ def test_trace_shows_the_funnel(told, backend):
     assert re.search(r"^top-k 40 +40 left +\d", shown, re.MULTILINE)
     picked = backend.token_text(told.token_ids[10])
     assert re.search(
-        rf'^sample +took +"{re.escape(picked)}" +[\d.]+% by the model, [\d.]+% by this', shown, re.MULTILINE
+        rf'^sample 1 +took +"{re.escape(picked)}" +[\d.]+% by the model, [\d.]+% by this', shown, re.MULTILINE
     )
 
 
@@ -253,7 +253,7 @@ def test_ppl_refuses_a_large_file(told, tmp_path):
 
 def test_whatif_marks_what_the_decoder_forbids(told):
     shown = run(told, "/whatif top-k 2")
-    assert re.search(r"top-k 2 \| sample could not have picked \d+ of 40 tokens:", shown)
+    assert re.search(r"top-k 2 \| sample 1 could not have picked \d+ of 40 tokens:", shown)
     n = int(re.search(r"top-k 2 +removed (\d+)", shown)[1])
     assert 0 < shown.count("[") <= n
     colored = show(execute(told, "/whatif top-k 2").blocks, color=True)

@@ -13,7 +13,7 @@ from tinystory.checkpoint.hash import model_hash
 from tinystory.checkpoint.shipped import DEFAULT_MODEL
 from tinystory.cli import main
 from tinystory.decoding.plugins import discover
-from tinystory.decoding.spec import format_spec, parse_spec
+from tinystory.decoding.spec import parse_spec, shown_spec
 from tinystory.repl.commands import execute
 from tinystory.session.loading import load
 from tinystory.story.replay import replay_turn
@@ -170,8 +170,8 @@ def test_a_session_of_ten_specs_comes_about_again(session, registry, capsys):
     assert all(line.endswith("ok") for line in lines[:-1])
     assert "turns are as recorded" in lines[-1]
     for spec in SPECS:
-        canonical = format_spec(parse_spec(spec, registry))
-        assert any(f" · {canonical} · seed" in line for line in lines)
+        shown = shown_spec(parse_spec(spec, registry))
+        assert any(f" · {shown} · seed" in line for line in lines)
 
 
 def test_the_json_of_a_replay_is_one_object(session, capsys):

@@ -421,7 +421,7 @@ def test_export_as_markdown_has_what_was_typed_in_bold_and_a_table_of_turns(make
     text = exported(studio, tmp_path, "a.md")
     story, table = text.split("\n\n", 1)
     assert story == r"**Once**, and so on. **a \*b\***, and so on."
-    assert table.splitlines()[-1] == rf"| 2 | top\-k 5 \| sample | 7 | toy {HASH[:12]} | 12 |"
+    assert table.splitlines()[-1] == rf"| 2 | top\-k 5 \| sample 1 | 7 | toy {HASH[:12]} | 12 |"
 
 
 def test_export_as_json_is_a_session_of_this_story_alone(make, tmp_path):

@@ -71,7 +71,7 @@ class _Compared(Printer):
     def show(self, event: TextEvent) -> None:
         super().show(event)
         if isinstance(event, Trimmed):
-            self.trimmed.append(self.specs[event.story])
+            self.trimmed.append(self.titles[event.story])
 
     def end(self) -> None:
         # The notices come at the end: before, they would stand among the columns.
@@ -89,7 +89,7 @@ class _SideBySide(_Compared):
 
     def __init__(self, options: CompareOptions, model: LoadedModel, asked: Sequence[StoryRequest]) -> None:
         super().__init__(options, model, asked)
-        self.columns = Columns(self.specs, width_of(sys.stdout), color=styled(options.color, sys.stdout))
+        self.columns = Columns(self.titles, width_of(sys.stdout), color=styled(options.color, sys.stdout))
         for index in range(len(asked)):
             print_text(self.columns.add(index, self.prompt))
 
@@ -116,7 +116,7 @@ class _Piped(_Compared):
     def __init__(self, options: CompareOptions, model: LoadedModel, asked: Sequence[StoryRequest]) -> None:
         super().__init__(options, model, asked)
         gaps = ["", *["\n"] * (len(asked) - 1)]
-        self.waiting = [f"{gap}== {spec}\n{self.prompt}" for gap, spec in zip(gaps, self.specs, strict=True)]
+        self.waiting = [f"{gap}== {spec}\n{self.prompt}" for gap, spec in zip(gaps, self.titles, strict=True)]
         self.current = 0
         self._flush()
 
@@ -130,7 +130,7 @@ class _Piped(_Compared):
 
     def end(self) -> None:
         super().end()
-        for index, spec in enumerate(self.specs):
+        for index, spec in enumerate(self.titles):
             figures = _in_words(measures(self.stories[index]))
             note(self.options, " · ".join([*figures, visible(spec), f"seed {self.seed}"]))
 

@@ -13,6 +13,7 @@ from tinystory.commands.shared.groups import DecoderFileOptions
 from tinystory.commands.shared.notices import warn
 from tinystory.commands.shared.streams import apart
 from tinystory.decoding.plugins import Registry, discover
+from tinystory.decoding.spec import spec_as_shown
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.safe.reading import shown
@@ -55,7 +56,7 @@ def run(options: ReplayOptions) -> int:
         rows.append(row)
         _clear_progress()
         if not options.json:
-            print(visible(_line(row)))
+            print(visible(_line(row | {"spec": spec_as_shown(row["spec"], registry)})))
     _clear_progress()
     ok = all(row["ok"] for row in rows)
     if options.json:

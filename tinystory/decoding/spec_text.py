@@ -10,7 +10,10 @@ from typing import Any
 from tinystory.decoding.options import Option, options_of
 from tinystory.decoding.stages import Decoder, Stage
 
-__all__ = ["example_of", "format_spec", "format_stage", "format_value", "has_pairs", "implies_sample"]
+__all__ = [
+    "example_of", "format_spec", "format_stage", "format_value", "has_pairs", "implies_sample", "shown_spec",
+    "shown_stage",
+]  # fmt: skip
 
 _PLAIN = re.compile(r'[^\s|;,="\\]+')
 
@@ -20,7 +23,19 @@ def format_spec(decoder: Decoder) -> str:
 
     Equal decoders give equal text, and `parse_spec` reads the text back as an equal decoder.
     """
-    stages = [format_stage(stage) for stage in decoder.stages]
+    return _spec_text(decoder, with_first=False)
+
+
+def shown_spec(decoder: Decoder) -> str:
+    """Write a decoder as people see it: as the canonical spec, but each stage has the value of its first option.
+
+    `min-p 0.1` stays `min-p 0.1`, although 0.1 is the default. `parse_spec` reads this text, too.
+    """
+    return _spec_text(decoder, with_first=True)
+
+
+def _spec_text(decoder: Decoder, *, with_first: bool) -> str:
+    stages = [_stage_text(stage, with_first=with_first) for stage in decoder.stages]
     if implies_sample(decoder):
         stages.insert(len(decoder.processors), "sample")
     return " | ".join(stages)
@@ -33,11 +48,21 @@ def implies_sample(decoder: Decoder) -> bool:
 
 def format_stage(stage: Stage) -> str:
     """Write one stage as it is in a canonical spec."""
+    return _stage_text(stage, with_first=False)
+
+
+def shown_stage(stage: Stage) -> str:
+    """Write one stage as people see it, with the value of its first option."""
+    return _stage_text(stage, with_first=True)
+
+
+def _stage_text(stage: Stage, *, with_first: bool) -> str:
     parts = [stage.name]
     options = options_of(type(stage))
     for declared in options:
         value = getattr(stage, declared.field)
-        if not declared.required and value == declared.default:
+        needed = declared.required or (with_first and declared is options[0] and value not in ("", ()))
+        if not needed and value == declared.default:
             continue
         if isinstance(value, Mapping):
             other_options = {other.name for other in options[1:]}

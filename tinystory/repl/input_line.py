@@ -17,6 +17,7 @@ from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
+from tinystory.decoding.spec import shown_spec
 from tinystory.folders import sessions_folder
 from tinystory.repl.browser import LONE_ESCAPE_SECONDS
 from tinystory.repl.completion import Names, StudioCompleter
@@ -187,7 +188,7 @@ def _toolbar_pieces(studio: Studio) -> list[str]:
     context = studio.backend.max_seq_len
     return [
         os.path.basename(studio.backend.name.rstrip(os.sep)) or studio.backend.name,
-        studio.spec,
+        shown_spec(studio.decoder),
         "random seed" if studio.seed is None else f"seed {studio.seed}",
         f"{n_tokens} tokens, context {context}"
         if context and n_tokens > context

@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from tinystory.decoding import Token
-from tinystory.decoding.spec import format_spec
+from tinystory.decoding.spec import shown_spec
 from tinystory.evaluation.comparison import figures
 from tinystory.repl.pieces import spans, style_of
 from tinystory.screen.blocks import Spans
@@ -130,7 +130,7 @@ def show_versus(
                 screen.written(columns.end(index, figures(event.result)))
     finally:
         screen.written(columns.finish())
-    notice(f"{format_spec(request.decoder)} · seed {request.seed} · only shown: the tree has not changed")
+    notice(f"{shown_spec(request.decoder)} · seed {request.seed} · only shown: the tree has not changed")
 
 
 def _in_turn(backends: Sequence[Backend], request: StoryRequest) -> Iterator[tuple[int, TextEvent]]:

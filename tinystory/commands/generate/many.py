@@ -23,7 +23,7 @@ from tinystory.commands.shared.prompt import seed_of
 from tinystory.commands.shared.streams import apart
 from tinystory.data.prompts import PromptFile
 from tinystory.decoding import Decoder
-from tinystory.decoding.spec import format_spec, parse_spec
+from tinystory.decoding.spec import format_spec, parse_spec, shown_spec
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.interrupts import Interrupts, exit_code
 from tinystory.screen.console import progress_bar
@@ -96,7 +96,7 @@ def run(options: GenerateOptions, file: Path) -> int:
             writer = _Writer(options, model, decoder, prompts, lines)
             with _progress(options, share, n_done, n_all) as progress:
                 code = writer.write(_places(options, share, prompts, lines), progress)
-        how = f"{format_spec(decoder)} · seed {options.seed}"
+        how = f"{shown_spec(decoder)} · seed {options.seed}"
         if lines is None:
             note(options, how)
         elif share.rank == 0:

@@ -82,7 +82,7 @@ class _Plain(Printer):
             f"{figures['tokens_per_second']:.0f} tokens/s",
             f"{figures['bits_per_token']:.2f} bits/token",
             story.finish_reason,
-            self.specs[0],
+            self.titles[0],
             f"seed {self.seed}",
         ]
         note(self.options, " · ".join(parts + [f"story {self.current}"] * (len(self.specs) > 1)))

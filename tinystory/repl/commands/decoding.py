@@ -6,7 +6,16 @@ from typing import cast
 
 from tinystory.decoding import Decoder, LogitsProcessor, Sampler, Search, Stage
 from tinystory.decoding.options import Option, is_neutral, options_of, summary
-from tinystory.decoding.spec import change_stage, format_spec, format_stage, format_value, parse_spec
+from tinystory.decoding.spec import (
+    change_stage,
+    format_spec,
+    format_stage,
+    format_value,
+    parse_spec,
+    shown_spec,
+    shown_stage,
+    spec_as_shown,
+)
 from tinystory.docstrings import docstring
 from tinystory.errors import UsageError, nearest
 from tinystory.repl.commands.base import Reply, command
@@ -32,7 +41,7 @@ def _decoder(studio: Studio, argument: str) -> Reply:
         return _use(studio, parse_spec(argument, studio.registry))
     stages = studio.decoder.stages
     rows = [row for index in range(len(stages)) for row in _stage_rows(stages, index)]
-    return Reply((Line(studio.spec, "bold"), Table(tuple(rows), indent=2), *_effects(studio)))
+    return Reply((Line(shown_spec(studio.decoder), "bold"), Table(tuple(rows), indent=2), *_effects(studio)))
 
 
 @command("set", "STAGE OPTION=VALUE…", "change one stage of the decoder", argument="stage")
@@ -43,7 +52,9 @@ def _set(studio: Studio, argument: str) -> Reply:
     """
     name, _, values = argument.partition(" ")
     if not name:
-        raise UsageError(f"/set takes a stage and a value, like /set top-k 40; the decoder is {studio.spec}")
+        raise UsageError(
+            f"/set takes a stage and a value, like /set top-k 40; the decoder is {shown_spec(studio.decoder)}"
+        )
     place = _find_stage(studio, name)
     stage = studio.decoder.stages[place]
     if not values.strip():
@@ -92,7 +103,7 @@ def _save_preset(studio: Studio, presets: dict[str, str], name: str, decoder: De
     before = presets.get(name)
     write_presets({**presets, name: format_spec(decoder)})
     instead = f" (it was {before})" if before not in (None, format_spec(decoder)) else ""
-    return Reply((Line(f"{name}: {format_spec(decoder)}{instead}"),))
+    return Reply((Line(f"{name}: {shown_spec(decoder)}{instead}"),))
 
 
 def _load_preset(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
@@ -104,7 +115,8 @@ def _load_preset(studio: Studio, presets: dict[str, str], name: str, decoder: De
 
 def _list_presets(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
     hint = () if presets else (Line("/preset save NAME saves the decoder in use", "dim"),)
-    return Reply((Table(tuple(sorted({"suggested": SUGGESTED, **presets}.items()))), *hint))
+    specs = sorted({"suggested": SUGGESTED, **presets}.items())
+    return Reply((Table(tuple((name, spec_as_shown(spec, studio.registry)) for name, spec in specs)), *hint))
 
 
 def _remove_preset(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
@@ -136,7 +148,7 @@ def _decoders(studio: Studio, argument: str) -> Reply:
 
 def _use(studio: Studio, decoder: Decoder) -> Reply:
     studio.decoder = decoder
-    return Reply((Line(f"decoder: {studio.spec}"),))
+    return Reply((Line(f"decoder: {shown_spec(studio.decoder)}"),))
 
 
 def _find_stage(studio: Studio, name: str) -> int:
@@ -148,13 +160,13 @@ def _find_stage(studio: Studio, name: str) -> int:
     if not places:
         spec = _spec_with(studio, plain)
         hint = f"; add it with /decoder {spec}" if spec else ""
-        raise UsageError(f"{plain} is no stage of {studio.spec}{hint}")
+        raise UsageError(f"{plain} is no stage of {shown_spec(studio.decoder)}{hint}")
     if not number and len(places) == 1:
         return places[0]
     if number.isdecimal() and 1 <= int(number[:9]) <= len(places):
         return places[int(number) - 1]
     if len(places) == 1:
-        raise UsageError(f"{plain} stands once in {studio.spec}: leave out #{number[:20]}")
+        raise UsageError(f"{plain} stands once in {shown_spec(studio.decoder)}: leave out #{number[:20]}")
     raise UsageError(f"{plain} stands {len(places)} times: choose from {plain}#1 to {plain}#{len(places)}")
 
 
@@ -166,7 +178,7 @@ def _spec_with(studio: Studio, name: str) -> str:
     if cls.kind == "processor":
         stages += [format_stage(stage) for stage in (decoder.sampler, decoder.search) if stage]
     try:
-        return format_spec(parse_spec(" | ".join(stages), studio.registry))
+        return shown_spec(parse_spec(" | ".join(stages), studio.registry))
     except UsageError:
         return ""
 
@@ -191,7 +203,7 @@ def _effects(studio: Studio) -> Iterator[Printable]:
         return
     if turn.written.spec != studio.spec:
         text = (
-            f"the turn on the desk was written by {turn.written.spec};"
+            f"the turn on the desk was written by {spec_as_shown(turn.written.spec, studio.registry)};"
             " /whatif and /compare show what this decoder changes"
         )
         yield Line(text, "dim")
@@ -205,7 +217,7 @@ def _effects(studio: Studio) -> Iterator[Printable]:
     counts = changed(decoder, request, ids, logits, eos_ids=eos_ids(studio))
     n_tokens = len(ids) - len(request.prompt_ids)
     yield Line(f"in the {n_tokens} tokens of the turn on the desk:", "dim")
-    *processors, (sampler, n_unlikely) = zip(map(format_stage, stages), counts, strict=True)
+    *processors, (sampler, n_unlikely) = zip(map(shown_stage, stages), counts, strict=True)
     rows = [(spec, f"changed {n} pick{'' if n == 1 else 's'}" if n else "changed nothing") for spec, n in processors]
     unlikely = f"did not pick the likeliest possible token {n_unlikely} time{'' if n_unlikely == 1 else 's'}"
     yield Table((*rows, (sampler, unlikely)), indent=2)
