@@ -159,6 +159,7 @@ def the_tree(chat):
 def decoding(chat):
     chat.says("/decoder temperature 0.9 | top-k 40 | sample 0.8", r"decoder: temperature 0.9 \| top-k 40 \| sample 0.8")
     chat.says("/set top-k 20", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
+    chat.says("/temperature 0.7", "which multiply: /set temperature 0.7 or")
     chat.says("/decoder top-q 3", "top-q.*did you mean")
     chat.says("/new The cat", r"^The cat.* ", WRITTEN)
     chat.says("/decoder", r"in the \d+ tokens of the turn", r"top-k +k = 20 +", r"top-k 20 +changed")

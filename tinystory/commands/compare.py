@@ -13,6 +13,7 @@ from tinystory.commands.shared.notices import note, warn
 from tinystory.commands.shared.printers import JsonLines, Printer, print_json, print_stories, print_text
 from tinystory.commands.shared.prompt import prompt_of, seed_of, stops_of
 from tinystory.decoding.spec import parse_spec
+from tinystory.decoding.spec_text import temperature_notes
 from tinystory.evaluation.comparison import Measures, check_count, measures, requests
 from tinystory.interrupts import Interrupts, exit_code
 from tinystory.safe.showing import visible
@@ -42,6 +43,7 @@ def run(options: CompareOptions) -> int:
     # All mistakes of the user are found before torch is imported.
     registry = find_decoders(options)
     decoders = [parse_spec(spec, registry) for spec in options.decoders]
+    warn(options, [line for decoder in decoders for line in temperature_notes(decoder)])
     name, header = find_model(options.model)
     import_torch_meanwhile(options, header, *decoders)
     prompt, seed = prompt_of(options.prompt), seed_of(options.seed)

@@ -11,10 +11,12 @@ from tinystory.decoding.options import Option, options_of
 from tinystory.decoding.stages import Decoder, Stage
 
 __all__ = [
-    "example_of", "format_spec", "format_stage", "format_value", "has_pairs", "implies_sample", "shown_spec",
-    "shown_stage",
+    "TEMPERATURE", "example_of", "format_spec", "format_stage", "format_value", "has_pairs", "implies_sample",
+    "shown_spec", "shown_stage", "stage_names", "temperature_notes", "temperatures",
 ]  # fmt: skip
 
+TEMPERATURE = "temperature"
+"""The name of the stage, and of the option of samplers, that divides the logits."""
 _PLAIN = re.compile(r'[^\s|;,="\\]+')
 
 
@@ -94,6 +96,45 @@ def _format_item(value: str | bool | int | float) -> str:
     if isinstance(value, int):
         return str(value)
     return repr(float(value) + 0.0).removesuffix(".0")  # + 0.0 makes −0.0, which equals 0, print as 0
+
+
+def stage_names(decoder: Decoder) -> list[tuple[str, str]]:
+    """Return how each stage with options is named in a decoder, such as `top-k#2` for the second, and its spec."""
+    names = [stage.name for stage in decoder.stages]
+    numbered = (
+        f"{stage.name}#{names[: index + 1].count(stage.name)}" if names.count(stage.name) > 1 else stage.name
+        for index, stage in enumerate(decoder.stages)
+    )
+    stages = zip(numbered, decoder.stages, strict=True)
+    return [(name, shown_stage(stage)) for name, stage in stages if options_of(type(stage))]
+
+
+def temperatures(decoder: Decoder) -> list[tuple[int, Option]]:
+    """Return where a decoder has a temperature: the index of the stage, and the stage's option.
+
+    A stage called `temperature` has it as its first option; another stage, such as `sample`, as an option of that name.
+    """
+    places = []
+    for index, stage in enumerate(decoder.stages):
+        options = options_of(type(stage))
+        named = next((declared for declared in options if declared.name == TEMPERATURE), None)
+        declared = options[0] if stage.name == TEMPERATURE and options else named
+        if declared is not None:
+            places.append((index, declared))
+    return places
+
+
+def temperature_notes(decoder: Decoder) -> list[str]:
+    """Return a line if two temperatures of a decoder multiply, which is rarely meant; else no line."""
+    hot = [
+        decoder.stages[index]
+        for index, declared in temperatures(decoder)
+        if getattr(decoder.stages[index], declared.field) != 1
+    ]
+    if len(hot) < 2:
+        return []
+    names = " and ".join(map(shown_stage, hot))
+    return [f"{names} both divide the logits, so the temperatures multiply: keep one of them"]
 
 
 def _quote(text: str) -> str:

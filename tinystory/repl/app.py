@@ -17,6 +17,7 @@ from prompt_toolkit.history import History, InMemoryHistory
 
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
+from tinystory.decoding.spec_text import temperature_notes
 from tinystory.errors import OUT_OF_MEMORY, TinystoryError, UsageError, is_out_of_memory, one_line
 from tinystory.folders import history_file
 from tinystory.interrupts import HANG_UP, Terminated, whole_imports
@@ -96,7 +97,7 @@ def chat(settings: ChatSettings) -> int:
             if not settings.quiet:
                 screen.show(Line(_WELCOME if first_time else _WELCOME_BACK, "dim"))
                 screen.show(*(Line(warning, "dim") for warning in registry.warnings))
-            screen.show(*(Line(notice, "note") for notice in notices))
+            screen.show(*(Line(notice, "note") for notice in (*notices, *temperature_notes(studio.decoder))))
             if studio.tree.turn is not None:
                 show_story(studio, screen)
             return app.run()

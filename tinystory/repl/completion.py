@@ -54,10 +54,12 @@ class Names:
     Attributes:
         presets: gives the names of presets.
         sessions: gives the names of saved sessions.
+        stages: gives the stages of the decoder in use, as /set names them, each with its spec.
     """
 
     presets: Callable[[], Iterable[str]] = tuple
     sessions: Callable[[], Iterable[str]] = tuple
+    stages: Callable[[], Iterable[tuple[str, str]]] = tuple
 
 
 def complete(text: str, registry: Registry, names: Names | None = None) -> list[Suggestion]:
@@ -83,7 +85,7 @@ def _of_kind(kind: Argument, argument: str, registry: Registry, names: Names) ->
     if kind == "specs":
         return _spec(_last(argument, ";"), registry)
     if kind == "stage":
-        return _stage(argument, registry)
+        return _stage(argument, registry, names)
     if kind == "preset":
         return _preset(argument, registry, names)
     if kind in ("folder", "folders"):
@@ -143,14 +145,19 @@ def _spec(argument: str, registry: Registry) -> Iterator[Suggestion]:
         yield Suggestion("| ", 0, "add a stage")
 
 
-def _stage(argument: str, registry: Registry) -> Iterator[Suggestion]:
-    """Yield the names of stages that have options; after a name, its options."""
+def _stage(argument: str, registry: Registry, names: Names) -> Iterator[Suggestion]:
+    """Yield the names of stages that have options, those of the decoder in use first; after a name, its options."""
     name, space, rest = _partition(argument)
     if space:
         yield from _options(name.partition("#")[0], rest, registry)
     else:
-        stages = ((f"{stage} ", cls) for stage, cls, _ in registry.classes() if options_of(cls))
-        yield from _matching(name, ((stage, f"{cls.kind}: {summary(cls)}") for stage, cls in stages))
+        in_use = {f"{stage} ": f"now {spec}" for stage, spec in names.stages()}
+        all_stages = {
+            f"{stage} ": f"{cls.kind}: {summary(cls)}" for stage, cls, _ in registry.classes() if options_of(cls)
+        }
+        yield from _matching(
+            name, (in_use | {stage: all_stages[stage] for stage in all_stages if stage not in in_use}).items()
+        )
 
 
 def _preset(argument: str, registry: Registry, names: Names) -> Iterable[Suggestion]:

@@ -18,6 +18,7 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
 from tinystory.decoding.spec import shown_spec
+from tinystory.decoding.spec_text import stage_names
 from tinystory.folders import sessions_folder
 from tinystory.repl.browser import LONE_ESCAPE_SECONDS
 from tinystory.repl.completion import Names, StudioCompleter
@@ -82,7 +83,7 @@ def input_line(
         vi_mode=settings.keys == "vi",
         enable_open_in_editor=True,
         tempfile_suffix=".txt",
-        completer=StudioCompleter(studio.registry, Names(preset_names, lambda: session_names(sessions_folder()))),
+        completer=StudioCompleter(studio.registry, _names(studio)),
         complete_while_typing=False,
         enable_suspend=True,
         bottom_toolbar=lambda: toolbar(_toolbar_pieces(studio), get_app().output.get_size().columns),
@@ -97,6 +98,11 @@ def input_line(
     # Importing torch blocks Python for long moments, so it begins when the input line is on the screen.
     session.app.after_render += lambda _: studio.backend.start()
     return session
+
+
+def _names(studio: Studio) -> Names:
+    """Return the names that Tab offers, looked up when it is pressed."""
+    return Names(preset_names, lambda: session_names(sessions_folder()), lambda: stage_names(studio.decoder))
 
 
 def bindings(go_aside: Callable[[int], None], browse: Callable[[], None], pastes: Pastes) -> KeyBindings:

@@ -1,6 +1,7 @@
 """Commands that show and change the decoder."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, replace
 from typing import cast
 
@@ -16,6 +17,7 @@ from tinystory.decoding.spec import (
     shown_stage,
     spec_as_shown,
 )
+from tinystory.decoding.spec_text import TEMPERATURE, temperature_notes, temperatures
 from tinystory.docstrings import docstring
 from tinystory.errors import UsageError, nearest
 from tinystory.repl.commands.base import Reply, command
@@ -55,12 +57,41 @@ def _set(studio: Studio, argument: str) -> Reply:
         raise UsageError(
             f"/set takes a stage and a value, like /set top-k 40; the decoder is {shown_spec(studio.decoder)}"
         )
-    place = _find_stage(studio, name)
+    place = _find_stage(studio, name, values)
     stage = studio.decoder.stages[place]
     if not values.strip():
         options = "; ".join(f"{option.name}, {option.range}" for option in options_of(type(stage)))
         raise UsageError(f"/set {name} takes a value: {options}" if options else f"{stage.name} has nothing to set")
     return _use(studio, _with_stage(studio.decoder, place, change_stage(stage, values)))
+
+
+@command(
+    "temperature", "[N]", "set the temperature where the decoder has one: in `sample`, or in a stage", "", ("temp",)
+)
+def _temperature(studio: Studio, argument: str) -> Reply:
+    """Set the temperature of the decoder, a number above 0: below 1 favours likely tokens, above 1 unlikely ones.
+
+    It stands in `sample`, or in a stage `temperature`. If the decoder has none, a stage is added. Without N, see it.
+    """
+    decoder = studio.decoder
+    places = temperatures(decoder)
+    hot = [(index, option) for index, option in places if getattr(decoder.stages[index], option.field) != 1]
+    if not argument:
+        values = [f"{shown_stage(decoder.stages[index])}" for index, _ in hot or places[-1:]]
+        return Reply((Line(f"temperature: {' and '.join(values) or 'none'}"),))
+    if len(hot) > 1:
+        choices = " or ".join(f"/set {decoder.stages[index].name} {argument}" for index, _ in hot)
+        raise UsageError(f"{shown_spec(decoder)} has {len(hot)} temperatures, which multiply: {choices}")
+    if places:
+        index, option = (hot or places)[-1]
+        return _use(
+            studio, _with_stage(decoder, index, change_stage(decoder.stages[index], f"{option.name}={argument}"))
+        )
+    if decoder.sampler is not None and decoder.sampler.name == "greedy":
+        raise UsageError(f"greedy takes the likeliest token at any temperature: /decoder sample {argument}")
+    (plain,) = parse_spec(f"{TEMPERATURE} 1", studio.registry).processors
+    added = cast(LogitsProcessor, change_stage(plain, argument))
+    return _use(studio, replace(decoder, processors=(added, *decoder.processors)))
 
 
 @command("reset", "", "go back to the decoder with which the chat began")
@@ -147,18 +178,30 @@ def _decoders(studio: Studio, argument: str) -> Reply:
 
 
 def _use(studio: Studio, decoder: Decoder) -> Reply:
+    notes = () if temperature_notes(studio.decoder) else temperature_notes(decoder)
     studio.decoder = decoder
-    return Reply((Line(f"decoder: {shown_spec(studio.decoder)}"),))
+    return Reply((Line(f"decoder: {shown_spec(decoder)}"), *(Line(note, "note") for note in notes)))
 
 
-def _find_stage(studio: Studio, name: str) -> int:
-    """Return the index of a stage that a user named: by its name, and by its number if the name stands twice."""
+def _find_stage(studio: Studio, name: str, values: str) -> int:
+    """Return the index of a stage that a user named: by its name, and by its number if the name stands twice.
+
+    Args:
+        studio: the studio with the decoder.
+        name: the name as the user typed it.
+        values: what the user typed after it; if the decoder has no such stage, the message shows where it would stand.
+    """
     plain, _, number = name.partition("#")
     plain = studio.registry.get(plain).name  # resolves an alias
     stages = studio.decoder.stages
     places = [index for index, stage in enumerate(stages) if stage.name == plain]
     if not places:
-        spec = _spec_with(studio, plain)
+        if plain == TEMPERATURE and (heated := temperatures(studio.decoder)):
+            owner = studio.decoder.stages[heated[-1][0]]
+            raise UsageError(
+                f"the temperature stands in {shown_stage(owner)}: /temperature {values or 'N'} sets it there"
+            )
+        spec = _spec_with(studio, plain, values)
         hint = f"; add it with /decoder {spec}" if spec else ""
         raise UsageError(f"{plain} is no stage of {shown_spec(studio.decoder)}{hint}")
     if not number and len(places) == 1:
@@ -170,17 +213,18 @@ def _find_stage(studio: Studio, name: str) -> int:
     raise UsageError(f"{plain} stands {len(places)} times: choose from {plain}#1 to {plain}#{len(places)}")
 
 
-def _spec_with(studio: Studio, name: str) -> str:
-    """Return the decoder's spec with a stage added at its place, as an example; empty if it is no valid spec."""
+def _spec_with(studio: Studio, name: str, values: str) -> str:
+    """Return the decoder's spec with a stage added at its place; empty if there is no valid spec.
+
+    The stage has the values that the user typed, or else those of its example.
+    """
     cls, decoder = studio.registry.get(name), studio.decoder
-    stages = [format_stage(stage) for stage in decoder.processors]
-    stages.append(cls.example or name)
-    if cls.kind == "processor":
-        stages += [format_stage(stage) for stage in (decoder.sampler, decoder.search) if stage]
-    try:
-        return shown_spec(parse_spec(" | ".join(stages), studio.registry))
-    except UsageError:
-        return ""
+    before = [format_stage(stage) for stage in decoder.processors]
+    after = [format_stage(stage) for stage in (decoder.sampler, decoder.search) if stage and cls.kind == "processor"]
+    for added in (f"{name} {values}", cls.example or name) if values else (cls.example or name,):
+        with suppress(UsageError):
+            return shown_spec(parse_spec(" | ".join((*before, added, *after)), studio.registry))
+    return ""
 
 
 def _with_stage(decoder: Decoder, place: int, stage: Stage) -> Decoder:
