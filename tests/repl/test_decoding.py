@@ -17,6 +17,7 @@ from tinystory.errors import UsageError
 from tinystory.folders import presets_file
 from tinystory.repl.commands import execute
 from tinystory.repl.completion import Names, complete
+from tinystory.repl.export import FORMATS
 from tinystory.screen.screen import Screen
 from tinystory.studio import presets
 from tinystory.studio.backend import ModelBackend
@@ -263,12 +264,23 @@ def test_a_preset_of_a_stage_that_is_gone_changes_nothing(studio):
         ("/color s", ["surprise"]),
         ("/colour e", ["entropy"]),
         ("/save m", ["mine"]),
+        ("/sessions r", ["rename ", "rm "]),
+        ("/sessions rm y", ["yours"]),
+        ("/goto 1", ["12", "1"]),
+        ("/diff 2 1", ["12", "1"]),
+        ("/export owl.m", ["owl.md"]),
+        ("/export /nowhere/", [f"story.{ending}" for ending in ("txt", "md", "json", "html", "svg")]),
     ],
 )
 def test_completion(registry, text, texts):
     decoder = parse_spec("top-k 40 | top-p 0.9 | top-k 9 | sample 0.8", registry)
-    names = Names(lambda: ["cold", "warm"], lambda: ["mine", "yours"], lambda: stage_names(decoder))
+    names = Names(lambda: ["cold", "warm"], lambda: ["mine", "yours"], lambda: stage_names(decoder),
+                  lambda: [("12", "The owl"), ("1", "Once"), ("0", "the blank page")])  # fmt: skip
     assert [one.text for one in complete(text, registry, names)] == texts
+
+
+def test_tab_knows_every_format_of_export(registry):
+    assert [one.text for one in complete("/export /nowhere/a", registry)] == [f"a{ending}" for ending in FORMATS]
 
 
 def test_completion_of_files_and_models(registry, tmp_path):

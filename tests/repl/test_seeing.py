@@ -8,13 +8,16 @@ import time
 from dataclasses import replace
 
 import pytest
+from kept_session import KEPT
 
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.repl.commands import DeskStory, execute
+from tinystory.repl.commands.tree import step_aside
 from tinystory.screen.blocks import Bars, Spans
 from tinystory.screen.screen import Screen
+from tinystory.story.session_file import load_session
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.recall import desk_ids
 from tinystory.studio.studio import Studio
@@ -295,6 +298,31 @@ def test_a_large_tree_shows_what_is_around_the_desk(make):
     assert output.endswith("— … 201 turns after these; /tree all shows them\n")
     assert output.count("\n") == 202
     assert run(studio, "/tree all").count("\n") == 600
+
+
+def test_the_tree_shows_the_prompt_once_and_the_words_that_differ(make, monkeypatch):
+    """Each branch of an opening was a story of its own, and all of them began with the same words."""
+    monkeypatch.setenv("COLUMNS", "120")
+    studio = make(tree=load_session(KEPT).tree)
+    rows = [re.split(r" {2,}(?=\S)", line, maxsplit=2) for line in run(studio, "/tree").splitlines()]
+    assert rows[0] == [">", "The little owl was"]
+    assert [row[:2] for row in rows[1:6]] == [
+        ["├ ● 1", "walking in the park. He saw a big tree"],
+        ["│ 7", ". He was curious about what was in the tree"],
+        ["│ ├ 8", "… He wanted to see what was inside the tree"],
+        ["│ ├ 9", "… decided to try it and see what was"],
+        ["│ └ 10", "… \"Let's climb and see what's"],
+    ]
+    assert [row[0] for row in rows[6:12]] == ["├ 11", "├ 2", "├ 12", "├ 13", "│ 14", "│ 15"]
+    # Decoder and seed stand only where they change.
+    assert [row[2].split(" · ")[:-2] for row in rows[1:5]] == [
+        ["min-p 0.1 | sample 1.2", "seed 100"], [], ["greedy"], ["sample 0.8"],
+    ]  # fmt: skip
+    assert rows[7][2].startswith("seed 101 · ")
+    assert rows[9][1:] == ["… forest.", "cut"]
+    studio.goto(11)
+    step_aside(studio, -1)
+    assert studio.tree.current == 1
 
 
 def test_a_deep_tree_leaves_room_for_its_text(make):

@@ -147,8 +147,8 @@ def the_tree(chat):
     first = re.findall(r"(?m)^\s*● (\d+)|● (\d+) ", chat.says("/tree", r"● \d+  One day.* seed 7"))[-1]
     number = next(filter(None, first))
     chat.says("/retry", r"^One day", WRITTEN)
-    chat.says("/more 3", r"1 of 3 +│ 2 of 3 +│ 3 of 3", r"turns \d+ to \d+ of the tree")
-    chat.says("/tree", r"└ \d+  One day", r"seed \d+/2 · ")
+    chat.says("/more", r"turn \d+ +│ turn \d+ +│ turn \d+", r"turns \d+ to \d+ of the tree")
+    chat.says("/tree", r"├ >  One day", r"│ └ \d+  ", r"seed \d+/2 · ")
     chat.says(f"/goto {number}", r"^One day")
     chat.keys("M-Left", sees=r"there is no branch before this one|(?:^My owl|^A long way|^/slashes|^Two lines)")
     chat.says(f"/goto {number}", r"^One day")
@@ -228,7 +228,7 @@ def chosen(chat):
 
 def comparing(chat):
     chat.says("/new The owl saw", r"^The owl saw", WRITTEN)
-    chat.says("/compare greedy ; sample 1.2 ; top-k 5", r"greedy +│ sample 1.2 +│ top-k 5",
+    chat.says("/compare greedy ; sample 1.2 ; top-k 5", r"\d+ greedy +│ \d+ sample 1.2 +│ \d+ top-k 5",
               r"bits/token +│ \d", "of the tree; on the desk is")  # fmt: skip
     low, high = re.findall(r"turns (\d+) to (\d+) of the tree", chat.shown())[-1]
     chat.says(
@@ -245,6 +245,7 @@ def keeping(chat):
     chat.says("/save tour", "tour is saved as")
     chat.says("/sessions", r"● tour +\d{4}-", "1 session; /load NAME opens one")
     chat.says("/load tour", r"^The owl saw")
+    chat.says("/sessions rm tour !", "tour is the session of this chat")
     chat.says("/export owl.md", "the story is in owl.md")
     assert "The owl saw" in story.read_text(encoding="utf-8")
     chat.says("/export owl.md", "owl.md.*!|!.*owl.md")
@@ -258,7 +259,7 @@ def test_the_studio_without_colours_on_a_wide_screen(tour):
     chat.says("Once upon a time", r"^Once upon a time, ", rf"— {WRITTEN}")
     chat.says("/color prob", "there are no colours here: NO_COLOR is set")
     chat.says("/whatif greedy", r"\[.+\]|could have written all")
-    chat.says("/compare", r"sample 0.8 +│ greedy", "— turns 2 to 3 of the tree")
+    chat.says("/compare", r"2 sample 0.8 +│ 3 greedy", "— turns 2 to 3 of the tree")
     chat.says("/decoders", r"top-p +processor")
     chat.keys("M-Up", sees="Esc leaves", prompt=False)
     chat.keys("q")
@@ -291,7 +292,7 @@ def test_a_screen_of_a_few_letters_is_enough(tour):
         ("/decoder", "sample"),
         ("/top -1 5", "%"),
         ("/trace", "model"),
-        ("/compare greedy ; sample 1", "== greedy"),
+        ("/compare greedy ; sample 1", "== 2 greedy"),
         ("/config", "emacs"),
     ]:
         chat.says(line, pattern)

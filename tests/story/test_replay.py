@@ -4,9 +4,11 @@ import json
 import shutil
 from dataclasses import replace
 
+import platformdirs
 import pytest
 import torch
 from keepers import keeper_of
+from kept_session import KEPT
 from safetensors.torch import load_file, save_file
 
 from tinystory.checkpoint.hash import model_hash
@@ -172,6 +174,20 @@ def test_a_session_of_ten_specs_comes_about_again(session, registry, capsys):
     for spec in SPECS:
         shown = shown_spec(parse_spec(spec, registry))
         assert any(f" · {shown} · seed" in line for line in lines)
+
+
+def test_a_session_of_an_earlier_tinystory_is_replayed_by_its_name(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(platformdirs, "user_data_path", lambda name: tmp_path / name)
+    folder = tmp_path / "tinystory" / "sessions"
+    folder.mkdir(parents=True)
+    shutil.copy(KEPT, folder / "owl.json")
+    code, out, err = replay(capsys, "owl")
+    assert (code, err) == (0, "")
+    assert "turn 10 · top-k 5 | sample 1 · seed 100 · 10 tokens · ok" in out.splitlines()
+    assert out.endswith("14 of 14 turns are as recorded: 133 tokens, 0 numerical ties\n")
+    code, out, err = replay(capsys, "owls")
+    assert (code, out) == (3, "")
+    assert "there is no file owls, and no session has this name: did you mean owl?" in err
 
 
 def test_the_json_of_a_replay_is_one_object(session, capsys):

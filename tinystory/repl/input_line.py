@@ -4,7 +4,7 @@ These keys are added to those of prompt_toolkit (Emacs or vi, history, search, c
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
@@ -31,6 +31,8 @@ from tinystory.studio.studio import Studio
 __all__ = ["PROMPT", "Pastes", "bindings", "input_line", "toolbar"]
 
 PROMPT = "> "
+_LONGEST_HELP = 40
+"""Characters of a turn beside its number in the menu of Tab."""
 _LONGEST_PASTE = 20_000
 """Characters of the longest pasted text that is shown. The input line is drawn anew for each key, in 30 ms then."""
 
@@ -102,7 +104,19 @@ def input_line(
 
 def _names(studio: Studio) -> Names:
     """Return the names that Tab offers, looked up when it is pressed."""
-    return Names(preset_names, lambda: session_names(sessions_folder()), lambda: stage_names(studio.decoder))
+    return Names(
+        preset_names,
+        lambda: session_names(sessions_folder()),
+        lambda: stage_names(studio.decoder),
+        lambda: _turn_names(studio),
+    )
+
+
+def _turn_names(studio: Studio) -> Iterator[tuple[str, str]]:
+    """Yield the numbers of the turns with their first words, the latest first, then the blank page."""
+    for turn in reversed(studio.tree.turns.values()):
+        yield str(turn.id), " ".join(turn.own[:_LONGEST_HELP].split())
+    yield "0", "the blank page"
 
 
 def bindings(go_aside: Callable[[int], None], browse: Callable[[], None], pastes: Pastes) -> KeyBindings:

@@ -74,8 +74,10 @@ def show_picked(studio: Studio, screen: Screen, events: Iterable[TextEvent], not
 def show_columns(
     studio: Studio, screen: Screen, titles: Sequence[str], events: Iterable[TextEvent], notice: Notify
 ) -> None:
-    """Show stories side by side while they are written, then their figures and the numbers of their turns."""
-    columns = Columns(titles, screen.width, color=screen.color)
+    """Show stories side by side while they are written, each under the number of its turn, then their figures."""
+    numbered = enumerate(titles, studio.tree.next_number)
+    heads = [f"{number} {title}" if title else f"turn {number}" for number, title in numbered]
+    columns = Columns(heads, screen.width, color=screen.color)
     before = set(studio.tree.turns)
     screen.fresh_line()
     try:

@@ -25,8 +25,9 @@ __all__ = [
 ]  # fmt: skip
 
 Argument = Literal[
-    "", "command", "decoder", "file", "folder", "folders", "preset", "seed", "session", "spec", "specs", "stage", "view"
-]
+    "", "command", "decoder", "export", "file", "folder", "folders", "preset", "seed", "session", "sessions", "spec",
+    "specs", "stage", "turn", "view",
+]  # fmt: skip
 """The kind of a command's argument, for completion."""
 
 
@@ -42,7 +43,8 @@ class Reply:
     Attributes:
         blocks: the blocks to print first.
         requests: the turns to write next. With titles, they are written at once, side by side.
-        titles: the titles of the columns, one for each request or model.
+        titles: the titles of the columns, one for each request or model; a request with an empty title has its turn's
+            number alone.
         versus: the models that write the story on the desk again, side by side. Their stories are only shown.
         edit: a text to open in the user's editor. The story goes on from the edited text.
         clipboard: a text to put on the clipboard.

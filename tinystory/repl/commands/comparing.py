@@ -46,7 +46,7 @@ def _compare(studio: Studio, argument: str) -> Reply:
     return Reply(requests=tuple(studio.compare(decoders)), titles=tuple(map(shown_spec, decoders)))
 
 
-@command("diff", "A B", "show where the stories of two turns part, and which stage parted them")
+@command("diff", "A B", "show where the stories of two turns part, and which stage parted them", "turn")
 def _diff(studio: Studio, argument: str) -> Reply:
     """Give the numbers of two turns, as /tree shows them. With one seed, stories differ only where decoders differ."""
     numbers = argument.split()
@@ -117,7 +117,10 @@ def _turn(studio: Studio, number: str) -> Turn:
     last = max(studio.tree.turns, default=0)
     if not last:
         raise UsageError("nothing has been written yet")
-    return studio.tree.turns[whole_number(number, "/diff", 1, last)]
+    turn = studio.tree.turns.get(whole_number(number, "/diff", 1, last))
+    if turn is None:  # a column in which nothing was written leaves its number free
+        raise UsageError(f"there is no turn {number}; /tree shows them")
+    return turn
 
 
 def _ids(studio: Studio, turn: Turn) -> tuple[int, ...]:

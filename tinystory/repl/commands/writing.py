@@ -12,6 +12,8 @@ from tinystory.writing.stops import check_stops
 __all__: list[str] = []
 
 MAX_BRANCHES = 64
+_BRANCHES = 3
+"""The branches of /more without a number."""
 
 
 @command("new", "[PROMPT]", "put the story away; begin another one with PROMPT, or with what you type next")
@@ -37,12 +39,11 @@ def _retry(studio: Studio, argument: str) -> Reply:
     return Reply(requests=(studio.retry(parse_spec(argument, studio.registry) if argument else None),))
 
 
-@command("more", "N", "write the latest turn N more times at once, side by side, each as a branch")
+@command("more", "[N]", "write the latest turn N more times at once, side by side, each as a branch")
 def _more(studio: Studio, argument: str) -> Reply:
-    """Give N from 1 to 64. /goto, Alt-Left and Alt-Right go to the other branches."""
-    requests = studio.more(whole_number(argument, "/more", 1, MAX_BRANCHES))
-    titles = tuple(f"{n + 1} of {len(requests)}" for n in range(len(requests)))
-    return Reply(requests=tuple(requests), titles=titles)
+    """Give N from 1 to 64; without N, it is 3. /goto, Alt-Left and Alt-Right go to the other branches."""
+    requests = studio.more(whole_number(argument, "/more", 1, MAX_BRANCHES) if argument else _BRANCHES)
+    return Reply(requests=tuple(requests), titles=("",) * len(requests))
 
 
 @command("undo", "[N]", "go back by one turn, or by N; nothing is lost")
