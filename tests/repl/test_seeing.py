@@ -19,7 +19,7 @@ from tinystory.screen.blocks import Bars, Spans
 from tinystory.screen.screen import Screen
 from tinystory.story.session_file import load_session
 from tinystory.studio.backend import ModelBackend
-from tinystory.studio.recall import desk_ids
+from tinystory.studio.recall import desk_ids, words_before
 from tinystory.studio.studio import Studio
 
 SPEC = "temperature 0.9 | top-k 40 | min-p 0.05 | sample"
@@ -99,6 +99,24 @@ def test_top_counts_from_the_end_too_and_looks_ahead(told):
     assert run(told, "/top") == run(told, "/top next")
     assert run(told, "/top").startswith("the next token, after")
     assert len(run(told, "/top next 3").splitlines()) < len(run(told, "/top next 9").splitlines())
+
+
+def test_one_small_number_after_top_is_a_place_and_the_reply_says_so(told, studio):
+    """Who types /top 5 wants five tokens; it shows token 5, as /trace 5 does."""
+    told.goto(1)
+    assert run(told, "/top 5").endswith("5 is the place; for the 5 likeliest next tokens: /top next 5\n")
+    assert "likeliest next" not in run(told, "/top 5 3") + run(told, "/top -1") + run(told, "/top 21")
+    told.goto(0)
+    with pytest.raises(UsageError, match="/top next 5"):
+        execute(told, "/top 5")
+
+
+def test_a_pick_shows_the_words_before_it(told):
+    token_id = told.backend.encode(" cat", bos=False)[0]
+    before = "Once upon a time, there was a little"
+    assert words_before(told, told.pick(10, token_id)) == before
+    assert words_before(told, told.pick(len(told.token_ids) - 1, token_id)).startswith("…")
+    assert words_before(told, told.next_turn("And")) == words_before(told, told.retry()) == ""
 
 
 def test_top_marks_a_token_of_any_rank(studio, backend):

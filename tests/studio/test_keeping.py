@@ -185,7 +185,7 @@ def test_settings_changed_after_the_last_turn_are_saved_on_leaving(make):
     studio = make()
     write(studio, "Once")
     execute(studio, "/decoder greedy", keeper_of(studio))
-    execute(studio, "/words owl, kite", keeper_of(studio))
+    execute(studio, "/wish owl, kite", keeper_of(studio))
     keeper_of(studio).close()
     session = load_session(keeper_of(studio).path)
     assert (session.spec, session.words) == ("greedy", ("owl", "kite"))

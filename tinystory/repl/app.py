@@ -40,6 +40,7 @@ from tinystory.screen.screen import Screen
 from tinystory.screen.terminal import Hushed, Writing
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.keeper import Keeper
+from tinystory.studio.recall import words_before
 from tinystory.studio.studio import Studio
 from tinystory.studio.turn_request import TurnRequest
 
@@ -234,6 +235,9 @@ class App:
             request = None if edited is None else self.studio.edit(edited)
             if request is None:
                 self._notice("nothing was changed")
+            elif reply.fix:
+                self.studio.keep(request)
+                show_story(self.studio, self.screen)
             else:
                 self._write((request,))
         if reply.requests:
@@ -259,6 +263,7 @@ class App:
                 ready = studio.backend.wait(lambda: writing.interrupted)
             finally:
                 if not titles and not (asking and ready):
+                    screen.story(words_before(studio, requests[0]), "dim")
                     screen.story(requests[0].ahead if ready else requests[0].typed, "bold")
             if not ready:
                 studio.keep(requests[0])

@@ -8,11 +8,11 @@ from tinystory.decoding import Decoder, Step, common_prefix
 from tinystory.decoding.plugins import Registry
 from tinystory.decoding.spec import format_spec
 from tinystory.errors import UsageError
-from tinystory.settings import Setting
+from tinystory.settings import Setting, random_seed
 from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 from tinystory.studio.backend import Backend
 from tinystory.studio.seams import joint, lengthened, without_last_word
-from tinystory.studio.turn_request import TurnRequest, random_seed
+from tinystory.studio.turn_request import TurnRequest
 from tinystory.studio.unfinished_turn import UnfinishedTurn
 from tinystory.studio.views import Tint
 from tinystory.text.prompt_text import check_prompt
