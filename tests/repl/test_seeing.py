@@ -323,7 +323,7 @@ def test_the_tree_shows_the_prompt_once_and_the_words_that_differ(make, monkeypa
     monkeypatch.setenv("COLUMNS", "120")
     studio = make(tree=load_session(KEPT).tree)
     rows = [re.split(r" {2,}(?=\S)", line, maxsplit=2) for line in run(studio, "/tree").splitlines()]
-    assert rows[0] == [">", "The little owl was"]
+    assert rows[0] == ["┬", "The little owl was"]
     assert [row[:2] for row in rows[1:6]] == [
         ["├ ● 1", "walking in the park. He saw a big tree"],
         ["│ 7", ". He was curious about what was in the tree"],
@@ -338,6 +338,9 @@ def test_the_tree_shows_the_prompt_once_and_the_words_that_differ(make, monkeypa
     ]  # fmt: skip
     assert rows[7][2].startswith("seed 101 · ")
     assert rows[9][1:] == ["… forest.", "cut"]
+    for turn in studio.tree.turns.values():
+        studio.tree.turns[turn.id] = replace(turn, own=turn.own.replace("owl was", "owl was, then"))
+    assert run(studio, "/tree").splitlines()[0] == "┬  The little owl was, then"
     studio.goto(11)
     step_aside(studio, -1)
     assert studio.tree.current == 1

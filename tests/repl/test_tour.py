@@ -72,7 +72,7 @@ def writing(chat):
     chat.says("/stop off", "no stop text is set")
     chat.says("/wish Once,zebra", "✓ Once  · zebra")
     chat.says("/wish off", "no words are wanted")
-    chat.says("/edit fix", rf"^Once upon a time, .*{re.escape(ADDED_LINE)}$")
+    chat.says("/edit fix", rf"{re.escape(ADDED_LINE)}$")
     chat.says("/edit", rf"^ {re.escape(ADDED_LINE)}(?! home)", WRITTEN)
     chat.says("/new", "a blank page")
     chat.says("/new The dog ran", r"^The dog ran.* ", WRITTEN)
@@ -145,11 +145,11 @@ def interrupted(chat):
 
 def the_tree(chat):
     chat.says("/new One day", r"^One day.* ", WRITTEN)
-    first = re.findall(r"(?m)^\s*● (\d+)|● (\d+) ", chat.says("/tree", r"● \d+  One day.* seed 7"))[-1]
+    first = re.findall(r"(?m)^\s*● (\d+)|● (\d+) ", chat.says("/tree", r"● \d+  One day.* tok · "))[-1]
     number = next(filter(None, first))
     chat.says("/retry", r"^One day", WRITTEN)
     chat.says("/more", r"turn \d+ +│ turn \d+ +│ turn \d+", r"turns \d+ to \d+ of the tree")
-    chat.says("/tree", r"├ >  One day", r"│ └ \d+  ", r"seed \d+/2 · ")
+    chat.says("/tree", r"├ ┬  One day", r"│ └ \d+  ", r"seed \d+/2 · ")
     chat.says(f"/goto {number}", r"^One day")
     chat.keys("M-Left", sees=r"there is no branch before this one|(?:^My owl|^A long way|^/slashes|^Two lines)")
     chat.says(f"/goto {number}", r"^One day")

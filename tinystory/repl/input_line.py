@@ -24,6 +24,7 @@ from tinystory.repl.browser import LONE_ESCAPE_SECONDS
 from tinystory.repl.completion import Names, StudioCompleter
 from tinystory.repl.settings import ChatSettings
 from tinystory.safe.showing import visible
+from tinystory.story.branches import typed_end
 from tinystory.studio.keeper import session_names
 from tinystory.studio.presets import preset_names
 from tinystory.studio.studio import Studio
@@ -115,7 +116,8 @@ def _names(studio: Studio) -> Names:
 def _turn_names(studio: Studio) -> Iterator[tuple[str, str]]:
     """Yield the numbers of the turns with their first words, the latest first, then the blank page."""
     for turn in reversed(studio.tree.turns.values()):
-        yield str(turn.id), " ".join(turn.own[:_LONGEST_HELP].split())
+        words = turn.own[typed_end(turn) :].strip() or turn.own  # branches of one prompt begin with the same words
+        yield str(turn.id), " ".join(words[:_LONGEST_HELP].split())
     yield "0", "the blank page"
 
 

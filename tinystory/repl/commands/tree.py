@@ -29,7 +29,7 @@ _WIDEST_LINES = 24
 """Cells of the lines before a row."""
 _MOST_COMPARED = 20
 """Earlier branches with which the words of a branch are compared."""
-_TYPED = ">"
+_TYPED = "┬"
 """The mark of a row that has only a typed text, with the branches that begin with it below. It is no turn."""
 
 
@@ -165,8 +165,10 @@ def _shown_rows(
 
 def _typed_words(place: _Place) -> str:
     """Return a typed text with the words that all branches below it share."""
-    first = next(iter(place.words.values()))
-    return " ".join([*place.typed.split(), *first[: place.n_shared]])
+    first = next(turn for turn in place.turns if turn.id in place.words)
+    shared = " ".join(place.words[first.id][: place.n_shared])
+    space = " " * first.own[typed_end(first) :][:1].isspace()  # a comma follows the typed text without one
+    return " ".join(place.typed.split()) + (space + shared if shared else "")
 
 
 def _words(place: _Place, turn: Turn) -> str:
