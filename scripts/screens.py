@@ -27,7 +27,7 @@ WIDTH = 100
 SCENES = {
     "story": ("/color surprise", "Once upon a time", "/decoder"),
     "compare": ("One day, a little owl", "/compare greedy ; top-k 40 | sample 0.8 ; sample 1.3"),
-    "tree": ("Once upon a time", "", "/retry", "/more 3", "/goto 2", "", "/tree"),
+    "tree": ("One day", "/retry", "/more", "/goto 1", "", "/compare greedy ; sample 1.3", "/pick 12 #2", "/tree"),
     "funnel": ("/decoder temperature 1.2 | top-k 40 | min-p 0.05 | sample", "The dragon was", "/trace 9", "/top 9 6"),
 }
 """The lines that are typed for each screen."""
@@ -37,7 +37,7 @@ def screen(typed: tuple[str, ...], columns: int) -> str:
     """Return what the terminal shows after these lines, with escape sequences."""
     registry = discover(user_folder=None)
     open_model = partial(ModelBackend.open, dtype="float32", device="cpu")
-    draws = iter(range(100, 200))
+    draws = iter(range(271_828, 272_000))
     studio = Studio(
         registry,
         parse_spec("sample 0.8", registry),

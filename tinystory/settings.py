@@ -22,6 +22,7 @@ __all__ = [
     "Setting",
     "allowed",
     "parse",
+    "random_seed",
     "resolve_settings",
     "variable",
 ]
@@ -81,6 +82,13 @@ class Setting:
 def variable(name: str) -> str:
     """Return the name of the environment variable of a setting."""
     return f"TINYSTORY_{name.upper()}"
+
+
+def random_seed() -> int:
+    """Return a random seed of six digits, which is short enough to type again."""
+    import random
+
+    return random.SystemRandom().randrange(100_000, 1_000_000)
 
 
 def resolve_settings(

@@ -15,6 +15,7 @@ import tinystory as ts
 from tinystory.api.html import comparison_html, inside_html, story_html, trace_html, whatif_html
 from tinystory.decoding import LogitsProcessor, option
 from tinystory.errors import CheckpointError, UsageError
+from tinystory.settings import random_seed
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,10 @@ def test_a_stream_is_the_story_in_pieces(model, story):
 
 
 def test_random_seeds_differ_and_are_kept(model):
+    assert {len(str(random_seed())) for _ in range(300)} == {6}  # short enough to type again
     seeds = {model.write("Once", max_new_tokens=1).seed for _ in range(5)}
     assert len(seeds) == 5
+    assert {len(str(seed)) for seed in seeds} == {6}
 
 
 def test_a_comparison_has_one_noise(model):

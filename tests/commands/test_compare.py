@@ -125,7 +125,7 @@ def test_a_terminal_gets_columns_with_their_figures(on_terminal):
     )  # fmt: skip
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == f"\x1b[1m{'greedy'}\x1b[0m{'':18} │ \x1b[1m{SAMPLE}\x1b[0m    │ \x1b[1msample\x1b[0m"
+    assert lines[0] == f"\x1b[1m{'greedy'}\x1b[0m{'':18} │ \x1b[1m{SAMPLE}\x1b[0m    │ \x1b[1msample 1\x1b[0m"
     assert "Tim ␛[31m" in lines[2]
     plain = re.sub(r"\x1b\[[012]m", "", out)
     assert "\x1b" not in plain
@@ -140,7 +140,7 @@ def test_a_terminal_too_narrow_for_columns_gets_the_stories_one_under_the_other(
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert out.startswith("== greedy\nTim")
-    assert out.count("\n\n== sample\nTim") == 1
+    assert out.count("\n\n== sample 1\nTim") == 1
     assert "│" not in out
     assert "tokens" not in out
 
@@ -157,7 +157,7 @@ def test_stories_that_outgrow_the_context_are_named_at_the_end(tiny, on_terminal
     assert tiny(*arguments, "-q")[2] == ""
     err = on_terminal(80, *arguments)[2]
     assert [line.split(" has ")[0] for line in err.splitlines()[:-1]] == [
-        "tinystory: the story of greedy", "tinystory: the story of sample",
+        "tinystory: the story of greedy", "tinystory: the story of sample 1",
     ]  # fmt: skip
 
 

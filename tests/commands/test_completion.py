@@ -136,6 +136,8 @@ finally:
         ("tinystory --keys v", {"vi"}),
         ("tinystory generate On", set()),  # a prompt: files are no help
         ("tinystory replay st", {"story.json"}),
+        ("tinystory replay ow", {"owl"}),
+        ("tinystory page o", {"owl", "out"}),
         ("tinystory generate --decoder=min-", {"--decoder=min-length", "--decoder=min-p"}),
     ],
 )

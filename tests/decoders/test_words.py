@@ -185,10 +185,11 @@ def talk(monkeypatch):
 
 
 def test_the_decoders_words_are_on_the_checklist(talk):
-    studio, output = talk("/words dog\rOne day\r/words\r/words off\r", "sample 0.8 | words owl,kite")
+    studio, output = talk("/wish dog\rOne day\r/wish\r/words off\r", "sample 0.8 | words owl,kite")
     assert "· dog  · owl  · kite" in output
     assert re.search(r"[✓·] dog  ✓ owl  ✓ kite", output)
     assert "\n✓ owl  ✓ kite" in output
+    assert output.count("/words is called /wish now") == 1
     assert studio.wanted == ("owl", "kite")
     assert whole(studio.text, "owl")
     assert whole(studio.text, "kite")

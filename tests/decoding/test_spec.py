@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tinystory.decoding import Decoder, LogitsProcessor, Search, option
 from tinystory.decoding.plugins import Registry, discover
-from tinystory.decoding.spec import format_spec, parse_spec
+from tinystory.decoding.spec import format_spec, parse_spec, shown_spec, spec_as_shown
 from tinystory.errors import UsageError
 from tinystory_decoders.greedy import Greedy
 from tinystory_decoders.min_p import MinP
@@ -123,6 +123,7 @@ def test_a_spec_reads_back_as_the_same_decoder(decoder):
     again = parse_spec(text, REGISTRY)
     assert again == decoder
     assert format_spec(again) == text
+    assert parse_spec(shown_spec(decoder), REGISTRY) == decoder
 
 
 @given(decoders, st.data())
@@ -170,6 +171,22 @@ def test_white_space_between_the_parts_does_not_matter(decoder, data):
 )
 def test_canonical_form(text, canonical):
     assert format_spec(parse_spec(text, REGISTRY)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("min-p 0.1", "min-p 0.1 | sample 1"),
+        ("min-p | sample", "min-p 0.1 | sample 1"),
+        ("top-k 3 | beam", "top-k 3 | beam 4"),
+        ("knobs loud=yes | greedy", 'knobs "a b" loud=yes | greedy'),
+    ],
+)
+def test_people_see_the_number_that_they_typed(typed, shown):
+    """`min-p 0.1` was shown as `min-p`, because 0.1 is the default."""
+    assert shown_spec(parse_spec(typed, REGISTRY)) == shown
+    assert spec_as_shown(format_spec(parse_spec(typed, REGISTRY)), REGISTRY) == shown
+    assert spec_as_shown("not-installed 3", REGISTRY) == "not-installed 3"
 
 
 def test_an_alias_is_written_as_the_real_name():

@@ -138,7 +138,9 @@ def _make_session(random):
 
 def _read_session(case, folder):
     """Read a session, its row in the list of sessions, and every story of it; what is read can be written again."""
+    from tinystory.story.branches import Branches
     from tinystory.story.session_file import encode, load_session, read_summary
+    from tinystory.story.tree import ROOT
 
     path = _put(folder / "session.json", case)
     chat = load_session(path)
@@ -146,7 +148,7 @@ def _read_session(case, folder):
     for number in list(chat.tree.turns):
         chat.tree.text(number)
         chat.tree.token_ids(number)
-    list(chat.tree.walk())
+    Branches(chat.tree).groups(ROOT)
     path.write_bytes(encode(chat))
     assert encode(load_session(path)) == path.read_bytes()
 

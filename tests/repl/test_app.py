@@ -23,6 +23,7 @@ from tinystory.errors import CheckpointError, TinystoryError, UsageError
 from tinystory.repl import app as app_module
 from tinystory.repl.app import App, ChatSettings, chat
 from tinystory.repl.browser import Alternative, Browser
+from tinystory.screen.blocks import Line
 from tinystory.screen.screen import Screen
 from tinystory.text.tokenizer import Tokenizer
 from tinystory.writing.generate import Trimmed
@@ -52,6 +53,21 @@ The dog sat
 
 """,
     )
+
+
+def test_an_edit_shows_the_words_before_the_change_or_only_corrects_them(make, talk, monkeypatch):
+    """Only the changed words were printed, and every correction made the model go on."""
+    edited = iter(["The cat was a blue", "The bat was a blue dog."])
+    monkeypatch.setattr(app_module, "edit_text", lambda text: next(edited))
+    monkeypatch.setattr(app_module, "show_story", lambda studio, screen: screen.show(Line(studio.text)))
+    studio = make(([" was a red fox"], "length"), ([" dog."], "length"))
+    code, output = talk(studio, "The cat\r/edit\r/edit fix\r/edit it\r" + CTRL_D, quiet=True)
+    assert (code, output.split("\n\n")[:4]) == (0, [
+        "The cat was a red fox", "> /edit\nThe cat was a blue dog.", "> /edit fix\nThe bat was a blue dog.",
+        "> /edit it\n/edit takes nothing, or `fix` to correct the text without going on, not 'it'",
+    ])  # fmt: skip
+    assert [turn.written is None for turn in studio.tree.turns.values()] == [False, False, True]
+    assert len(studio.backend.requests) == 2
 
 
 def test_a_text_and_then_enter_alone(make, talk):

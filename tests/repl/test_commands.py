@@ -51,9 +51,9 @@ def test_wrong_input_is_named_and_changes_nothing(make, line, message):
 
 def test_decoder_shows_the_chain_and_what_is_off(make):
     studio = make()
-    assert run(studio, "/decoder temperature 1 | top-k 7") == "decoder: temperature 1 | top-k 7 | sample\n"
+    assert run(studio, "/decoder temperature 1 | top-k 7") == "decoder: temperature 1 | top-k 7 | sample 1\n"
     shown = run(studio, "/decoder")
-    assert shown.startswith("temperature 1 | top-k 7 | sample\n")
+    assert shown.startswith("temperature 1 | top-k 7 | sample 1\n")
     assert re.search(r"^  temperature +off: t = 1 +logits are divided by t \(a number > 0\)$", shown, re.MULTILINE)
     assert re.search(r"^  top-k +k = 7 ", shown, re.MULTILINE)
     studio.decoder = parse_spec("greedy", studio.registry)

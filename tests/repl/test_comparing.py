@@ -62,10 +62,11 @@ def run(studio, line):
 def test_compare_goes_on_by_each_decoder_with_the_same_noise(studio):
     write(studio, studio.next_turn("Once upon a time"))
     reply = execute(studio, '/compare greedy; top-k 5|sampling 0.8 ;temperature "2" ;')
-    assert reply.titles == ("greedy", "top-k 5 | sample 0.8", "temperature 2 | sample")
+    assert reply.titles == ("greedy", "top-k 5 | sample 0.8", "temperature 2 | sample 1")
     assert {(request.parent, request.seed, request.number) for request in reply.requests} == {(1, 7, 0)}
     write(studio, *reply.requests)
-    assert [turn.written.spec for turn in studio.tree.children(1)] == list(reply.titles)
+    stored = [turn.written.spec for turn in studio.tree.children(1)]
+    assert stored == ["greedy", "top-k 5 | sample 0.8", "temperature 2 | sample"]
 
 
 def test_compare_alone_is_the_decoder_in_use_and_greedy(studio, registry):

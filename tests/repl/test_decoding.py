@@ -12,10 +12,12 @@ import pytest
 
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
+from tinystory.decoding.spec_text import stage_names
 from tinystory.errors import UsageError
 from tinystory.folders import presets_file
 from tinystory.repl.commands import execute
 from tinystory.repl.completion import Names, complete
+from tinystory.repl.export import FORMATS
 from tinystory.screen.screen import Screen
 from tinystory.studio import presets
 from tinystory.studio.backend import ModelBackend
@@ -61,13 +63,45 @@ def write(studio, text):
     [
         ("/set top-k 5", "temperature 0.9 | top-k 5 | sample 0.8"),
         ("/set top-k k=5", "temperature 0.9 | top-k 5 | sample 0.8"),
-        ("/set sampling 1", "temperature 0.9 | top-k 40 | sample"),
-        ("/set temperature#1 t=2", "temperature 2 | top-k 40 | sample 0.8"),
+        ("/set sampling 1", "temperature 0.9 | top-k 40 | sample 1"),
+        ("/set temperature#1 t=1", "temperature 1 | top-k 40 | sample 0.8"),
     ],
 )
 def test_one_stage_is_set_and_the_rest_stays(studio, line, spec):
-    assert run(studio, line) == f"decoder: {spec}\n"
-    assert studio.spec == spec
+    assert run(studio, line).splitlines()[0] == f"decoder: {spec}"
+    assert studio.decoder == parse_spec(spec, studio.registry)
+
+
+@pytest.mark.parametrize(
+    ("spec", "line", "shown"),
+    [
+        ("sample 0.8", "/temperature 0.5", "decoder: sample 0.5"),
+        ("top-k 40 | sample", "/temp 0.5", "decoder: top-k 40 | sample 0.5"),
+        ("temperature 0.9 | sample", "/temp 0.5", "decoder: temperature 0.5 | sample 1"),
+        ("mirostat 2", "/temp 0.5", "decoder: temperature 0.5 | mirostat 2"),
+        ("sample 0.8", "/temp", "temperature: sample 0.8"),
+        ("greedy", "/temp", "temperature: none"),
+    ],
+)
+def test_the_temperature_is_set_where_it_is(studio, registry, spec, line, shown):
+    studio.decoder = parse_spec(spec, registry)
+    assert run(studio, line) == f"{shown}\n"
+
+
+def test_two_temperatures_are_named_when_they_come_about(studio, registry):
+    """The advice for `/set temperature 0.5` was a decoder that lost the 0.5 and divided the logits twice."""
+    studio.decoder = parse_spec("sample 0.8", registry)
+    with pytest.raises(UsageError, match=r"stands in sample 0.8: /temperature 0.5 sets it there"):
+        execute(studio, "/set temperature 0.5")
+    with pytest.raises(UsageError, match="must be a number > 0"):
+        execute(studio, "/temp 0")
+    doubled = run(studio, "/decoder temperature 0.5 | sample 0.8")
+    assert "temperature 0.5 and sample 0.8 both divide the logits, so the temperatures\nmultiply" in doubled
+    assert "multiply" not in run(studio, "/set sample 0.7")  # said once
+    assert run(studio, "/decoder temperature 0.5 | sample") == "decoder: temperature 0.5 | sample 1\n"
+    studio.decoder = parse_spec("greedy", registry)
+    with pytest.raises(UsageError, match=r"/decoder sample 0\.5"):
+        execute(studio, "/temp 0.5")
 
 
 def test_a_stage_that_stands_twice_is_told_apart_by_its_number(studio, registry):
@@ -86,7 +120,10 @@ def test_a_stage_that_stands_twice_is_told_apart_by_its_number(studio, registry)
         ("/set top-k n=4", "top-k has no option 'n'"),
         ("/set top-k 4 | greedy", "`|` stands where a value should be"),
         ("/set top-k#2 4", "top-k stands once in temperature 0.9 | top-k 40 | sample 0.8"),
-        ("/set top-p 0.5", "add it with /decoder temperature 0.9 | top-k 40 | top-p 0.9 | sample 0.8"),
+        ("/set top-p 0.5", "add it with /decoder temperature 0.9 | top-k 40 | top-p 0.5 | sample 0.8"),
+        ("/set top-p", "add it with /decoder temperature 0.9 | top-k 40 | top-p 0.9 | sample 0.8"),
+        ("/set top-p 7", "add it with /decoder temperature 0.9 | top-k 40 | top-p 0.9 | sample 0.8"),
+        ("/temp 0.5", "which multiply: /set temperature 0.5 or /set sample 0.5"),
         ("/set greedy", "add it with /decoder temperature 0.9 | top-k 40 | greedy"),
         ("/preset", "/preset: it has save, load, list, rm"),
         ("/preset sav x", "did you mean save?"),
@@ -111,7 +148,7 @@ def test_wrong_input_names_the_right_one_and_changes_nothing(studio, line, messa
 def test_reset_goes_back_to_the_decoder_of_the_start(studio):
     run(studio, "/decoder greedy")
     run(studio, "/decoder top-k 3")
-    assert run(studio, "/reset") == "decoder: temperature 0.9 | top-k 40 | sample 0.8\n"
+    assert run(studio, "/reset").startswith("decoder: temperature 0.9 | top-k 40 | sample 0.8\n")
 
 
 def test_decoder_tells_how_many_picks_each_stage_changed(studio, backend):
@@ -151,9 +188,9 @@ def test_one_preset_is_suggested_until_the_user_has_one_of_that_name(studio):
     assert f"Nearest to real stories: `{presets.SUGGESTED}`" in page
     before = studio.spec
     assert presets.SUGGESTED in run(studio, "/help")
-    assert presets.SUGGESTED in run(studio, "/preset list")
+    assert "min-p 0.05 | xtc 0.5 | sample 1" in run(studio, "/preset list")
     assert studio.spec == before
-    assert run(studio, "/preset load suggested") == f"decoder: {presets.SUGGESTED}\n"
+    assert run(studio, "/preset load suggested") == "decoder: min-p 0.05 | xtc 0.5 | sample 1\n"
     run(studio, "/preset save suggested greedy")
     assert run(studio, "/preset load suggested") == "decoder: greedy\n"
 
@@ -214,6 +251,7 @@ def test_a_preset_of_a_stage_that_is_gone_changes_nothing(studio):
     [
         ("/set te", ["temperature "]),
         ("/set gr", []),
+        ("/set to", ["top-k#1 ", "top-p ", "top-k#2 ", "top-a ", "top-h ", "top-k ", "top-n-sigma "]),
         ("/set top-k ", ["40", "k="]),
         ("/set top-k#2 k=", ["40"]),
         ("/preset ", ["save ", "load ", "list", "rm "]),
@@ -226,11 +264,23 @@ def test_a_preset_of_a_stage_that_is_gone_changes_nothing(studio):
         ("/color s", ["surprise"]),
         ("/colour e", ["entropy"]),
         ("/save m", ["mine"]),
+        ("/sessions r", ["rename ", "rm "]),
+        ("/sessions rm y", ["yours"]),
+        ("/goto 1", ["12", "1"]),
+        ("/diff 2 1", ["12", "1"]),
+        ("/export owl.m", ["owl.md"]),
+        ("/export /nowhere/", [f"story.{ending}" for ending in ("txt", "md", "json", "html", "svg")]),
     ],
 )
 def test_completion(registry, text, texts):
-    names = Names(lambda: ["cold", "warm"], lambda: ["mine", "yours"])
+    decoder = parse_spec("top-k 40 | top-p 0.9 | top-k 9 | sample 0.8", registry)
+    names = Names(lambda: ["cold", "warm"], lambda: ["mine", "yours"], lambda: stage_names(decoder),
+                  lambda: [("12", "The owl"), ("1", "Once"), ("0", "the blank page")])  # fmt: skip
     assert [one.text for one in complete(text, registry, names)] == texts
+
+
+def test_tab_knows_every_format_of_export(registry):
+    assert [one.text for one in complete("/export /nowhere/a", registry)] == [f"a{ending}" for ending in FORMATS]
 
 
 def test_completion_of_files_and_models(registry, tmp_path):

@@ -8,15 +8,18 @@ import time
 from dataclasses import replace
 
 import pytest
+from kept_session import KEPT
 
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.repl.commands import DeskStory, execute
+from tinystory.repl.commands.tree import step_aside
 from tinystory.screen.blocks import Bars, Spans
 from tinystory.screen.screen import Screen
+from tinystory.story.session_file import load_session
 from tinystory.studio.backend import ModelBackend
-from tinystory.studio.recall import desk_ids
+from tinystory.studio.recall import desk_ids, words_before
 from tinystory.studio.studio import Studio
 
 SPEC = "temperature 0.9 | top-k 40 | min-p 0.05 | sample"
@@ -96,6 +99,24 @@ def test_top_counts_from_the_end_too_and_looks_ahead(told):
     assert run(told, "/top") == run(told, "/top next")
     assert run(told, "/top").startswith("the next token, after")
     assert len(run(told, "/top next 3").splitlines()) < len(run(told, "/top next 9").splitlines())
+
+
+def test_one_small_number_after_top_is_a_place_and_the_reply_says_so(told, studio):
+    """Who types /top 5 wants five tokens; it shows token 5, as /trace 5 does."""
+    told.goto(1)
+    assert run(told, "/top 5").endswith("5 is the place; for the 5 likeliest next tokens: /top next 5\n")
+    assert "likeliest next" not in run(told, "/top 5 3") + run(told, "/top -1") + run(told, "/top 21")
+    told.goto(0)
+    with pytest.raises(UsageError, match="/top next 5"):
+        execute(told, "/top 5")
+
+
+def test_a_pick_shows_the_words_before_it(told):
+    token_id = told.backend.encode(" cat", bos=False)[0]
+    before = "Once upon a time, there was a little"
+    assert words_before(told, told.pick(10, token_id)) == before
+    assert words_before(told, told.pick(len(told.token_ids) - 1, token_id)).startswith("…")
+    assert words_before(told, told.next_turn("And")) == words_before(told, told.retry()) == ""
 
 
 def test_top_marks_a_token_of_any_rank(studio, backend):
@@ -192,7 +213,7 @@ def test_trace_shows_the_funnel(told, backend):
     assert re.search(r"^top-k 40 +40 left +\d", shown, re.MULTILINE)
     picked = backend.token_text(told.token_ids[10])
     assert re.search(
-        rf'^sample +took +"{re.escape(picked)}" +[\d.]+% by the model, [\d.]+% by this', shown, re.MULTILINE
+        rf'^sample 1 +took +"{re.escape(picked)}" +[\d.]+% by the model, [\d.]+% by this', shown, re.MULTILINE
     )
 
 
@@ -253,7 +274,7 @@ def test_ppl_refuses_a_large_file(told, tmp_path):
 
 def test_whatif_marks_what_the_decoder_forbids(told):
     shown = run(told, "/whatif top-k 2")
-    assert re.search(r"top-k 2 \| sample could not have picked \d+ of 40 tokens:", shown)
+    assert re.search(r"top-k 2 \| sample 1 could not have picked \d+ of 40 tokens:", shown)
     n = int(re.search(r"top-k 2 +removed (\d+)", shown)[1])
     assert 0 < shown.count("[") <= n
     colored = show(execute(told, "/whatif top-k 2").blocks, color=True)
@@ -295,6 +316,34 @@ def test_a_large_tree_shows_what_is_around_the_desk(make):
     assert output.endswith("— … 201 turns after these; /tree all shows them\n")
     assert output.count("\n") == 202
     assert run(studio, "/tree all").count("\n") == 600
+
+
+def test_the_tree_shows_the_prompt_once_and_the_words_that_differ(make, monkeypatch):
+    """Each branch of an opening was a story of its own, and all of them began with the same words."""
+    monkeypatch.setenv("COLUMNS", "120")
+    studio = make(tree=load_session(KEPT).tree)
+    rows = [re.split(r" {2,}(?=\S)", line, maxsplit=2) for line in run(studio, "/tree").splitlines()]
+    assert rows[0] == ["┬", "The little owl was"]
+    assert [row[:2] for row in rows[1:6]] == [
+        ["├ ● 1", "walking in the park. He saw a big tree"],
+        ["│ 7", ". He was curious about what was in the tree"],
+        ["│ ├ 8", "… He wanted to see what was inside the tree"],
+        ["│ ├ 9", "… decided to try it and see what was"],
+        ["│ └ 10", "… \"Let's climb and see what's"],
+    ]
+    assert [row[0] for row in rows[6:12]] == ["├ 11", "├ 2", "├ 12", "├ 13", "│ 14", "│ 15"]
+    # Decoder and seed stand only where they change.
+    assert [row[2].split(" · ")[:-2] for row in rows[1:5]] == [
+        ["min-p 0.1 | sample 1.2", "seed 100"], [], ["greedy"], ["sample 0.8"],
+    ]  # fmt: skip
+    assert rows[7][2].startswith("seed 101 · ")
+    assert rows[9][1:] == ["… forest.", "cut"]
+    for turn in studio.tree.turns.values():
+        studio.tree.turns[turn.id] = replace(turn, own=turn.own.replace("owl was", "owl was, then"))
+    assert run(studio, "/tree").splitlines()[0] == "┬  The little owl was, then"
+    studio.goto(11)
+    step_aside(studio, -1)
+    assert studio.tree.current == 1
 
 
 def test_a_deep_tree_leaves_room_for_its_text(make):

@@ -70,8 +70,9 @@ def writing(chat):
     chat.says("/seed 7", "^seed: 7$")
     chat.says("/stop the", 'a turn ends before "the"')
     chat.says("/stop off", "no stop text is set")
-    chat.says("/words Once,zebra", "✓ Once  · zebra")
-    chat.says("/words off", "no words are wanted")
+    chat.says("/wish Once,zebra", "✓ Once  · zebra")
+    chat.says("/wish off", "no words are wanted")
+    chat.says("/edit fix", rf"{re.escape(ADDED_LINE)}$")
     chat.says("/edit", rf"^ {re.escape(ADDED_LINE)}(?! home)", WRITTEN)
     chat.says("/new", "a blank page")
     chat.says("/new The dog ran", r"^The dog ran.* ", WRITTEN)
@@ -144,11 +145,11 @@ def interrupted(chat):
 
 def the_tree(chat):
     chat.says("/new One day", r"^One day.* ", WRITTEN)
-    first = re.findall(r"(?m)^\s*● (\d+)|● (\d+) ", chat.says("/tree", r"● \d+  One day.* seed 7"))[-1]
+    first = re.findall(r"(?m)^\s*● (\d+)|● (\d+) ", chat.says("/tree", r"● \d+  One day.* tok · "))[-1]
     number = next(filter(None, first))
     chat.says("/retry", r"^One day", WRITTEN)
-    chat.says("/more 3", r"1 of 3 +│ 2 of 3 +│ 3 of 3", r"turns \d+ to \d+ of the tree")
-    chat.says("/tree", r"└ \d+  One day", r"seed \d+/2 · ")
+    chat.says("/more", r"turn \d+ +│ turn \d+ +│ turn \d+", r"turns \d+ to \d+ of the tree")
+    chat.says("/tree", r"├ ┬  One day", r"│ └ \d+  ", r"seed \d+/2 · ")
     chat.says(f"/goto {number}", r"^One day")
     chat.keys("M-Left", sees=r"there is no branch before this one|(?:^My owl|^A long way|^/slashes|^Two lines)")
     chat.says(f"/goto {number}", r"^One day")
@@ -159,6 +160,7 @@ def the_tree(chat):
 def decoding(chat):
     chat.says("/decoder temperature 0.9 | top-k 40 | sample 0.8", r"decoder: temperature 0.9 \| top-k 40 \| sample 0.8")
     chat.says("/set top-k 20", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
+    chat.says("/temperature 0.7", "which multiply: /set temperature 0.7 or")
     chat.says("/decoder top-q 3", "top-q.*did you mean")
     chat.says("/new The cat", r"^The cat.* ", WRITTEN)
     chat.says("/decoder", r"in the \d+ tokens of the turn", r"top-k +k = 20 +", r"top-k 20 +changed")
@@ -180,7 +182,7 @@ def seeing(chat):
     chat.says("/trace -1", r"\d,?\d+ → .*20 → ", r"top-k 20 +20 left", r"took .* by this decoder")
     chat.says("/inside -1", r"layer 6 \(the model\)", r"is the likeliest from", r"looked")
     chat.says("/inside -1 parts", r"layer 6: 1 [+-]\d", r"times less likely|no part helps it")
-    chat.says("/pick -1 #2", r"^ \S", WRITTEN)
+    chat.says("/pick -1 #2", r"^…?\w.* \S", WRITTEN)
     chat.says("/ppl", r"perplexity +\d", r"bits per byte +\d")
     chat.says("/whatif greedy", r"greedy could not have picked|greedy could have written")
 
@@ -227,7 +229,7 @@ def chosen(chat):
 
 def comparing(chat):
     chat.says("/new The owl saw", r"^The owl saw", WRITTEN)
-    chat.says("/compare greedy ; sample 1.2 ; top-k 5", r"greedy +│ sample 1.2 +│ top-k 5",
+    chat.says("/compare greedy ; sample 1.2 ; top-k 5", r"\d+ greedy +│ \d+ sample 1.2 +│ \d+ top-k 5",
               r"bits/token +│ \d", "of the tree; on the desk is")  # fmt: skip
     low, high = re.findall(r"turns (\d+) to (\d+) of the tree", chat.shown())[-1]
     chat.says(
@@ -244,6 +246,7 @@ def keeping(chat):
     chat.says("/save tour", "tour is saved as")
     chat.says("/sessions", r"● tour +\d{4}-", "1 session; /load NAME opens one")
     chat.says("/load tour", r"^The owl saw")
+    chat.says("/sessions rm tour !", "tour is the session of this chat")
     chat.says("/export owl.md", "the story is in owl.md")
     assert "The owl saw" in story.read_text(encoding="utf-8")
     chat.says("/export owl.md", "owl.md.*!|!.*owl.md")
@@ -257,7 +260,7 @@ def test_the_studio_without_colours_on_a_wide_screen(tour):
     chat.says("Once upon a time", r"^Once upon a time, ", rf"— {WRITTEN}")
     chat.says("/color prob", "there are no colours here: NO_COLOR is set")
     chat.says("/whatif greedy", r"\[.+\]|could have written all")
-    chat.says("/compare", r"sample 0.8 +│ greedy", "— turns 2 to 3 of the tree")
+    chat.says("/compare", r"2 sample 0.8 +│ 3 greedy", "— turns 2 to 3 of the tree")
     chat.says("/decoders", r"top-p +processor")
     chat.keys("M-Up", sees="Esc leaves", prompt=False)
     chat.keys("q")
@@ -290,7 +293,7 @@ def test_a_screen_of_a_few_letters_is_enough(tour):
         ("/decoder", "sample"),
         ("/top -1 5", "%"),
         ("/trace", "model"),
-        ("/compare greedy ; sample 1", "== greedy"),
+        ("/compare greedy ; sample 1", "== 2 greedy"),
         ("/config", "emacs"),
     ]:
         chat.says(line, pattern)

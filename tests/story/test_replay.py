@@ -4,16 +4,18 @@ import json
 import shutil
 from dataclasses import replace
 
+import platformdirs
 import pytest
 import torch
 from keepers import keeper_of
+from kept_session import KEPT
 from safetensors.torch import load_file, save_file
 
 from tinystory.checkpoint.hash import model_hash
 from tinystory.checkpoint.shipped import DEFAULT_MODEL
 from tinystory.cli import main
 from tinystory.decoding.plugins import discover
-from tinystory.decoding.spec import format_spec, parse_spec
+from tinystory.decoding.spec import parse_spec, shown_spec
 from tinystory.repl.commands import execute
 from tinystory.session.loading import load
 from tinystory.story.replay import replay_turn
@@ -170,8 +172,22 @@ def test_a_session_of_ten_specs_comes_about_again(session, registry, capsys):
     assert all(line.endswith("ok") for line in lines[:-1])
     assert "turns are as recorded" in lines[-1]
     for spec in SPECS:
-        canonical = format_spec(parse_spec(spec, registry))
-        assert any(f" · {canonical} · seed" in line for line in lines)
+        shown = shown_spec(parse_spec(spec, registry))
+        assert any(f" · {shown} · seed" in line for line in lines)
+
+
+def test_a_session_of_an_earlier_tinystory_is_replayed_by_its_name(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(platformdirs, "user_data_path", lambda name: tmp_path / name)
+    folder = tmp_path / "tinystory" / "sessions"
+    folder.mkdir(parents=True)
+    shutil.copy(KEPT, folder / "owl.json")
+    code, out, err = replay(capsys, "owl")
+    assert (code, err) == (0, "")
+    assert "turn 10 · top-k 5 | sample 1 · seed 100 · 10 tokens · ok" in out.splitlines()
+    assert out.endswith("14 of 14 turns are as recorded: 133 tokens, 0 numerical ties\n")
+    code, out, err = replay(capsys, "owls")
+    assert (code, out) == (3, "")
+    assert "there is no file owls, and no session has this name: did you mean owl?" in err
 
 
 def test_the_json_of_a_replay_is_one_object(session, capsys):

@@ -13,6 +13,7 @@ from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.repl.commands import execute
+from tinystory.story.branches import Branches
 from tinystory.story.saved_chat import SavedChat
 from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 from tinystory.studio.backend import ModelBackend
@@ -108,9 +109,34 @@ def test_undo_and_redo_are_exact(tree):
 
 def test_branches_lie_side_by_side(tree):
     tree.goto(2)
-    assert tree.branch(-1) is None
-    assert tree.branch(1).id == 3
-    assert [(n.id, depth) for n, depth in tree.walk()] == [(1, 0), (2, 1), (3, 1), (4, 0)]
+    assert Branches(tree).aside(-1) is None
+    assert Branches(tree).aside(1) is None
+    tree.goto(3)
+    assert Branches(tree).aside(-1).id == 1  # turn 3 changes the end of turn 1
+    assert Branches(tree).aside(1).id == 4
+    assert hung(tree) == [(1, 0), (2, 1), (3, 0), (4, 0)]
+
+
+def hung(tree):
+    """Return the number and the depth of each turn, in the order of the picture."""
+    branches = Branches(tree)
+
+    def below(number, depth):
+        for group in branches.groups(number):
+            for turn in group.turns:
+                yield turn.id, depth
+                yield from below(turn.id, depth + 1)
+
+    return list(below(ROOT, 0))
+
+
+def test_turns_that_were_promised_their_numbers_come_in_any_order(tree):
+    """The columns of /compare show their numbers before the first one has ended."""
+    assert tree.next_number == 5
+    for number in (7, 5):
+        assert tree.add(typed_turn(4, 1, [number], "z", 1), number).id == number
+    assert list(tree.turns) == [1, 2, 3, 4, 5, 7]
+    assert tree.add(typed_turn(4, 1, [8], "z", 1)).id == 8
 
 
 @pytest.mark.parametrize(
@@ -205,7 +231,7 @@ def test_whatever_the_writer_does_every_text_is_that_of_its_tokens_and_the_cache
         except UsageError:
             continue
         tree = studio.tree
-        assert {n.id for n, _ in tree.walk()} == set(tree.turns) >= set(seen)
+        assert sorted(number for number, _ in hung(tree)) == list(tree.turns) >= sorted(seen)
         for number in tree.turns:
             text, ids = tree.text(number), tree.token_ids(number)
             assert text == backend.detokenize(ids)

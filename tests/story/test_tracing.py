@@ -481,7 +481,11 @@ def test_the_sampler_the_seed_and_the_model_part_stories_too():
         for decoder, seed in ((Decoder((), Greedy()), 1), (Decoder((), Sample()), 1), (Decoder((), Sample()), 2))
     )
     found = parting(greedy, lucky)
-    assert (found.stage, found.side, found.cause) == ("sampler", "", "the samplers pick differently: greedy and sample")
+    assert (found.stage, found.side, found.cause) == (
+        "sampler",
+        "",
+        "the samplers pick differently: greedy and sample 1",
+    )
     found = parting(lucky, other)
     assert (found.stage, found.side, found.cause) == ("seed", "", "the seeds differ: 1 and 2")
     found = parting(lucky, tell(Decoder((), Sample()), session, story=1))

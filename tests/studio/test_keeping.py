@@ -185,7 +185,7 @@ def test_settings_changed_after_the_last_turn_are_saved_on_leaving(make):
     studio = make()
     write(studio, "Once")
     execute(studio, "/decoder greedy", keeper_of(studio))
-    execute(studio, "/words owl, kite", keeper_of(studio))
+    execute(studio, "/wish owl, kite", keeper_of(studio))
     keeper_of(studio).close()
     session = load_session(keeper_of(studio).path)
     assert (session.spec, session.words) == ("greedy", ("owl", "kite"))
@@ -376,6 +376,36 @@ def test_the_list_of_sessions_has_the_latest_first_and_bears_a_damaged_one(make)
     assert lines[3].endswith("(cannot be read)")
 
 
+def test_a_session_is_removed_or_renamed_but_never_an_open_one(make, tmp_path):
+    studio, other = make(), make()
+    for one, name in ((studio, "owl"), (other, "fox"), (studio, "kite")):
+        write(one, f"The {name}")
+        execute(one, f"/save {name}", keeper_of(one))
+    folder = tmp_path / "sessions"
+    what = "1 story, 2 turns, begins with “The owl, and so on.”"
+    assert said(studio, "/sessions rm owl") == f"owl: {what}\n/sessions rm owl ! removes it for good"
+    before = (folder / "owl.json").stat().st_mtime_ns
+    assert said(studio, "/sessions rename owl bird") == "owl is now bird"
+    assert (folder / "bird.json").stat().st_mtime_ns == before
+    assert not load_session(folder / "bird.json").automatic
+    for line, message in (
+        ("/sessions rm kite !", "kite is the session of this chat: /load another one first"),
+        ("/sessions rm kite", "kite is the session of this chat"),
+        ("/sessions rm fox !", "fox is open in another chat"),
+        ("/sessions rename kite hawk", "/save hawk names it"),
+        ("/sessions rename bird fox", "fox is open in another chat"),
+        ("/sessions rename bird kite", "kite is the session of this chat"),
+        ("/sessions rm brid", "did you mean bird?"),
+        ("/sessions rm ../owl", "cannot name a session"),
+        ("/sessions remove", "rm NAME, or rename NAME NEW"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            execute(studio, line, keeper_of(studio))
+    assert sorted(path.name for path in folder.glob("*.json")) == ["bird.json", "fox.json", "kite.json"]
+    assert said(studio, "/sessions rm bird !") == f"bird is removed: {what}"
+    assert not (folder / "bird.json").exists()
+
+
 def test_fifty_sessions_are_listed_at_most_with_the_count(make):
     studio = make()
     write(studio, "Once")
@@ -421,7 +451,7 @@ def test_export_as_markdown_has_what_was_typed_in_bold_and_a_table_of_turns(make
     text = exported(studio, tmp_path, "a.md")
     story, table = text.split("\n\n", 1)
     assert story == r"**Once**, and so on. **a \*b\***, and so on."
-    assert table.splitlines()[-1] == rf"| 2 | top\-k 5 \| sample | 7 | toy {HASH[:12]} | 12 |"
+    assert table.splitlines()[-1] == rf"| 2 | top\-k 5 \| sample 1 | 7 | toy {HASH[:12]} | 12 |"
 
 
 def test_export_as_json_is_a_session_of_this_story_alone(make, tmp_path):

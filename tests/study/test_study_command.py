@@ -221,7 +221,7 @@ def test_table_json_page_and_plots(study, story_file, tmp_path):
         "# The decoder study\n\n`tinystory study -d greedy -d 'top-k 60 | sample' --prompts prompts.txt"
     )
     assert str(tmp_path) not in text
-    assert "`top-k 60 \\| sample`" in text
+    assert "`top-k 60 \\| sample 1`" in text
     for link in re.findall(r"!\[\w+\]\((.*?)\)", text):
         assert (page.parent / link).read_bytes().startswith(b"\x89PNG")
     assert text.count("![") == 2

@@ -24,7 +24,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         """Name the decoders."""
-        return f"<Comparison of {', '.join(story.spec for story in self.stories)}>"
+        return f"<Comparison of {', '.join(story.shown_spec for story in self.stories)}>"
 
     def __len__(self) -> int:
         """Return the number of stories."""

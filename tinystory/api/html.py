@@ -35,7 +35,7 @@ def story_html(story: "Story") -> str:
 def comparison_html(comparison: "Comparison") -> str:
     """Return the stories side by side, each under its decoder."""
     columns = "".join(
-        f'<div style="flex: 1 1 16em; min-width: 12em"><b>{_text(story.spec)}</b>{_story(story, _hints(story))}'
+        f'<div style="flex: 1 1 16em; min-width: 12em"><b>{_text(story.shown_spec)}</b>{_story(story, _hints(story))}'
         f"{_foot(story)}</div>"
         for story in comparison
     )
@@ -106,10 +106,8 @@ def _story(story: "Story", hints: Sequence[str]) -> str:
 
 def _foot(story: "Story") -> str:
     bits = story.statistics["bits_per_token"]
-    facts = (
-        f"{len(story.tokens)} tokens · {bits:.2f} bits/token · {story.finish_reason} · {story.spec} · seed {story.seed}"
-    )
-    return f'<p style="{_SMALL}">{_text(facts)}</p>'
+    facts = f"{len(story.tokens)} tokens · {bits:.2f} bits/token · {story.finish_reason}"
+    return f'<p style="{_SMALL}">{_text(f"{facts} · {story.shown_spec} · seed {story.seed}")}</p>'
 
 
 def _hints(story: "Story") -> list[str]:

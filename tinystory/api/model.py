@@ -3,7 +3,6 @@
 Weights are loaded when the first story is written, and without torch if that is enough.
 """
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ from tinystory.decoding.stages import Stage
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import UsageError, nearest
 from tinystory.session.loading import LoadedModel, load_header, load_without_torch
+from tinystory.settings import random_seed
 from tinystory.text.sentences import whole_sentences
 from tinystory.writing.generate import Ended, StoryRequest, Text, write
 
@@ -268,7 +268,7 @@ def load(model: str | None = None, *, dtype: str = "float32", device: str = "cpu
 
 def _seed(seed: int | None) -> int:
     if seed is None:
-        return random.SystemRandom().randrange(2**32)
+        return random_seed()
     if type(seed) is not int or not 0 <= seed < 2**64:
         raise UsageError(f"seed is {seed!r}; it must be a whole number from 0, below 2^64")
     return seed

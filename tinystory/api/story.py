@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from tinystory.decoding import FinishReason, Request, Token
-from tinystory.decoding.spec import format_spec
+from tinystory.decoding.spec import format_spec, shown_spec
 from tinystory.errors import UsageError
 from tinystory.text.sentences import whole_sentences
 from tinystory.text.tokenizer import Detokenizer, Tokenizer
@@ -69,7 +69,7 @@ class Story:
     def __repr__(self) -> str:
         """Show the text, shortened."""
         text = self.text if len(self.text) <= 60 else self.text[:59] + "…"
-        return f"<Story {text!r}, {len(self.tokens)} tokens, {self.spec}, seed {self.seed}>"
+        return f"<Story {text!r}, {len(self.tokens)} tokens, {self.shown_spec}, seed {self.seed}>"
 
     def __str__(self) -> str:
         """Return the text."""
@@ -94,6 +94,11 @@ class Story:
     def spec(self) -> str:
         """The decoder, as a spec."""
         return format_spec(self._written.request.decoder)
+
+    @property
+    def shown_spec(self) -> str:
+        """The decoder, as a spec with the first option of each stage, for people."""
+        return shown_spec(self._written.request.decoder)
 
     @property
     def seed(self) -> int:

@@ -13,6 +13,7 @@ from tinystory.commands.shared.notices import note, warn
 from tinystory.commands.shared.printers import JsonLines, Printer, print_json, print_stories, print_text
 from tinystory.commands.shared.prompt import prompt_of, seed_of, stops_of
 from tinystory.decoding.spec import parse_spec
+from tinystory.decoding.spec_text import temperature_notes
 from tinystory.evaluation.comparison import Measures, check_count, measures, requests
 from tinystory.interrupts import Interrupts, exit_code
 from tinystory.safe.showing import visible
@@ -42,6 +43,7 @@ def run(options: CompareOptions) -> int:
     # All mistakes of the user are found before torch is imported.
     registry = find_decoders(options)
     decoders = [parse_spec(spec, registry) for spec in options.decoders]
+    warn(options, [line for decoder in decoders for line in temperature_notes(decoder)])
     name, header = find_model(options.model)
     import_torch_meanwhile(options, header, *decoders)
     prompt, seed = prompt_of(options.prompt), seed_of(options.seed)
@@ -71,7 +73,7 @@ class _Compared(Printer):
     def show(self, event: TextEvent) -> None:
         super().show(event)
         if isinstance(event, Trimmed):
-            self.trimmed.append(self.specs[event.story])
+            self.trimmed.append(self.titles[event.story])
 
     def end(self) -> None:
         # The notices come at the end: before, they would stand among the columns.
@@ -89,7 +91,7 @@ class _SideBySide(_Compared):
 
     def __init__(self, options: CompareOptions, model: LoadedModel, asked: Sequence[StoryRequest]) -> None:
         super().__init__(options, model, asked)
-        self.columns = Columns(self.specs, width_of(sys.stdout), color=styled(options.color, sys.stdout))
+        self.columns = Columns(self.titles, width_of(sys.stdout), color=styled(options.color, sys.stdout))
         for index in range(len(asked)):
             print_text(self.columns.add(index, self.prompt))
 
@@ -116,7 +118,7 @@ class _Piped(_Compared):
     def __init__(self, options: CompareOptions, model: LoadedModel, asked: Sequence[StoryRequest]) -> None:
         super().__init__(options, model, asked)
         gaps = ["", *["\n"] * (len(asked) - 1)]
-        self.waiting = [f"{gap}== {spec}\n{self.prompt}" for gap, spec in zip(gaps, self.specs, strict=True)]
+        self.waiting = [f"{gap}== {spec}\n{self.prompt}" for gap, spec in zip(gaps, self.titles, strict=True)]
         self.current = 0
         self._flush()
 
@@ -130,7 +132,7 @@ class _Piped(_Compared):
 
     def end(self) -> None:
         super().end()
-        for index, spec in enumerate(self.specs):
+        for index, spec in enumerate(self.titles):
             figures = _in_words(measures(self.stories[index]))
             note(self.options, " · ".join([*figures, visible(spec), f"seed {self.seed}"]))
 

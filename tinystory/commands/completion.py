@@ -133,6 +133,7 @@ _BY_METAVAR: Mapping[str, object] = {
     "SPEC": lambda prefix, **_: decoder_specs(prefix),
     "MODEL": lambda prefix, **_: _suggestions("model", prefix),
     "FILE": FilesCompleter(),
+    "SESSION": lambda prefix, **_: _suggestions("load", prefix) | dict.fromkeys(FilesCompleter()(prefix), ""),
     "DATA": FilesCompleter(),
     "DIR": DirectoriesCompleter(),
 }

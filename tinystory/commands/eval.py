@@ -17,7 +17,7 @@ from tinystory.commands.shared.notices import warn
 from tinystory.commands.shared.prompt import seed_of
 from tinystory.commands.shared.streams import apart
 from tinystory.decoding import Decoder
-from tinystory.decoding.spec import format_spec, parse_spec
+from tinystory.decoding.spec import format_spec, parse_spec, shown_spec
 from tinystory.errors import UsageError
 from tinystory.safe.showing import visible
 from tinystory.screen.console import progress_bar, table_console
@@ -118,7 +118,8 @@ def run(options: EvalOptions) -> int:
     if options.json:
         _print_json(model, result, endings, report)
     else:
-        _print_text(options, result, endings, report)
+        shown = {**report, "spec": shown_spec(decoder)} if report and decoder else None
+        _print_text(options, result, endings, shown)
     return 0
 
 

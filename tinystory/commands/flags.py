@@ -101,7 +101,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
 
 def _replay(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="a session file, or a story exported as .json")
+    add("file", type=Path, metavar="SESSION", help="the name or the file of a session, or a story exported as .json")
     # This is not the setting `model`: the default is the model that the file names.
     add("-m", "--model", dest="with_model", metavar="MODEL", help=f"{_MODEL} (default: the model that the file names)")
     add("--device", metavar="D", default=BUILT_IN["device"], help=_DEVICE)
@@ -111,7 +111,7 @@ def _replay(parser: argparse.ArgumentParser) -> None:
 
 def _page(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="a session file, or a story exported as .json")
+    add("file", type=Path, metavar="SESSION", help="the name or the file of a session, or a story exported as .json")
     add("-o", "--out", type=Path, metavar="FILE", help="the page to write (default: standard output)")
     add("--whatif", metavar="SPEC", help="mark the words that this decoder could not have picked")
     add("-m", "--model", dest="with_model", metavar="MODEL", help=f"{_MODEL} (default: the model that the file names)")

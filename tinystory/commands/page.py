@@ -17,6 +17,7 @@ from tinystory.safe.writing import write_atomically
 from tinystory.session.loading import LoadedModel, load
 from tinystory.story.saved_chat import SavedChat
 from tinystory.story.session_file import load_session
+from tinystory.studio.kept_sessions import find_session
 
 __all__ = ["PageOptions", "run"]
 
@@ -26,7 +27,7 @@ class PageOptions(DecoderFileOptions):
     """The options of `tinystory page`.
 
     Attributes:
-        file: a session, or a story exported as .json.
+        file: the name or the file of a session, or a story exported as .json.
         out: the page; a file that is there is replaced. None writes to standard output.
         whatif: a spec whose impossible tokens are marked.
         with_model: the model to compute with; None is the model that the file names.
@@ -51,7 +52,7 @@ def run(options: PageOptions) -> int:
     from tinystory.page.content import columns_of, mark_partings, page_story
     from tinystory.page.page import page_html
 
-    chat = load_session(options.file)
+    chat = load_session(find_session(options.file))
     registry = discover(options.decoder_file)
     turns = columns_of(chat.tree)
     if options.whatif is not None:

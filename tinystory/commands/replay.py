@@ -13,6 +13,7 @@ from tinystory.commands.shared.groups import DecoderFileOptions
 from tinystory.commands.shared.notices import warn
 from tinystory.commands.shared.streams import apart
 from tinystory.decoding.plugins import Registry, discover
+from tinystory.decoding.spec import spec_as_shown
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.safe.reading import shown
@@ -21,6 +22,7 @@ from tinystory.screen.facts import is_dumb
 from tinystory.session.loading import LoadedModel, load
 from tinystory.story.session_file import load_session
 from tinystory.story.tree import StoryTree, Turn, Written
+from tinystory.studio.kept_sessions import find_session
 
 __all__ = ["ReplayOptions", "run"]
 
@@ -32,7 +34,7 @@ class ReplayOptions(DecoderFileOptions):
     """The options of `tinystory replay`.
 
     Attributes:
-        file: a session, or a story exported as .json.
+        file: the name or the file of a session, or a story exported as .json.
         with_model: the model to replay with; None is the model that the file names.
         device: where the model runs, as torch names it.
         json: print one JSON object.
@@ -46,7 +48,8 @@ class ReplayOptions(DecoderFileOptions):
 
 def run(options: ReplayOptions) -> int:
     """Replay a session and print the result; return 1 if a turn differs from its record, else 0."""
-    chat = load_session(options.file)
+    file = find_session(options.file)
+    chat = load_session(file)
     registry = discover(options.decoder_file)
     turns = [turn for turn in chat.tree.turns.values() if turn.written is not None]
     rows: list[dict[str, Any]] = []
@@ -55,13 +58,13 @@ def run(options: ReplayOptions) -> int:
         rows.append(row)
         _clear_progress()
         if not options.json:
-            print(visible(_line(row)))
+            print(visible(_line(row | {"spec": spec_as_shown(row["spec"], registry)})))
     _clear_progress()
     ok = all(row["ok"] for row in rows)
     if options.json:
         totals = {name: sum(row[name] for row in rows) for name in ("tokens", "ties")}
         versions = {"tinystory": tinystory.__version__, "written_with": chat.version}
-        fields = {"file": str(options.file), "ok": ok, **totals, "nodes": rows, "versions": versions}
+        fields = {"file": str(file), "ok": ok, **totals, "nodes": rows, "versions": versions}
         print(json.dumps(fields, ensure_ascii=False))
     else:
         print(visible(_summary(rows, len(turns))))

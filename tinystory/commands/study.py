@@ -103,6 +103,7 @@ def run(options: StudyOptions) -> int:
     from tinystory.study.collection import Plan
     from tinystory.study.excerpts import real_groups
     from tinystory.study.findings import findings
+    from tinystory.study.table import as_shown
 
     seeds = tuple(range(first_seed, first_seed + options.seeds))
     n_search_seeds = min(options.search_seeds or options.seeds, options.seeds)
@@ -113,11 +114,12 @@ def run(options: StudyOptions) -> int:
     vocabulary = {word for story in training for word in words(story)} if training else None
     results = findings(plan, real, journal.records, vocabulary=vocabulary, failed=failed)
     results |= _circumstances(options, model, skipped)
-    _write_files(options, results)
+    shown = as_shown(results, decoders)
+    _write_files(options, results, shown)
     if options.json:
         sys.stdout.write(json.dumps(results) + "\n")
     else:
-        _print(options, results)
+        _print(options, shown)
     return 0
 
 
@@ -257,16 +259,22 @@ def _command(options: StudyOptions) -> str:
 # --- output ---
 
 
-def _write_files(options: StudyOptions, results: Mapping[str, Any]) -> None:
-    """Write study.json, the page, and beside the page a folder with its name for the plots."""
+def _write_files(options: StudyOptions, results: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
+    """Write study.json, the page, and beside the page a folder with its name for the plots.
+
+    Args:
+        options: the options of the command.
+        results: the results with canonical specs, for study.json.
+        shown: the results with specs as people see them, for the page and the plots.
+    """
     from tinystory.study.page import page
 
     write_atomically(options.out / "study.json", json.dumps(results, indent=1).encode() + b"\n")
     target = options.page_file
     target.parent.mkdir(parents=True, exist_ok=True)
-    plots = _plot(options, results, target.parent / target.stem)
+    plots = _plot(options, shown, target.parent / target.stem)
     links = [f"{target.stem}/{name}" for name in plots]
-    write_atomically(target, page(results, results["command"], links).encode())
+    write_atomically(target, page(shown, results["command"], links).encode())
 
 
 def _plot(options: StudyOptions, results: Mapping[str, Any], folder: Path) -> list[str]:

@@ -21,12 +21,24 @@ from typing import Any
 
 from tinystory.decoding.options import Option, options_of
 from tinystory.decoding.registry import Registry
-from tinystory.decoding.spec_text import example_of, format_spec, format_stage, format_value, has_pairs, implies_sample
+from tinystory.decoding.spec_text import (
+    example_of,
+    format_spec,
+    format_stage,
+    format_value,
+    has_pairs,
+    implies_sample,
+    shown_spec,
+    shown_stage,
+)
 from tinystory.decoding.stages import Decoder, LogitsProcessor, Sampler, Search, Stage
 from tinystory.errors import UsageError, nearest
 from tinystory.safe.reading import shown
 
-__all__ = ["change_stage", "example_decoder", "example_of", "format_spec", "format_stage", "format_value", "parse_spec"]
+__all__ = [
+    "change_stage", "example_decoder", "example_of", "format_spec", "format_stage", "format_value", "parse_spec",
+    "shown_spec", "shown_stage", "spec_as_shown",
+]  # fmt: skip
 
 _TOKEN = re.compile(r'(?P<space>\s+)|(?P<sign>[|=,])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s|;,="\\]+)', re.DOTALL)
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -61,6 +73,14 @@ def parse_spec(text: str, registry: Registry) -> Decoder:
             raise UsageError("the stage sample is not a sampler here: write a sampler at the end of the spec")
         decoder = dataclasses.replace(decoder, sampler=sample)
     return decoder
+
+
+def spec_as_shown(text: str, registry: Registry) -> str:
+    """Return a recorded spec as people see it; if a stage is not installed, as it was recorded."""
+    try:
+        return shown_spec(parse_spec(text, registry))
+    except UsageError:
+        return text
 
 
 def example_decoder(cls: type[Stage], registry: Registry) -> Decoder:

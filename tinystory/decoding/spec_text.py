@@ -10,8 +10,13 @@ from typing import Any
 from tinystory.decoding.options import Option, options_of
 from tinystory.decoding.stages import Decoder, Stage
 
-__all__ = ["example_of", "format_spec", "format_stage", "format_value", "has_pairs", "implies_sample"]
+__all__ = [
+    "TEMPERATURE", "example_of", "format_spec", "format_stage", "format_value", "has_pairs", "implies_sample",
+    "shown_spec", "shown_stage", "stage_names", "temperature_notes", "temperatures",
+]  # fmt: skip
 
+TEMPERATURE = "temperature"
+"""The name of the stage, and of the option of samplers, that divides the logits."""
 _PLAIN = re.compile(r'[^\s|;,="\\]+')
 
 
@@ -20,7 +25,19 @@ def format_spec(decoder: Decoder) -> str:
 
     Equal decoders give equal text, and `parse_spec` reads the text back as an equal decoder.
     """
-    stages = [format_stage(stage) for stage in decoder.stages]
+    return _spec_text(decoder, with_first=False)
+
+
+def shown_spec(decoder: Decoder) -> str:
+    """Write a decoder as people see it: as the canonical spec, but each stage has the value of its first option.
+
+    `min-p 0.1` stays `min-p 0.1`, although 0.1 is the default. `parse_spec` reads this text, too.
+    """
+    return _spec_text(decoder, with_first=True)
+
+
+def _spec_text(decoder: Decoder, *, with_first: bool) -> str:
+    stages = [_stage_text(stage, with_first=with_first) for stage in decoder.stages]
     if implies_sample(decoder):
         stages.insert(len(decoder.processors), "sample")
     return " | ".join(stages)
@@ -33,11 +50,21 @@ def implies_sample(decoder: Decoder) -> bool:
 
 def format_stage(stage: Stage) -> str:
     """Write one stage as it is in a canonical spec."""
+    return _stage_text(stage, with_first=False)
+
+
+def shown_stage(stage: Stage) -> str:
+    """Write one stage as people see it, with the value of its first option."""
+    return _stage_text(stage, with_first=True)
+
+
+def _stage_text(stage: Stage, *, with_first: bool) -> str:
     parts = [stage.name]
     options = options_of(type(stage))
     for declared in options:
         value = getattr(stage, declared.field)
-        if not declared.required and value == declared.default:
+        needed = declared.required or (with_first and declared is options[0] and value not in ("", ()))
+        if not needed and value == declared.default:
             continue
         if isinstance(value, Mapping):
             other_options = {other.name for other in options[1:]}
@@ -69,6 +96,45 @@ def _format_item(value: str | bool | int | float) -> str:
     if isinstance(value, int):
         return str(value)
     return repr(float(value) + 0.0).removesuffix(".0")  # + 0.0 makes −0.0, which equals 0, print as 0
+
+
+def stage_names(decoder: Decoder) -> list[tuple[str, str]]:
+    """Return how each stage with options is named in a decoder, such as `top-k#2` for the second, and its spec."""
+    names = [stage.name for stage in decoder.stages]
+    numbered = (
+        f"{stage.name}#{names[: index + 1].count(stage.name)}" if names.count(stage.name) > 1 else stage.name
+        for index, stage in enumerate(decoder.stages)
+    )
+    stages = zip(numbered, decoder.stages, strict=True)
+    return [(name, shown_stage(stage)) for name, stage in stages if options_of(type(stage))]
+
+
+def temperatures(decoder: Decoder) -> list[tuple[int, Option]]:
+    """Return where a decoder has a temperature: the index of the stage, and the stage's option.
+
+    A stage called `temperature` has it as its first option; another stage, such as `sample`, as an option of that name.
+    """
+    places = []
+    for index, stage in enumerate(decoder.stages):
+        options = options_of(type(stage))
+        named = next((declared for declared in options if declared.name == TEMPERATURE), None)
+        declared = options[0] if stage.name == TEMPERATURE and options else named
+        if declared is not None:
+            places.append((index, declared))
+    return places
+
+
+def temperature_notes(decoder: Decoder) -> list[str]:
+    """Return a line if two temperatures of a decoder multiply, which is rarely meant; else no line."""
+    hot = [
+        decoder.stages[index]
+        for index, declared in temperatures(decoder)
+        if getattr(decoder.stages[index], declared.field) != 1
+    ]
+    if len(hot) < 2:
+        return []
+    names = " and ".join(map(shown_stage, hot))
+    return [f"{names} both divide the logits, so the temperatures multiply: keep one of them"]
 
 
 def _quote(text: str) -> str:

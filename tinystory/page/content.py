@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinystory.decoding import Request, Step
 from tinystory.decoding.plugins import Registry
-from tinystory.decoding.spec import parse_spec
+from tinystory.decoding.spec import parse_spec, spec_as_shown
 from tinystory.errors import UsageError
 from tinystory.inside.inspector import Inspector
 from tinystory.session.loading import LoadedModel
@@ -129,7 +129,8 @@ def page_story(
         UsageError: the spec of `whatif` is wrong, or is a search.
     """
     path = tree.path(turn.id)
-    specs = {one.id: one.written.spec for one in tree.lineage(turn.id) if one.written is not None}
+    lineage = tree.lineage(turn.id)
+    specs = {one.id: spec_as_shown(one.written.spec, registry) for one in lineage if one.written is not None}
     last = tree.last_written(turn.id)
     if model is None or tokenizer is None or (last is not None and model.hash != last.model_hash):
         story = PageStory(turn, _bare_tokens(tree, turn, path, tokenizer), specs)
@@ -139,7 +140,7 @@ def page_story(
     n_bos = model.tokenizer.n_before_text(ids)
     story = PageStory(turn, _with_texts(path, model.tokenizer), specs)
     _add_alternatives(story.tokens, ids, model)
-    for one in tree.lineage(turn.id):
+    for one in lineage:
         _add_funnel(story, tree, one, path, model, registry)
     if whatif is not None:
         _add_verdict(story.tokens, tree, turn, ids, model, parse_spec(whatif, registry))

@@ -71,7 +71,7 @@ def _token(story: int, place: int, token: PageToken, *, parts: bool) -> str:
 
 def _origin(story: PageStory) -> str:
     written = story.turn.written
-    return "typed" if written is None else f"{written.spec} · seed {written.seed} · {written.model}"
+    return "typed" if written is None else f"{story.specs[story.turn.id]} · seed {written.seed} · {written.model}"
 
 
 def _data(stories: Sequence[PageStory], whatif: str | None) -> dict[str, Any]:

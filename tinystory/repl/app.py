@@ -19,6 +19,7 @@ from prompt_toolkit.history import History, InMemoryHistory
 
 from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import parse_spec
+from tinystory.decoding.spec_text import temperature_notes
 from tinystory.errors import OUT_OF_MEMORY, TinystoryError, UsageError, is_out_of_memory, one_line
 from tinystory.folders import history_file
 from tinystory.interrupts import HANG_UP, Terminated, whole_imports
@@ -41,6 +42,7 @@ from tinystory.screen.screen import Screen
 from tinystory.screen.terminal import Hushed, Writing
 from tinystory.studio.backend import ModelBackend
 from tinystory.studio.keeper import Keeper
+from tinystory.studio.recall import words_before
 from tinystory.studio.studio import Studio
 from tinystory.studio.turn_request import TurnRequest
 
@@ -98,7 +100,7 @@ def chat(settings: ChatSettings) -> int:
             if not settings.quiet:
                 screen.show(Line(_WELCOME if first_time else _WELCOME_BACK, "dim"))
                 screen.show(*(Line(warning, "dim") for warning in registry.warnings))
-            screen.show(*(Line(notice, "note") for notice in notices))
+            screen.show(*(Line(notice, "note") for notice in (*notices, *temperature_notes(studio.decoder))))
             if studio.tree.turn is not None:
                 show_story(studio, screen)
             return app.run()
@@ -237,6 +239,9 @@ class App:
             request = None if edited is None else self.studio.edit(edited)
             if request is None:
                 self._notice("nothing was changed")
+            elif reply.fix:
+                self.studio.keep(request)
+                show_story(self.studio, self.screen)
             else:
                 self._write((request,))
         if reply.requests:
@@ -262,6 +267,7 @@ class App:
                 ready = studio.backend.wait(lambda: writing.interrupted)
             finally:
                 if not titles and not (asking and ready):
+                    screen.story(words_before(studio, requests[0]), "dim")
                     screen.story(requests[0].ahead if ready else requests[0].typed, "bold")
             if not ready:
                 studio.keep(requests[0])

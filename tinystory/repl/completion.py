@@ -31,6 +31,16 @@ _PRESET_ACTIONS = {
     "rm ": "remove a preset",
 }
 
+_SESSION_ACTIONS = {"rename ": "give a session another name", "rm ": "remove a session"}
+_EXPORTS = {
+    ".txt": "the story",
+    ".md": "the story, with a table of its turns",
+    ".json": "for `tinystory replay`",
+    ".html": "a page that shows what else was possible",
+    ".svg": "a picture with the colours of the tokens",
+}
+"""What each format of /export is for. Its module imports rich, for which Tab does not wait."""
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -54,10 +64,14 @@ class Names:
     Attributes:
         presets: gives the names of presets.
         sessions: gives the names of saved sessions.
+        turns: gives the numbers of turns, each with its first words.
+        stages: gives the stages of the decoder in use, as /set names them, each with its spec.
     """
 
     presets: Callable[[], Iterable[str]] = tuple
     sessions: Callable[[], Iterable[str]] = tuple
+    stages: Callable[[], Iterable[tuple[str, str]]] = tuple
+    turns: Callable[[], Iterable[tuple[str, str]]] = tuple
 
 
 def complete(text: str, registry: Registry, names: Names | None = None) -> list[Suggestion]:
@@ -83,13 +97,19 @@ def _of_kind(kind: Argument, argument: str, registry: Registry, names: Names) ->
     if kind == "specs":
         return _spec(_last(argument, ";"), registry)
     if kind == "stage":
-        return _stage(argument, registry)
+        return _stage(argument, registry, names)
     if kind == "preset":
         return _preset(argument, registry, names)
     if kind in ("folder", "folders"):
         return _models(argument if kind == "folder" else _last_word(argument)[1])
     if kind == "file":
         return _paths(argument, files=True)
+    if kind == "export":
+        return _exports(argument)
+    if kind == "sessions":
+        return _sessions(argument, names)
+    if kind == "turn":
+        return _matching(_last_word(argument)[1], names.turns())
     if kind == "decoder":
         return _matching(argument, ((name, summary(cls)) for name, cls, _ in registry.classes()))
     if kind == "command":
@@ -143,14 +163,19 @@ def _spec(argument: str, registry: Registry) -> Iterator[Suggestion]:
         yield Suggestion("| ", 0, "add a stage")
 
 
-def _stage(argument: str, registry: Registry) -> Iterator[Suggestion]:
-    """Yield the names of stages that have options; after a name, its options."""
+def _stage(argument: str, registry: Registry, names: Names) -> Iterator[Suggestion]:
+    """Yield the names of stages that have options, those of the decoder in use first; after a name, its options."""
     name, space, rest = _partition(argument)
     if space:
         yield from _options(name.partition("#")[0], rest, registry)
     else:
-        stages = ((f"{stage} ", cls) for stage, cls, _ in registry.classes() if options_of(cls))
-        yield from _matching(name, ((stage, f"{cls.kind}: {summary(cls)}") for stage, cls in stages))
+        in_use = {f"{stage} ": f"now {spec}" for stage, spec in names.stages()}
+        all_stages = {
+            f"{stage} ": f"{cls.kind}: {summary(cls)}" for stage, cls, _ in registry.classes() if options_of(cls)
+        }
+        yield from _matching(
+            name, (in_use | {stage: all_stages[stage] for stage in all_stages if stage not in in_use}).items()
+        )
 
 
 def _preset(argument: str, registry: Registry, names: Names) -> Iterable[Suggestion]:
@@ -162,6 +187,21 @@ def _preset(argument: str, registry: Registry, names: Names) -> Iterable[Suggest
         return _spec(rest.partition(" ")[2].lstrip(), registry)
     saved = names.presets() if action in ("save", "load", "rm") else ()
     return _matching(rest, ((name, "") for name in saved))
+
+
+def _sessions(argument: str, names: Names) -> list[Suggestion]:
+    """Return the actions of /sessions; after an action, the names of sessions."""
+    action, space, rest = _partition(argument)
+    if not space:
+        return _matching(action, _SESSION_ACTIONS.items())
+    return _matching(rest, ((name, "") for name in names.sessions())) if f"{action} " in _SESSION_ACTIONS else []
+
+
+def _exports(argument: str) -> list[Suggestion]:
+    """Return names of files to write, one for each format, and the files that are there."""
+    name = os.path.basename(argument)
+    stem = name.rpartition(".")[0] or name or "story"
+    return _matching(name, ((stem + ending, help) for ending, help in _EXPORTS.items())) + _paths(argument, files=True)
 
 
 def _class(name: str, registry: Registry) -> type[Stage] | None:

@@ -15,6 +15,7 @@ from rich.style import Style as RichStyle
 from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 
+from tinystory.decoding.spec import spec_as_shown
 from tinystory.errors import TinystoryError, UsageError, nearest
 from tinystory.page.content import columns_of, mark_partings, page_story
 from tinystory.page.page import page_html
@@ -100,18 +101,18 @@ def _markdown(studio: Studio) -> str:
     # In Markdown a single newline is a space.
     story = re.sub(r"(?<!\n)\n(?!\n)", "  \n", pieces)
     rows: list[tuple[str, ...]] = [("turn", "decoder", "seed", "model", "tokens"), ("---",) * 5]
-    rows += [_turn_row(turn) for turn in studio.tree.lineage(studio.tree.current)]
+    rows += [_turn_row(studio, turn) for turn in studio.tree.lineage(studio.tree.current)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"{story.strip()}\n\n{table}\n"
 
 
-def _turn_row(turn: Turn) -> tuple[str, ...]:
+def _turn_row(studio: Studio, turn: Turn) -> tuple[str, ...]:
     written = turn.written
     if written is None:
         return str(turn.id), "(typed)", "", "", str(len(turn.typed_ids))
     seed = f"{written.seed}/{written.number}" if written.number else str(written.seed)
     model = _cell(f"{written.model} {written.model_hash[:12]}")
-    return str(turn.id), _cell(written.spec), seed, model, str(len(written.tokens))
+    return str(turn.id), _cell(spec_as_shown(written.spec, studio.registry)), seed, model, str(len(written.tokens))
 
 
 def _marked(text: str, *, bold: bool) -> str:
@@ -176,7 +177,8 @@ def _drawn(studio: Studio, theme: Theme) -> Console:
     console.print(_rich(legend(tint), theme))
     written = studio.tree.turn.written if studio.tree.turn else None
     if written is not None:
-        facts = f"{written.spec} · seed {written.seed} · {written.model} {written.model_hash[:12]}"
+        spec = spec_as_shown(written.spec, studio.registry)
+        facts = f"{spec} · seed {written.seed} · {written.model} {written.model_hash[:12]}"
         console.print(_rich([(facts, "dim")], theme))
     return console
 

@@ -5,7 +5,7 @@ These keys are added to those of prompt_toolkit (Emacs or vi, history, search, c
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prompt_toolkit import PromptSession
@@ -19,11 +19,14 @@ from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
+from tinystory.decoding.spec import shown_spec
+from tinystory.decoding.spec_text import stage_names
 from tinystory.folders import sessions_folder
 from tinystory.repl.browser import LONE_ESCAPE_SECONDS
 from tinystory.repl.completion import Names, StudioCompleter
 from tinystory.repl.settings import ChatSettings
 from tinystory.safe.showing import visible
+from tinystory.story.branches import typed_end
 from tinystory.studio.keeper import session_names
 from tinystory.studio.presets import preset_names
 from tinystory.studio.studio import Studio
@@ -31,6 +34,8 @@ from tinystory.studio.studio import Studio
 __all__ = ["PROMPT", "Pastes", "bindings", "input_line", "read_line", "toolbar"]
 
 PROMPT = "> "
+_LONGEST_HELP = 40
+"""Characters of a turn beside its number in the menu of Tab."""
 _LONGEST_PASTE = 20_000
 """Characters of the longest pasted text that is shown. The input line is drawn anew for each key, in 30 ms then."""
 _MOST_ERRORS = 10
@@ -85,7 +90,7 @@ def input_line(
         history=history,
         key_bindings=bindings(go_aside, browse, edit, pastes),
         vi_mode=settings.keys == "vi",
-        completer=StudioCompleter(studio.registry, Names(preset_names, lambda: session_names(sessions_folder()))),
+        completer=StudioCompleter(studio.registry, _names(studio)),
         complete_while_typing=False,
         enable_suspend=True,
         bottom_toolbar=lambda: toolbar(_toolbar_pieces(studio), get_app().output.get_size().columns),
@@ -100,6 +105,24 @@ def input_line(
     # Importing torch blocks Python for long moments, so it begins when the input line is on the screen.
     session.app.after_render += lambda _: studio.backend.start()
     return session
+
+
+def _names(studio: Studio) -> Names:
+    """Return the names that Tab offers, looked up when it is pressed."""
+    return Names(
+        preset_names,
+        lambda: session_names(sessions_folder()),
+        lambda: stage_names(studio.decoder),
+        lambda: _turn_names(studio),
+    )
+
+
+def _turn_names(studio: Studio) -> Iterator[tuple[str, str]]:
+    """Yield the numbers of the turns with their first words, the latest first, then the blank page."""
+    for turn in reversed(studio.tree.turns.values()):
+        words = turn.own[typed_end(turn) :].strip() or turn.own  # branches of one prompt begin with the same words
+        yield str(turn.id), " ".join(words[:_LONGEST_HELP].split())
+    yield "0", "the blank page"
 
 
 def read_line(session: PromptSession[str], tell: Callable[[Exception], None]) -> str:
@@ -230,7 +253,7 @@ def _toolbar_pieces(studio: Studio) -> list[str]:
     context = studio.backend.max_seq_len
     return [
         os.path.basename(studio.backend.name.rstrip(os.sep)) or studio.backend.name,
-        studio.spec,
+        shown_spec(studio.decoder),
         "random seed" if studio.seed is None else f"seed {studio.seed}",
         f"{n_tokens} tokens, context {context}"
         if context and n_tokens > context

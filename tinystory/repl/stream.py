@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from tinystory.decoding import Token
-from tinystory.decoding.spec import format_spec
+from tinystory.decoding.spec import shown_spec
 from tinystory.evaluation.comparison import figures
 from tinystory.repl.pieces import spans, style_of
 from tinystory.screen.blocks import Spans
@@ -74,8 +74,10 @@ def show_picked(studio: Studio, screen: Screen, events: Iterable[TextEvent], not
 def show_columns(
     studio: Studio, screen: Screen, titles: Sequence[str], events: Iterable[TextEvent], notice: Notify
 ) -> None:
-    """Show stories side by side while they are written, then their figures and the numbers of their turns."""
-    columns = Columns(titles, screen.width, color=screen.color)
+    """Show stories side by side while they are written, each under the number of its turn, then their figures."""
+    numbered = enumerate(titles, studio.tree.next_number)
+    heads = [f"{number} {title}" if title else f"turn {number}" for number, title in numbered]
+    columns = Columns(heads, screen.width, color=screen.color)
     before = set(studio.tree.turns)
     screen.fresh_line()
     try:
@@ -130,7 +132,7 @@ def show_versus(
                 screen.written(columns.end(index, figures(event.result)))
     finally:
         screen.written(columns.finish())
-    notice(f"{format_spec(request.decoder)} · seed {request.seed} · only shown: the tree has not changed")
+    notice(f"{shown_spec(request.decoder)} · seed {request.seed} · only shown: the tree has not changed")
 
 
 def _in_turn(backends: Sequence[Backend], request: StoryRequest) -> Iterator[tuple[int, TextEvent]]:

@@ -14,7 +14,7 @@ __all__ = ["bar_lines", "draft_line", "lines_of", "outline_lines", "table_lines"
 
 _GAP = 2
 _NARROWEST_COLUMN = 20
-_NARROWEST_FACT = 8
+_NARROWEST_FACT = 14
 _SHORTEST_DRAFT = 8
 
 
@@ -66,7 +66,7 @@ def table_lines(table: Table, width: int) -> Iterator[str]:
 
 
 def outline_lines(outline: Outline, width: int) -> Iterator[tuple[str, Style]]:
-    """Yield a line for each row: branch, text, facts. The text is cut first, then the first of the facts."""
+    """Yield a line for each row: branch, text, facts. The text is cut first, then the facts."""
     for branch, text, facts, style in outline.rows:
         room = width - 1 - get_cwidth(branch) - _GAP
         facts = _fitting_facts(facts, room - _NARROWEST_COLUMN - _GAP)
@@ -77,14 +77,14 @@ def outline_lines(outline: Outline, width: int) -> Iterator[tuple[str, Style]]:
 
 
 def _fitting_facts(facts: str, room: int) -> str:
-    """Return the facts, or the last ones that fit; the one before them is cut if enough of it is left."""
+    """Return the facts that fit: the first one is cut if enough of it is left, else the last ones are left out."""
     if get_cwidth(facts) <= room:
         return facts
     first, joint, rest = facts.partition(" · ")
     room_for_first = room - get_cwidth(joint + rest)
-    if room_for_first >= _NARROWEST_FACT:
+    if room_for_first >= max(_NARROWEST_FACT, get_cwidth(first) // 2):
         return shorten(first, room_for_first) + joint + rest
-    return _fitting_facts(rest, room) if rest else ""
+    return _fitting_facts(facts.rpartition(" · ")[0], room) if rest else ""
 
 
 def bar_lines(bars: Bars, width: int) -> Iterator[tuple[str, Style]]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinystory.decoding import Chain, Decoder, Request
-from tinystory.decoding.spec import format_stage
+from tinystory.decoding.spec import shown_stage
 from tinystory.errors import UsageError
 from tinystory.story.walk import WalkedToken, story_logits, walk
 
@@ -171,7 +171,7 @@ def funnel(decoder: Decoder, pick: Pick) -> tuple[StageEffect, ...]:
     masks.append(np.arange(len(probs)) == pick.picked)
     effects = [_effect("model", np.ones_like(masks[0]), masks[0], probs)]
     for stage, before, after in zip(decoder.chain.stages, masks[:-1], masks[1:], strict=True):
-        effects.append(_effect(format_stage(stage), before, after, probs))
+        effects.append(_effect(shown_stage(stage), before, after, probs))
     return tuple(effects)
 
 
@@ -236,7 +236,7 @@ def whatif(
         stage = place.remover(place.wanted)
         log_prob = None if stage else place.log_prob()
         if log_prob == -math.inf:
-            stage = format_stage(place.chain.stages[-1])
+            stage = shown_stage(place.chain.stages[-1])
         if stage:
             forbidden.append((place.position, stage))
         else:
@@ -289,7 +289,7 @@ def _cause(a: WalkedToken, b: WalkedToken, a_request: Request, b_request: Reques
     pair = a.token_id, b.token_id
     if b.sampled_of(a.received[-1], pair) == a.token_id:
         return _turning_stage(a, b, pair)
-    specs = " and ".join(format_stage(place.chain.stages[-1]) for place in (a, b))
+    specs = " and ".join(shown_stage(place.chain.stages[-1]) for place in (a, b))
     return f"the samplers pick differently: {specs}", "sampler", ""
 
 
@@ -304,6 +304,6 @@ def _turning_stage(a: WalkedToken, b: WalkedToken, pair: tuple[int, int]) -> tup
     for place, winners, side in ((a, a_winners, "a"), (b, b_winners, "b")):
         if winners[-1] != winners[n_shared]:
             n_kept = next(n for n, winner in enumerate(reversed(winners)) if winner != winners[-1])
-            stage = format_stage(place.chain.processors[len(winners) - n_kept - 1])
+            stage = shown_stage(place.chain.processors[len(winners) - n_kept - 1])
             return f"{stage} turned the choice", stage, side
     return "rounding turned a near tie", "model", ""

@@ -5,7 +5,7 @@ retry is a branch, a cut is a turn that keeps fewer tokens, and an edit is a cut
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, TypeVar, cast
@@ -141,11 +141,17 @@ class StoryTree:
         """The turn on the desk; None on a blank page."""
         return self.turns.get(self.current)
 
-    def add(self, turn: Turn) -> Turn:
+    @property
+    def next_number(self) -> int:
+        """The number of the next turn."""
+        return max(self.turns, default=ROOT) + 1
+
+    def add(self, turn: Turn, number: int | None = None) -> Turn:
         """Add a turn and put it on the desk.
 
         Args:
-            turn: the new turn; its `id` is replaced by the next free number.
+            turn: the new turn; its `id` is replaced by its number.
+            number: a free number that was promised to the turn before turns with higher ones; None is the next number.
 
         Returns:
             The turn with its number.
@@ -161,8 +167,11 @@ class StoryTree:
             raise UsageError(f"turn {turn.parent} has {n_tokens} tokens, not {turn.kept}")
         if not 0 <= turn.shared <= n_characters:
             raise UsageError(f"turn {turn.parent} has {n_characters} characters, not {turn.shared}")
-        turn = replace(turn, id=max(self.turns, default=ROOT) + 1)
+        next_number = self.next_number
+        turn = replace(turn, id=next_number if number is None else number)
         self.turns[turn.id] = turn
+        if turn.id < next_number:
+            self.turns = dict(sorted(self.turns.items()))
         self.goto(turn.id)
         return turn
 
@@ -199,22 +208,6 @@ class StoryTree:
     def children(self, number: int) -> list[Turn]:
         """Return the turns whose parent is this one, in the order of writing."""
         return [turn for turn in self.turns.values() if turn.parent == number]
-
-    def by_parent(self) -> dict[int, list[Turn]]:
-        """Return the children of each turn that has any, in the order of writing."""
-        children: dict[int, list[Turn]] = {}
-        for turn in self.turns.values():
-            children.setdefault(turn.parent, []).append(turn)
-        return children
-
-    def branch(self, step: int) -> Turn | None:
-        """Return the branch `step` places after the turn on the desk, or before it if negative; None past the ends."""
-        turn = self.turn
-        if turn is None:
-            return None
-        branches = self.children(turn.parent)
-        place = branches.index(turn) + step
-        return branches[place] if 0 <= place < len(branches) else None
 
     def lineage(self, number: int) -> list[Turn]:
         """Return the turns of a story, from its first turn to this one."""
@@ -274,12 +267,3 @@ class StoryTree:
         for turn in self.lineage(number):
             n = len(turn.typed_ids) if turn.kept == 0 else min(n, turn.kept)
         return n
-
-    def walk(self) -> Iterator[tuple[Turn, int]]:
-        """Yield every turn after its parent, with its depth from 0."""
-        children = self.by_parent()
-        waiting: list[tuple[Turn, int]] = [(turn, 0) for turn in reversed(children.get(ROOT, []))]
-        while waiting:
-            turn, depth = waiting.pop()
-            yield turn, depth
-            waiting += [(child, depth + 1) for child in reversed(children.get(turn.id, []))]

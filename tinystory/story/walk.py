@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tinystory.decoding import Chain, ChainState, Decoder, Request, Session, Step, Window, shrunk
-from tinystory.decoding.spec import format_stage
+from tinystory.decoding.spec import shown_stage
 from tinystory.decoding.stages import named
 from tinystory.errors import UsageError
 
@@ -136,7 +136,7 @@ class WalkedToken(NamedTuple):
             return None
         # A stage may bring a token back, so it is the last removal that counts.
         n_passed = len(left) - left[::-1].index(True) if True in left else 0
-        return ("model", *map(format_stage, self.chain.processors))[n_passed]
+        return ("model", *map(shown_stage, self.chain.processors))[n_passed]
 
     def log_prob(self) -> float | None:
         """Return the sampler's log-probability of the recorded token, in nats; None if the sampler does not know it."""

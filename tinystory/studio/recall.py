@@ -10,6 +10,7 @@ from tinystory.story.lookback import decoder_of, request_of, written_ids
 from tinystory.story.tracing import TurnLogits
 from tinystory.story.tree import Turn
 from tinystory.studio.studio import Studio
+from tinystory.studio.turn_request import TurnRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,7 @@ __all__ = [
     "token_name",
     "turn_logits",
     "whole_story",
+    "words_before",
 ]  # fmt: skip
 
 NEXT = "next"
@@ -88,10 +90,23 @@ def place(studio: Studio, index: int) -> str:
     """Return in words where an index of `desk_ids` is."""
     ids = desk_ids(studio)
     n_bos = n_bos_of(studio, ids)
-    before = " ".join(studio.backend.detokenize(ids[:index])[-2 * _CONTEXT :].split())
-    excerpt = before if len(before) <= _CONTEXT else f"…{before[-_CONTEXT:].lstrip()}"
+    excerpt = _last_words(studio.backend.detokenize(ids[:index]))
     where = f"token {index - n_bos + 1:,} of {len(ids) - n_bos:,}" if index < len(ids) else "the next token"
     return f"{where}, after “{excerpt}”" if excerpt else f"{where}, at the beginning"
+
+
+def words_before(studio: Studio, request: TurnRequest) -> str:
+    """Return the last words before what a turn changes, as /pick and /edit do; empty for a turn that goes on."""
+    before = studio.story_request(request).prompt.removesuffix(request.ahead)
+    if len(before) >= len(studio.tree.text(request.parent)):
+        return ""
+    return _last_words(before) + " " * before[-1:].isspace()
+
+
+def _last_words(text: str) -> str:
+    """Return the end of a text on one line."""
+    end = " ".join(text[-2 * _CONTEXT :].split())
+    return end if len(end) <= _CONTEXT else f"…{end[-_CONTEXT:].lstrip()}"
 
 
 def logits_at(studio: Studio, index: int) -> "Tensor":

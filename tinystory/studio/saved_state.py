@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import cast
 
 from tinystory.checkpoint.shipped import SHIPPED_MODELS
-from tinystory.decoding.spec import parse_spec
+from tinystory.decoding.spec import parse_spec, shown_spec
 from tinystory.errors import UsageError
 from tinystory.safe.reading import shown
 from tinystory.story.saved_chat import SavedChat, now
@@ -84,5 +84,5 @@ def _restore_decoder(studio: Studio, spec: str) -> list[str]:
             raise UsageError(f"it opens {shown(others[0])}; type such a decoder yourself")
         studio.decoder = decoder
     except UsageError as error:
-        return [f"the session's decoder cannot be used ({error}); the decoder is {studio.spec} now"]
+        return [f"the session's decoder cannot be used ({error}); the decoder is {shown_spec(studio.decoder)} now"]
     return []

@@ -8,15 +8,15 @@ from tinystory.decoding import Decoder, Step, common_prefix
 from tinystory.decoding.plugins import Registry
 from tinystory.decoding.spec import format_spec
 from tinystory.errors import UsageError
-from tinystory.settings import Setting
+from tinystory.settings import Setting, random_seed
 from tinystory.story.tree import ROOT, StoryTree, Turn, Written
 from tinystory.studio.backend import Backend
 from tinystory.studio.seams import joint, lengthened, without_last_word
-from tinystory.studio.turn_request import TurnRequest, random_seed
+from tinystory.studio.turn_request import TurnRequest
 from tinystory.studio.unfinished_turn import UnfinishedTurn
 from tinystory.studio.views import Tint
 from tinystory.text.prompt_text import check_prompt
-from tinystory.text.sentences import ends_sentence
+from tinystory.text.sentences import end_of_sentences
 from tinystory.writing.generate import Ended, Story, StoryRequest, TextEvent
 
 if TYPE_CHECKING:
@@ -205,8 +205,7 @@ class Studio:
         """Cut the story after its last whole sentence; return None if it ends with one or has none."""
         ids = self.token_ids
         text = self.backend.detokenize(ids).rstrip()
-        places = (n for n in range(len(text), 0, -1) if not text[n - 1].isspace())
-        end = next((n for n in places if ends_sentence(text[max(0, n - 64) : n])), 0)
+        end = end_of_sentences(text)
         if end in (0, len(text)):
             return None
         request = self._lengthened(text[:end], "")
@@ -241,13 +240,13 @@ class Studio:
             TinystoryError: a decoder failed.
         """
         unfinished_turns = [UnfinishedTurn(request, self.story_request(request, cancel)) for request in requests]
-        finished: set[int] = set()
+        first_number, finished = self.tree.next_number, set[int]()
         failed = False
         try:
             for event in self.backend.write([unfinished.story_request for unfinished in unfinished_turns]):
                 unfinished_turns[event.story].take(event)
                 if isinstance(event, Ended):
-                    self._finish(unfinished_turns[event.story])
+                    self._finish(unfinished_turns[event.story], first_number + event.story)
                     finished.add(event.story)
                 yield event
         except Exception:
@@ -258,7 +257,7 @@ class Studio:
                 # After a failure, a turn is not added only to keep a text that the tree has already.
                 useless = failed and not unfinished.tokens and self._is_in_tree(unfinished.request)
                 if index not in finished and not useless:
-                    self._finish(unfinished)
+                    self._finish(unfinished, first_number + index)
 
     def story_request(self, request: TurnRequest, cancel: Callable[[], bool] = lambda: False) -> StoryRequest:
         """Return the request for the model from a turn's request."""
@@ -291,8 +290,8 @@ class Studio:
             cancel=cancel,
         )
 
-    def _finish(self, unfinished: UnfinishedTurn) -> None:
-        """Add the turn to the tree, if anything was written."""
+    def _finish(self, unfinished: UnfinishedTurn, number: int) -> None:
+        """Add the turn to the tree under its number, if anything was written."""
         request = unfinished.request
         written_text = self.backend.detokenize(unfinished.token_ids)
         if request.heal and not written_text.startswith(self._typed_text(request)):
@@ -302,12 +301,17 @@ class Studio:
         if (stopped_at_once and self._is_on_desk(request)) or not (written_text or unfinished.tokens):
             return
         text, hidden, tail_ids = unfinished.ending(self.backend)
-        turn = self._add(request, text, unfinished.written(self.backend), hidden, tail_ids)
+        turn = self._add(request, text, unfinished.written(self.backend), (hidden, tail_ids), number)
         if unfinished.story is not None:
             self.results[turn.id] = unfinished.story
 
     def _add(
-        self, request: TurnRequest, text: str, written: Written | None, hidden: int = 0, tail_ids: tuple[int, ...] = ()
+        self,
+        request: TurnRequest,
+        text: str,
+        written: Written | None,
+        ending: tuple[int, tuple[int, ...]] = (0, ()),
+        number: int | None = None,
     ) -> Turn:
         """Add a turn, after which the story has this text, and put it on the desk."""
         parent_text = self.tree.text(request.parent)
@@ -322,12 +326,12 @@ class Studio:
             vocabulary=self.backend.vocabulary,
             shared=shared,
             own=text[shared:],
-            hidden=hidden,
-            tail_ids=tail_ids,
+            hidden=ending[0],
+            tail_ids=ending[1],
         )
-        turn = self.tree.add(turn)
+        added = self.tree.add(turn, number)
         self.on_change()
-        return turn
+        return added
 
     def _healed(self, request: TurnRequest, text: str) -> TurnRequest:
         """Return the request with its last word taken back, which the model then spells again; kept tokens stay."""

@@ -1,16 +1,10 @@
 """A request for a turn: where it goes on from, what was typed, and what picks its tokens."""
 
-import random
 from dataclasses import dataclass
 
 from tinystory.decoding import Decoder
 
-__all__ = ["TurnRequest", "random_seed"]
-
-
-def random_seed() -> int:
-    """Return a random seed below a million, which is short enough to type again."""
-    return random.SystemRandom().randrange(1_000_000)
+__all__ = ["TurnRequest"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["cells", "heading_of", "headings"]
+from tinystory.decoding import Decoder
+from tinystory.decoding.spec import shown_spec
+
+__all__ = ["as_shown", "cells", "heading_of", "headings"]
 
 _COLUMNS = (  # heading, name of a measure, unit
     ("bits gap", "bits_gap", "bits"),
@@ -17,6 +20,23 @@ _COLUMNS = (  # heading, name of a measure, unit
     ("words", "words", "count"),
 )
 _MISSING = "–"
+
+
+def as_shown(findings: Mapping[str, Any], decoders: Mapping[str, Decoder]) -> dict[str, Any]:
+    """Return the findings with specs as people see them, for table, page and plots.
+
+    Args:
+        findings: the findings, with canonical specs.
+        decoders: the decoders of the study by their canonical specs.
+    """
+    shown = {spec: shown_spec(decoder) for spec, decoder in decoders.items()}
+    return {
+        **findings,
+        "decoders": [row | {"spec": shown[row["spec"]]} for row in findings["decoders"]],
+        "winner": findings["winner"] and shown[findings["winner"]],
+        "tied": [shown[spec] for spec in findings["tied"]],
+        "failed": {shown[spec]: reason for spec, reason in findings["failed"].items()},
+    }
 
 
 def heading_of(name: str) -> str:

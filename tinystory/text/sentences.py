@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["ends_sentence", "whole_sentences"]
+__all__ = ["end_of_sentences", "ends_sentence", "whole_sentences"]
 
 
 def whole_sentences(tokenizer: Tokenizer, token_ids: Sequence[int], max_seq_len: int) -> list[int]:
@@ -33,6 +33,12 @@ def whole_sentences(tokenizer: Tokenizer, token_ids: Sequence[int], max_seq_len:
         sentences = (i for i in places if ends_sentence(tokenizer.token_text(token_ids[i - 1])))
         start = next(sentences, start)
     return head + list(token_ids[start:])
+
+
+def end_of_sentences(text: str) -> int:
+    """Return how many characters of a text its whole sentences take; 0 if it has none."""
+    places = (n for n in range(len(text), 0, -1) if not text[n - 1].isspace())
+    return next((n for n in places if ends_sentence(text[max(0, n - 64) : n])), 0)
 
 
 def ends_sentence(text: str) -> bool:

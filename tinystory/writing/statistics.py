@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tinystory.decoding import FinishReason
-from tinystory.decoding.spec import format_spec
+from tinystory.decoding.spec import shown_spec
 
 if TYPE_CHECKING:
     from tinystory.writing.generate import Story
@@ -40,4 +40,4 @@ def statistics_line(story: "Story", *, numbered: bool = False) -> str:
     """
     request = story.request
     number = [f"story {request.number}"] if numbered else []
-    return " · ".join([*statistics_items(story), format_spec(request.decoder), f"seed {request.seed}", *number])
+    return " · ".join([*statistics_items(story), shown_spec(request.decoder), f"seed {request.seed}", *number])

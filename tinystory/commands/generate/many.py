@@ -18,12 +18,13 @@ from tinystory.commands.generate import GenerateOptions
 from tinystory.commands.shared.decoders import find_decoders
 from tinystory.commands.shared.fields import common_fields, event_fields
 from tinystory.commands.shared.models import load_to_write, load_with_torch
-from tinystory.commands.shared.notices import note
+from tinystory.commands.shared.notices import note, warn
 from tinystory.commands.shared.prompt import seed_of
 from tinystory.commands.shared.streams import apart
 from tinystory.data.prompts import PromptFile
 from tinystory.decoding import Decoder
-from tinystory.decoding.spec import format_spec, parse_spec
+from tinystory.decoding.spec import format_spec, parse_spec, shown_spec
+from tinystory.decoding.spec_text import temperature_notes
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.interrupts import Interrupts, exit_code
 from tinystory.screen.console import progress_bar
@@ -75,6 +76,7 @@ def run(options: GenerateOptions, file: Path) -> int:
     _check(options, file, share)
     # All mistakes of the user are found before torch is imported.
     decoder = parse_spec(options.decoder, find_decoders(options))
+    warn(options, temperature_notes(decoder))
     name, header = find_model(options.model)
     if options.device == "cuda" and share.size > 1:
         options = replace(options, device=f"cuda:{local_rank()}")
@@ -96,7 +98,7 @@ def run(options: GenerateOptions, file: Path) -> int:
             writer = _Writer(options, model, decoder, prompts, lines)
             with _progress(options, share, n_done, n_all) as progress:
                 code = writer.write(_places(options, share, prompts, lines), progress)
-        how = f"{format_spec(decoder)} · seed {options.seed}"
+        how = f"{shown_spec(decoder)} · seed {options.seed}"
         if lines is None:
             note(options, how)
         elif share.rank == 0:

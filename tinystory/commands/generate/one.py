@@ -12,6 +12,7 @@ from tinystory.commands.shared.notices import note, warn
 from tinystory.commands.shared.printers import JsonLines, Printer, print_json, print_stories, print_text
 from tinystory.commands.shared.prompt import prompt_of, seed_of
 from tinystory.decoding.spec import parse_spec
+from tinystory.decoding.spec_text import temperature_notes
 from tinystory.interrupts import Interrupts, exit_code
 from tinystory.safe.showing import visible
 from tinystory.session.loading import LoadedModel
@@ -24,6 +25,7 @@ def run(options: GenerateOptions) -> int:
     """Write the stories and return the exit code."""
     # All mistakes of the user are found before torch is imported.
     decoder = parse_spec(options.decoder, find_decoders(options))
+    warn(options, temperature_notes(decoder))
     name, header = find_model(options.model)
     import_torch_meanwhile(options, header, decoder)
     prompt, seed = prompt_of(options.prompt), seed_of(options.seed)
@@ -82,7 +84,7 @@ class _Plain(Printer):
             f"{figures['tokens_per_second']:.0f} tokens/s",
             f"{figures['bits_per_token']:.2f} bits/token",
             story.finish_reason,
-            self.specs[0],
+            self.titles[0],
             f"seed {self.seed}",
         ]
         note(self.options, " · ".join(parts + [f"story {self.current}"] * (len(self.specs) > 1)))

@@ -8,7 +8,7 @@ from typing import Any
 from tinystory.commands.shared.fields import common_fields, event_fields, story_fields
 from tinystory.commands.shared.groups import StoryOptions
 from tinystory.commands.shared.streams import apart
-from tinystory.decoding.spec import format_spec
+from tinystory.decoding.spec import format_spec, shown_spec
 from tinystory.errors import TinystoryError
 from tinystory.session.loading import LoadedModel
 from tinystory.writing.generate import Ended, Story, StoryRequest, TextEvent
@@ -25,6 +25,7 @@ class Printer:
         prompt: the prompt of every story.
         seed: the seed of the call.
         specs: the canonical spec of each story.
+        titles: the spec of each story, as people see it.
         stories: the finished stories by their place in `specs`.
     """
 
@@ -32,6 +33,7 @@ class Printer:
         self.options, self.model = options, model
         self.prompt, self.seed = requests[0].prompt, requests[0].seed
         self.specs = [format_spec(request.decoder) for request in requests]
+        self.titles = [shown_spec(request.decoder) for request in requests]
         self.stories: dict[int, Story] = {}
 
     def show(self, event: TextEvent) -> None:

@@ -1,9 +1,9 @@
 """The prompt, the seed and the stop texts of a command, with a value for each that the command line lacks."""
 
-import random
 import sys
 from collections.abc import Sequence
 
+from tinystory.settings import random_seed
 from tinystory.text.prompt_text import MAX_PROMPT_BYTES, check_prompt, prompt_text
 from tinystory.writing.stops import check_stops
 
@@ -27,8 +27,8 @@ def prompt_of(prompt: str | None) -> str:
 
 
 def seed_of(seed: int | None) -> int:
-    """Return the seed of the command line, or else a random one below 2**32."""
-    return random.SystemRandom().randrange(2**32) if seed is None else seed
+    """Return the seed of the command line, or else a random one."""
+    return random_seed() if seed is None else seed
 
 
 def stops_of(stops: Sequence[str]) -> tuple[str, ...]:

@@ -7,13 +7,13 @@ wrong input it raises TinystoryError and changes nothing.
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Literal
 
 from tinystory.errors import SessionError, UsageError, nearest
 from tinystory.safe.reading import shown
-from tinystory.screen.blocks import Printable
+from tinystory.screen.blocks import Line, Printable
 from tinystory.studio.backend import Backend
 from tinystory.studio.keeper import Keeper
 from tinystory.studio.studio import Studio
@@ -25,8 +25,9 @@ __all__ = [
 ]  # fmt: skip
 
 Argument = Literal[
-    "", "command", "decoder", "file", "folder", "folders", "preset", "seed", "session", "spec", "specs", "stage", "view"
-]
+    "", "command", "decoder", "export", "file", "folder", "folders", "preset", "seed", "session", "sessions", "spec",
+    "specs", "stage", "turn", "view",
+]  # fmt: skip
 """The kind of a command's argument, for completion."""
 
 
@@ -42,9 +43,11 @@ class Reply:
     Attributes:
         blocks: the blocks to print first.
         requests: the turns to write next. With titles, they are written at once, side by side.
-        titles: the titles of the columns, one for each request or model.
+        titles: the titles of the columns, one for each request or model; a request with an empty title has its turn's
+            number alone.
         versus: the models that write the story on the desk again, side by side. Their stories are only shown.
         edit: a text to open in the user's editor. The story goes on from the edited text.
+        fix: whether the edited text is only kept, and the model does not go on.
         clipboard: a text to put on the clipboard.
         leave: whether the chat ends.
     """
@@ -54,6 +57,7 @@ class Reply:
     titles: tuple[str, ...] = ()
     versus: tuple[Backend, ...] = ()
     edit: str | None = None
+    fix: bool = False
     clipboard: str | None = None
     leave: bool = False
 
@@ -86,6 +90,9 @@ class Command:
 
 COMMANDS: dict[str, Command] = {}
 """The commands by name, in the order of /help, without aliases."""
+
+_OLD_NAMES = ("words",)
+"""Aliases that are names of earlier versions. `words` was taken for the stage `words`, which forces its words."""
 
 StudioCommand = Callable[[Studio, str], Reply]
 KeeperCommand = Callable[[Keeper, str], Reply]
@@ -157,7 +164,10 @@ def execute(studio: Studio, line: str, keeper: Keeper | None = None) -> Reply:
     entry = find(name)
     if argument and not entry.usage:
         raise UsageError(f"/{entry.name} takes nothing after it")
-    return entry.run(studio, argument, keeper)
+    reply = entry.run(studio, argument, keeper)
+    if name in _OLD_NAMES:
+        reply = replace(reply, blocks=(Line(f"/{name} is called /{entry.name} now", "note"), *reply.blocks))
+    return reply
 
 
 def split_line(line: str) -> tuple[str, str]:

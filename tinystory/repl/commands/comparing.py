@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 from tinystory.decoding import Decoder, common_prefix
-from tinystory.decoding.spec import format_spec, parse_spec
+from tinystory.decoding.spec import parse_spec, shown_spec, spec_as_shown
 from tinystory.errors import UsageError
 from tinystory.evaluation.comparison import FEWEST, MOST
 from tinystory.repl.commands.base import Reply, command, texts, whole_number
@@ -43,10 +43,10 @@ def _compare(studio: Studio, argument: str) -> Reply:
             " /compare greedy ; sample 0.8 ; top-k 5"
         )
     decoders = [parse_spec(spec, studio.registry) for spec in specs]
-    return Reply(requests=tuple(studio.compare(decoders)), titles=tuple(map(format_spec, decoders)))
+    return Reply(requests=tuple(studio.compare(decoders)), titles=tuple(map(shown_spec, decoders)))
 
 
-@command("diff", "A B", "show where the stories of two turns part, and which stage parted them")
+@command("diff", "A B", "show where the stories of two turns part, and which stage parted them", "turn")
 def _diff(studio: Studio, argument: str) -> Reply:
     """Give the numbers of two turns, as /tree shows them. With one seed, stories differ only where decoders differ."""
     numbers = argument.split()
@@ -64,7 +64,11 @@ def _diff(studio: Studio, argument: str) -> Reply:
     sources = [_source(studio, turn, n) for turn in (a, b)]
     before = " ".join(studio.backend.detokenize(a_ids[:n])[-2 * _CONTEXT :].split())[-_CONTEXT:].lstrip()
     rows = [
-        (str(turn.id), token_name(studio, ids[n]), source.written.spec if source.written else "typed")
+        (
+            str(turn.id),
+            token_name(studio, ids[n]),
+            spec_as_shown(source.written.spec, studio.registry) if source.written else "typed",
+        )
         for turn, ids, source in zip((a, b), (a_ids, b_ids), sources, strict=True)
     ]
     n_tokens = n - n_bos_of(studio, a_ids)
@@ -113,7 +117,10 @@ def _turn(studio: Studio, number: str) -> Turn:
     last = max(studio.tree.turns, default=0)
     if not last:
         raise UsageError("nothing has been written yet")
-    return studio.tree.turns[whole_number(number, "/diff", 1, last)]
+    turn = studio.tree.turns.get(whole_number(number, "/diff", 1, last))
+    if turn is None:  # a column in which nothing was written leaves its number free
+        raise UsageError(f"there is no turn {number}; /tree shows them")
+    return turn
 
 
 def _ids(studio: Studio, turn: Turn) -> tuple[int, ...]:
@@ -176,7 +183,7 @@ def _end(studio: Studio, turn: Turn) -> tuple[int, ...]:
 def _verdict(decoder: Decoder, verdict: Verdict) -> list[Printable]:
     """Return the figures under a story that a decoder has judged."""
     n_forbidden, n_tokens = len(verdict.forbidden), verdict.n_tokens
-    spec = format_spec(decoder)
+    spec = shown_spec(decoder)
     if n_forbidden:
         text = f"{spec} could not have picked {n_forbidden:,} of {n_tokens:,} tokens:"
         removed = Counter(stage for _, stage in verdict.forbidden).most_common()

@@ -1,12 +1,23 @@
 """Commands that show and change the decoder."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, replace
 from typing import cast
 
 from tinystory.decoding import Decoder, LogitsProcessor, Sampler, Search, Stage
 from tinystory.decoding.options import Option, is_neutral, options_of, summary
-from tinystory.decoding.spec import change_stage, format_spec, format_stage, format_value, parse_spec
+from tinystory.decoding.spec import (
+    change_stage,
+    format_spec,
+    format_stage,
+    format_value,
+    parse_spec,
+    shown_spec,
+    shown_stage,
+    spec_as_shown,
+)
+from tinystory.decoding.spec_text import TEMPERATURE, temperature_notes, temperatures
 from tinystory.docstrings import docstring
 from tinystory.errors import UsageError, nearest
 from tinystory.repl.commands.base import Reply, command
@@ -32,7 +43,7 @@ def _decoder(studio: Studio, argument: str) -> Reply:
         return _use(studio, parse_spec(argument, studio.registry))
     stages = studio.decoder.stages
     rows = [row for index in range(len(stages)) for row in _stage_rows(stages, index)]
-    return Reply((Line(studio.spec, "bold"), Table(tuple(rows), indent=2), *_effects(studio)))
+    return Reply((Line(shown_spec(studio.decoder), "bold"), Table(tuple(rows), indent=2), *_effects(studio)))
 
 
 @command("set", "STAGE OPTION=VALUE…", "change one stage of the decoder", argument="stage")
@@ -43,13 +54,44 @@ def _set(studio: Studio, argument: str) -> Reply:
     """
     name, _, values = argument.partition(" ")
     if not name:
-        raise UsageError(f"/set takes a stage and a value, like /set top-k 40; the decoder is {studio.spec}")
-    place = _find_stage(studio, name)
+        raise UsageError(
+            f"/set takes a stage and a value, like /set top-k 40; the decoder is {shown_spec(studio.decoder)}"
+        )
+    place = _find_stage(studio, name, values)
     stage = studio.decoder.stages[place]
     if not values.strip():
         options = "; ".join(f"{option.name}, {option.range}" for option in options_of(type(stage)))
         raise UsageError(f"/set {name} takes a value: {options}" if options else f"{stage.name} has nothing to set")
     return _use(studio, _with_stage(studio.decoder, place, change_stage(stage, values)))
+
+
+@command(
+    "temperature", "[N]", "set the temperature where the decoder has one: in `sample`, or in a stage", "", ("temp",)
+)
+def _temperature(studio: Studio, argument: str) -> Reply:
+    """Set the temperature of the decoder, a number above 0: below 1 favours likely tokens, above 1 unlikely ones.
+
+    It stands in `sample`, or in a stage `temperature`. If the decoder has none, a stage is added. Without N, see it.
+    """
+    decoder = studio.decoder
+    places = temperatures(decoder)
+    hot = [(index, option) for index, option in places if getattr(decoder.stages[index], option.field) != 1]
+    if not argument:
+        values = [f"{shown_stage(decoder.stages[index])}" for index, _ in hot or places[-1:]]
+        return Reply((Line(f"temperature: {' and '.join(values) or 'none'}"),))
+    if len(hot) > 1:
+        choices = " or ".join(f"/set {decoder.stages[index].name} {argument}" for index, _ in hot)
+        raise UsageError(f"{shown_spec(decoder)} has {len(hot)} temperatures, which multiply: {choices}")
+    if places:
+        index, option = (hot or places)[-1]
+        return _use(
+            studio, _with_stage(decoder, index, change_stage(decoder.stages[index], f"{option.name}={argument}"))
+        )
+    if decoder.sampler is not None and decoder.sampler.name == "greedy":
+        raise UsageError(f"greedy takes the likeliest token at any temperature: /decoder sample {argument}")
+    (plain,) = parse_spec(f"{TEMPERATURE} 1", studio.registry).processors
+    added = cast(LogitsProcessor, change_stage(plain, argument))
+    return _use(studio, replace(decoder, processors=(added, *decoder.processors)))
 
 
 @command("reset", "", "go back to the decoder with which the chat began")
@@ -92,7 +134,7 @@ def _save_preset(studio: Studio, presets: dict[str, str], name: str, decoder: De
     before = presets.get(name)
     write_presets({**presets, name: format_spec(decoder)})
     instead = f" (it was {before})" if before not in (None, format_spec(decoder)) else ""
-    return Reply((Line(f"{name}: {format_spec(decoder)}{instead}"),))
+    return Reply((Line(f"{name}: {shown_spec(decoder)}{instead}"),))
 
 
 def _load_preset(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
@@ -104,7 +146,8 @@ def _load_preset(studio: Studio, presets: dict[str, str], name: str, decoder: De
 
 def _list_presets(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
     hint = () if presets else (Line("/preset save NAME saves the decoder in use", "dim"),)
-    return Reply((Table(tuple(sorted({"suggested": SUGGESTED, **presets}.items()))), *hint))
+    specs = sorted({"suggested": SUGGESTED, **presets}.items())
+    return Reply((Table(tuple((name, spec_as_shown(spec, studio.registry)) for name, spec in specs)), *hint))
 
 
 def _remove_preset(studio: Studio, presets: dict[str, str], name: str, decoder: Decoder) -> Reply:
@@ -135,40 +178,53 @@ def _decoders(studio: Studio, argument: str) -> Reply:
 
 
 def _use(studio: Studio, decoder: Decoder) -> Reply:
+    notes = () if temperature_notes(studio.decoder) else temperature_notes(decoder)
     studio.decoder = decoder
-    return Reply((Line(f"decoder: {studio.spec}"),))
+    return Reply((Line(f"decoder: {shown_spec(decoder)}"), *(Line(note, "note") for note in notes)))
 
 
-def _find_stage(studio: Studio, name: str) -> int:
-    """Return the index of a stage that a user named: by its name, and by its number if the name stands twice."""
+def _find_stage(studio: Studio, name: str, values: str) -> int:
+    """Return the index of a stage that a user named: by its name, and by its number if the name stands twice.
+
+    Args:
+        studio: the studio with the decoder.
+        name: the name as the user typed it.
+        values: what the user typed after it; if the decoder has no such stage, the message shows where it would stand.
+    """
     plain, _, number = name.partition("#")
     plain = studio.registry.get(plain).name  # resolves an alias
     stages = studio.decoder.stages
     places = [index for index, stage in enumerate(stages) if stage.name == plain]
     if not places:
-        spec = _spec_with(studio, plain)
+        if plain == TEMPERATURE and (heated := temperatures(studio.decoder)):
+            owner = studio.decoder.stages[heated[-1][0]]
+            raise UsageError(
+                f"the temperature stands in {shown_stage(owner)}: /temperature {values or 'N'} sets it there"
+            )
+        spec = _spec_with(studio, plain, values)
         hint = f"; add it with /decoder {spec}" if spec else ""
-        raise UsageError(f"{plain} is no stage of {studio.spec}{hint}")
+        raise UsageError(f"{plain} is no stage of {shown_spec(studio.decoder)}{hint}")
     if not number and len(places) == 1:
         return places[0]
     if number.isdecimal() and 1 <= int(number[:9]) <= len(places):
         return places[int(number) - 1]
     if len(places) == 1:
-        raise UsageError(f"{plain} stands once in {studio.spec}: leave out #{number[:20]}")
+        raise UsageError(f"{plain} stands once in {shown_spec(studio.decoder)}: leave out #{number[:20]}")
     raise UsageError(f"{plain} stands {len(places)} times: choose from {plain}#1 to {plain}#{len(places)}")
 
 
-def _spec_with(studio: Studio, name: str) -> str:
-    """Return the decoder's spec with a stage added at its place, as an example; empty if it is no valid spec."""
+def _spec_with(studio: Studio, name: str, values: str) -> str:
+    """Return the decoder's spec with a stage added at its place; empty if there is no valid spec.
+
+    The stage has the values that the user typed, or else those of its example.
+    """
     cls, decoder = studio.registry.get(name), studio.decoder
-    stages = [format_stage(stage) for stage in decoder.processors]
-    stages.append(cls.example or name)
-    if cls.kind == "processor":
-        stages += [format_stage(stage) for stage in (decoder.sampler, decoder.search) if stage]
-    try:
-        return format_spec(parse_spec(" | ".join(stages), studio.registry))
-    except UsageError:
-        return ""
+    before = [format_stage(stage) for stage in decoder.processors]
+    after = [format_stage(stage) for stage in (decoder.sampler, decoder.search) if stage and cls.kind == "processor"]
+    for added in (f"{name} {values}", cls.example or name) if values else (cls.example or name,):
+        with suppress(UsageError):
+            return shown_spec(parse_spec(" | ".join((*before, added, *after)), studio.registry))
+    return ""
 
 
 def _with_stage(decoder: Decoder, place: int, stage: Stage) -> Decoder:
@@ -191,7 +247,7 @@ def _effects(studio: Studio) -> Iterator[Printable]:
         return
     if turn.written.spec != studio.spec:
         text = (
-            f"the turn on the desk was written by {turn.written.spec};"
+            f"the turn on the desk was written by {spec_as_shown(turn.written.spec, studio.registry)};"
             " /whatif and /compare show what this decoder changes"
         )
         yield Line(text, "dim")
@@ -205,7 +261,7 @@ def _effects(studio: Studio) -> Iterator[Printable]:
     counts = changed(decoder, request, ids, logits, eos_ids=eos_ids(studio))
     n_tokens = len(ids) - len(request.prompt_ids)
     yield Line(f"in the {n_tokens} tokens of the turn on the desk:", "dim")
-    *processors, (sampler, n_unlikely) = zip(map(format_stage, stages), counts, strict=True)
+    *processors, (sampler, n_unlikely) = zip(map(shown_stage, stages), counts, strict=True)
     rows = [(spec, f"changed {n} pick{'' if n == 1 else 's'}" if n else "changed nothing") for spec, n in processors]
     unlikely = f"did not pick the likeliest possible token {n_unlikely} time{'' if n_unlikely == 1 else 's'}"
     yield Table((*rows, (sampler, unlikely)), indent=2)

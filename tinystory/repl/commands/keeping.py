@@ -8,6 +8,7 @@ from tinystory.repl.commands.base import DeskStory, Reply, command, keeping_comm
 from tinystory.screen.blocks import Line, Table
 from tinystory.story.session_file import read_summary
 from tinystory.studio.keeper import Keeper, session_names
+from tinystory.studio.kept_sessions import describe, remove_session, rename_session
 from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
@@ -38,8 +39,22 @@ def _load(keeper: Keeper, argument: str) -> Reply:
     return Reply((*(Line(notice, "note") for notice in notices), DeskStory()))
 
 
-@keeping_command("sessions", "", "list the saved sessions, the latest first")
+@keeping_command("sessions", "[rm NAME | rename NAME NEW]", "list the saved sessions; remove or rename one", "sessions")
 def _sessions(keeper: Keeper, argument: str) -> Reply:
+    """List the sessions, the latest first.
+
+    /sessions rename NAME NEW gives a session another name. /sessions rm NAME says what a session has, and with a `!`
+    after the name it removes it for good. The session of this chat, or of another chat, is never removed.
+    """
+    action, *given = argument.split() or [""]
+    if action == "rm" and len(given) in (1, 2) and given[1:] in ([], ["!"]):
+        return _remove(keeper, given[0], sure=len(given) == 2)
+    if action == "rename" and len(given) == 2:
+        name, new_name = given
+        rename_session(keeper.folder, name, new_name, keeper.name)
+        return Reply((Line(f"{name} is now {new_name}", "note"),))
+    if action:
+        raise UsageError("/sessions takes nothing, or rm NAME, or rename NAME NEW: /sessions rename monday owl")
     names = session_names(keeper.folder)
     if not names:
         return Reply((Line("no session has been kept yet", "dim"),))
@@ -51,7 +66,16 @@ def _sessions(keeper: Keeper, argument: str) -> Reply:
     return Reply((Table((head, *rows)), Line(f"{count}; /load NAME opens one", "dim")))
 
 
-@command("export", "FILE", "write the story to a file: .txt .md .json .html .svg", argument="file")
+def _remove(keeper: Keeper, name: str, *, sure: bool) -> Reply:
+    """Remove a session if the user is sure; else say what would be lost."""
+    what = describe(keeper.folder, name)
+    if not sure and name != keeper.name:
+        return Reply((Line(f"{name}: {what}\n/sessions rm {name} ! removes it for good", "note"),))
+    remove_session(keeper.folder, name, keeper.name)
+    return Reply((Line(f"{name} is removed: {what}", "note"),))
+
+
+@command("export", "FILE", "write the story to a file: .txt .md .json .html .svg", argument="export")
 def _export(studio: Studio, argument: str) -> Reply:
     """Choose the format by the ending of FILE.
 

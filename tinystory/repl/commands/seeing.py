@@ -45,10 +45,17 @@ def _color(studio: Studio, argument: str) -> Reply:
 def _top(studio: Studio, argument: str) -> Reply:
     """Count POS from 1, the first token; -1 is the last one. Without POS, see what would come next. Without K, see 10.
 
+    /top 12 · /top -1 5 · /top next 5 (the five likeliest tokens that could come next)
     The shares are those of the model, before any stage of the decoder. An arrow marks the token of the story.
     """
     position, k = _position_and_rest(argument)
-    index = index_of(studio, position or NEXT, "/top", beyond=True)
+    # One number alone is a place, as in /trace 5 and /pick 5, but it may have been meant as a count.
+    count = f"for the {position} likeliest next tokens: /top next {position}"
+    is_count = not k and re.fullmatch(r"[1-9]|1\d|20", position) is not None
+    try:
+        index = index_of(studio, position or NEXT, "/top", beyond=True)
+    except UsageError as error:
+        raise UsageError(f"{error}; {count}" if is_count else str(error)) from error
     n = whole_number(k, "/top: K", 1, _MOST_BARS) if k else 10
     logits = logits_at(studio, index)
     story = whole_story(studio)
@@ -58,7 +65,8 @@ def _top(studio: Studio, argument: str) -> Reply:
     if taken is not None and taken not in [token_id for token_id, _ in likeliest]:
         logprob = float(logits.log_softmax(dim=-1)[taken])
         rows.append(_bar(studio, int((logits > logits[taken]).sum()) + 1, taken, logprob, taken))
-    return Reply((Line(place(studio, index), "dim"), Bars(tuple(rows))))
+    hint = (Line(f"{position} is the place; {count}", "dim"),) if is_count else ()
+    return Reply((Line(place(studio, index), "dim"), Bars(tuple(rows)), *hint))
 
 
 @command("pick", "POS TOKEN", "take another token at POS and let the model go on, as a new branch")

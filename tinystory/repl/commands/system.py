@@ -3,7 +3,7 @@
 import inspect
 import re
 
-from tinystory.decoding.spec import format_spec
+from tinystory.decoding.spec import shown_spec
 from tinystory.docstrings import docstring
 from tinystory.folders import config_file
 from tinystory.repl.commands.base import COMMANDS, Reply, command, find, path_of
@@ -33,7 +33,7 @@ def _stats(studio: Studio, argument: str) -> Reply:
         return Reply((Line("the model has written nothing here since the chat began", "dim"),))
     figures = last.statistics
     rows = [
-        ("decoder", format_spec(last.request.decoder)),
+        ("decoder", shown_spec(last.request.decoder)),
         ("seed", str(last.request.seed)),
         ("ended by", REASONS[last.finish_reason]),
         ("tokens", f"{len(last.tokens)} after {len(last.prompt_ids)}"),

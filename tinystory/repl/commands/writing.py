@@ -3,6 +3,7 @@
 from tinystory.decoding.spec import parse_spec
 from tinystory.errors import UsageError
 from tinystory.repl.commands.base import DeskStory, Reply, command, texts, whole_number
+from tinystory.safe.reading import shown
 from tinystory.screen.blocks import Line
 from tinystory.settings import parse
 from tinystory.studio.studio import Studio
@@ -12,6 +13,8 @@ from tinystory.writing.stops import check_stops
 __all__: list[str] = []
 
 MAX_BRANCHES = 64
+_BRANCHES = 3
+"""The branches of /more without a number."""
 
 
 @command("new", "[PROMPT]", "put the story away; begin another one with PROMPT, or with what you type next")
@@ -37,12 +40,11 @@ def _retry(studio: Studio, argument: str) -> Reply:
     return Reply(requests=(studio.retry(parse_spec(argument, studio.registry) if argument else None),))
 
 
-@command("more", "N", "write the latest turn N more times at once, side by side, each as a branch")
+@command("more", "[N]", "write the latest turn N more times at once, side by side, each as a branch")
 def _more(studio: Studio, argument: str) -> Reply:
-    """Give N from 1 to 64. /goto, Alt-Left and Alt-Right go to the other branches."""
-    requests = studio.more(whole_number(argument, "/more", 1, MAX_BRANCHES))
-    titles = tuple(f"{n + 1} of {len(requests)}" for n in range(len(requests)))
-    return Reply(requests=tuple(requests), titles=titles)
+    """Give N from 1 to 64; without N, it is 3. /goto, Alt-Left and Alt-Right go to the other branches."""
+    requests = studio.more(whole_number(argument, "/more", 1, MAX_BRANCHES) if argument else _BRANCHES)
+    return Reply(requests=tuple(requests), titles=("",) * len(requests))
 
 
 @command("undo", "[N]", "go back by one turn, or by N; nothing is lost")
@@ -63,13 +65,16 @@ def _redo(studio: Studio, argument: str) -> Reply:
     return Reply((DeskStory(),))
 
 
-@command("edit", "", "open the story in $EDITOR; the model goes on from the edited text")
+@command("edit", "[fix]", "open the story in $EDITOR and go on from the edited text; `fix` only keeps it")
 def _edit(studio: Studio, argument: str) -> Reply:
     """Let the model finish a word that you cut short: after "a ti" it may write " time".
 
-    The old story stays in the tree. Ctrl-X Ctrl-E opens the text that you are typing instead.
+    /edit fix only keeps the corrected text; Enter then goes on from it. The old story stays in the tree.
+    Ctrl-X Ctrl-E opens the text that you are typing instead.
     """
-    return Reply(edit=studio.text)
+    if argument not in ("", "fix"):
+        raise UsageError(f"/edit takes nothing, or `fix` to correct the text without going on, not {shown(argument)}")
+    return Reply(edit=studio.text, fix=bool(argument))
 
 
 @command("trim", "", "cut the story after its last whole sentence")
@@ -88,8 +93,8 @@ def _stop(studio: Studio, argument: str) -> Reply:
         stops = texts(argument, "/stop")
         check_stops(stops)
         studio.stop = stops
-    shown = ", ".join(f'"{text}"' for text in studio.stop).replace("\n", "\\n")
-    return Reply((Line(f"a turn ends before {shown}" if studio.stop else "no stop text is set"),))
+    listed = ", ".join(f'"{text}"' for text in studio.stop).replace("\n", "\\n")
+    return Reply((Line(f"a turn ends before {listed}" if studio.stop else "no stop text is set"),))
 
 
 @command("len", "[N]", "set max-tokens: write at most N tokens in one turn")
@@ -107,8 +112,8 @@ def _seed(studio: Studio, argument: str) -> Reply:
     return Reply((Line(f"seed: {seed}"),))
 
 
-@command("words", "[A,B,C | off]", "tick these words off when they come in the story")
-def _words(studio: Studio, argument: str) -> Reply:
+@command("wish", "[A,B,C | off]", "tick these words off when they come in the story", aliases=("words",))
+def _wish(studio: Studio, argument: str) -> Reply:
     """Watch for these words only; this does not make the model write them.
 
     The decoder `words` makes the model write its words, as in /decoder sample 0.8 | words owl,kite. They are on the
@@ -117,7 +122,7 @@ def _words(studio: Studio, argument: str) -> Reply:
     if argument:
         given = () if argument == "off" else tuple(filter(None, map(str.strip, argument.split(","))))
         if argument != "off" and not given:
-            raise UsageError("/words takes words with commas between them, like /words owl,kite")
+            raise UsageError("/wish takes words with commas between them, like /wish owl,kite")
         studio.words = given
     if not studio.wanted:
         return Reply((Line("no words are wanted"),))
