@@ -1,12 +1,21 @@
-"""Draw the screens of the documentation: run the chat on fixed input, and save its screen as SVG.
+"""Make the screens of the documentation by running the program on fixed input.
 
-python scripts/screens.py --out docs/screens
+python scripts/screens.py --out docs/screens       # pictures of the chat, as SVG
+python scripts/screens.py --lessons docs/lessons   # the outputs in the lessons, as text
+
+A lesson has its input in blocks that begin with ```chat or ```console. In a `chat` block, a line that begins with "> "
+is typed into the studio, one studio for the whole lesson; in a `console` block, a line that begins with "$ " is a
+command of the shell. The lines below an input are its output, and this script writes them.
 """
 
 import argparse
 import io
 import os
+import re
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +33,12 @@ from tinystory.studio.backend import ModelBackend
 from tinystory.studio.studio import Studio
 
 WIDTH = 100
+TEXT_WIDTH = 96
+"""The columns of a chat in a lesson."""
+
+_BLOCK = re.compile(r"^```(chat|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SIGNS = {"chat": "> ", "console": "$ "}
+
 SCENES = {
     "story": ("/color surprise", "Once upon a time", "/decoder"),
     "compare": ("One day, a little owl", "/compare greedy ; top-k 40 | sample 0.8 ; sample 1.3"),
@@ -33,8 +48,8 @@ SCENES = {
 """The lines that are typed for each screen."""
 
 
-def screen(typed: tuple[str, ...], columns: int) -> str:
-    """Return what the terminal shows after these lines, with escape sequences."""
+def open_app(stream: io.StringIO, columns: int, *, color: bool = True, quiet: bool = False) -> App:
+    """Open a chat that writes into a stream."""
     registry = discover(user_folder=None)
     open_model = partial(ModelBackend.open, dtype="float32", device="cpu")
     draws = iter(range(271_828, 272_000))
@@ -48,9 +63,14 @@ def screen(typed: tuple[str, ...], columns: int) -> str:
         draw_seed=lambda: next(draws),
     )
     studio.backend.wait(lambda: False)
-    stream = io.StringIO()
     os.environ["COLUMNS"] = str(columns)
-    app = App(studio, Screen(stream, color=True), ChatSettings())
+    return App(studio, Screen(stream, color=color), ChatSettings(quiet=quiet))
+
+
+def screen(typed: tuple[str, ...], columns: int) -> str:
+    """Return what the terminal shows after these lines, with escape sequences."""
+    stream = io.StringIO()
+    app = open_app(stream, columns)
     for line in typed:
         app.screen.gap()
         app.do(line)
@@ -64,22 +84,75 @@ def svg(shown: str, title: str, columns: int) -> str:
     return console.export_svg(title=title, unique_id=title, code_format=SVG)
 
 
+def lesson(page: str) -> str:
+    """Return a lesson with the outputs that its inputs have now."""
+    stream = io.StringIO()
+    app = open_app(stream, TEXT_WIDTH, color=False, quiet=True)
+
+    def typed(line: str) -> str:
+        start = stream.tell()
+        app.do(line)
+        return stream.getvalue()[start:].lstrip("\n").removeprefix(f"> {line}\n")
+
+    with tempfile.TemporaryDirectory() as folder:
+        runs: dict[str, Callable[[str], str]] = {"chat": typed, "console": partial(_shell_output, folder)}
+
+        def block(match: re.Match[str]) -> str:
+            kind, sign = match[1], _SIGNS[match[1]]
+            inputs = [line[2:] for line in match[2].splitlines() if line.startswith(sign)]
+            parts = (f"{sign}{line}\n{_plain(runs[kind](line))}" for line in inputs)
+            return f"```{kind}\n{''.join(parts)}```"
+
+        return _BLOCK.sub(block, page)
+
+
+def _shell_output(folder: str, line: str) -> str:
+    """Return what a command prints, in a folder that the commands of a lesson share."""
+    environment = os.environ | {"XDG_CONFIG_HOME": folder, "COLUMNS": str(TEXT_WIDTH), "NO_COLOR": "1"}
+    done = subprocess.run(
+        line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    return (done.stdout + done.stderr).replace(folder, "~")
+
+
+def _plain(output: str) -> str:
+    """Return an output without lines of speeds, blank lines around it, and spaces at the ends of lines."""
+    speeds = ("tokens/s", "microseconds")
+    lines = [line.rstrip() for line in output.strip("\n").splitlines() if not any(unit in line for unit in speeds)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """Draw every screen; yield the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, typed in SCENES.items():
+        picture = svg(screen(typed, WIDTH), f"tinystory-{name}", WIDTH)
+        (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
+        yield folder / f"{name}.svg"
+
+
+def _lessons(folder: Path) -> Iterator[Path]:
+    """Write the outputs of every lesson; yield the files."""
+    for path in sorted(folder.glob("*.md")):
+        path.write_text(lesson(path.read_text(encoding="utf-8")), encoding="utf-8")
+        yield path
+
+
 def main() -> int:
-    """Parse the command line and draw every screen; return the exit code."""
+    """Parse the command line, and make the pictures or the outputs of lessons; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    made = parser.add_mutually_exclusive_group(required=True)
+    made.add_argument("--out", type=Path, metavar="DIR", help="write the pictures into this folder")
+    made.add_argument("--lessons", type=Path, metavar="DIR", help="write the outputs into the lessons of this folder")
     args = parser.parse_args()
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for name, typed in SCENES.items():
-            picture = svg(screen(typed, WIDTH), f"tinystory-{name}", WIDTH)
-            (args.out / f"{name}.svg").write_text(picture, encoding="utf-8")
-            print(args.out / f"{name}.svg")
+        for path in _lessons(args.lessons) if args.lessons else _pictures(args.out):
+            print(path)
     except TinystoryError as error:
         print(f"screens: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"screens: {args.out} cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"screens: {args.out or args.lessons} cannot be written: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 
