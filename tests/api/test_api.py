@@ -4,6 +4,7 @@ import doctest
 import html.parser
 import importlib
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import torch
 
 import tinystory as ts
 from tinystory.api.html import comparison_html, inside_html, story_html, trace_html, whatif_html
+from tinystory.checkpoint.shipped import SHIPPED_MODELS
 from tinystory.decoding import LogitsProcessor, option
+from tinystory.decoding.plugins import discover
 from tinystory.errors import CheckpointError, UsageError
 from tinystory.settings import random_seed
 
@@ -231,3 +234,36 @@ def test_logits_are_those_of_the_session(model, story):
     expected = torch.tensor([token.logprob for token in story.tokens])
     picked = logits.log_softmax(-1)[torch.arange(12), [token.id for token in story.tokens]]
     assert torch.allclose(picked, expected, atol=1e-3)
+
+
+def test_a_warning_about_a_model_is_a_warning_of_python(tmp_path):
+    folder = shutil.copytree(SHIPPED_MODELS["mini"], tmp_path / "mini")
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.1}')
+    with pytest.warns(UserWarning, match=r"would write with repetition_penalty 1\.1"):
+        ts.load(str(folder)).write("Once", "greedy", max_new_tokens=2)
+
+
+def test_a_broken_decoder_file_is_a_warning_of_python(monkeypatch):
+    registry = discover(user_folder=None)
+    registry.warnings.append("a\x1b[31m.py is broken")
+    monkeypatch.setattr("tinystory.api.model.discover", lambda: registry)
+    with pytest.warns(UserWarning, match=r"^a␛\[31m\.py is broken$"):
+        ts.load("mini")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: ts.load(1), "the model is 1; it must be a name, a folder or a hub id"),
+        (lambda model: model.write("Once", 1), "the decoder is 1; it must be a spec"),
+        (lambda model: model.write("Once", None), "the decoder is None; it must be a spec"),
+        (lambda model: model.write("Once", stop=[1]), "stop takes a list of texts"),
+        (lambda model: model.write("Once", stop=None), "stop takes a list of texts"),
+        (lambda model: model.write("Once", seed=10**5000), "seed is a whole number of 16,610 bits"),
+        (lambda model: model.compare("Once", None), "compare takes a list of decoders"),
+        (lambda model: model.compare("Once", "greedy"), "compare takes a list of decoders"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(model, call, message):
+    with pytest.raises(UsageError, match=message):
+        call(model)

@@ -62,6 +62,7 @@ def bpe_fields(tokenizer, **other):
         "tokenizer.ggml.merges": [" ".join(pair) for pair in document["model"]["merges"]],
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
     } | {f"tokenizer.ggml.{key}": value for key, value in other.items()}
 
 
@@ -145,6 +146,17 @@ def test_add_bos_token(tokenizer):
     assert result.bos_id is None
     assert FastTokenizer.from_str(result.json).encode("the").ids == tokenizer.encode("the", bos=False)
     assert read(bpe_fields(tokenizer, add_bos_token=True)).bos_id == 0
+    with pytest.raises(CheckpointError, match="add_bos_token is 1; it must be true or false"):
+        read(bpe_fields(tokenizer, add_bos_token=1))
+
+
+@pytest.mark.parametrize(
+    ("pre", "begins"), [("gpt-2", False), ("qwen2", False), ("smollm", False), ("llama-bpe", True)]
+)
+def test_a_byte_level_file_that_does_not_say_it_has_bos_as_in_llama_cpp(tokenizer, pre, begins):
+    fields = bpe_fields(tokenizer, pre=pre)
+    del fields["tokenizer.ggml.add_bos_token"]
+    assert read(fields).bos_id == (0 if begins else None)
 
 
 # --- SentencePiece ---

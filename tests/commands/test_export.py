@@ -1,6 +1,7 @@
 """`tinystory export` writes files that `tinystory import` reads again; what does not fit is one line."""
 
 import json
+import shutil
 
 import pytest
 
@@ -19,6 +20,15 @@ def test_a_model_goes_to_gguf_and_back(tmp_path, capsys):
         assert main(["generate", "The owl", "-m", model, "-d", "greedy", "-n", "12", "--json"]) == 0
         stories.append(json.loads(capsys.readouterr().out)["token_ids"])
     assert stories[0] == stories[1]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_an_export_never_replaces_its_model(tmp_path, capsys, name):
+    folder = shutil.copytree(SHIPPED_MODELS["mini"], tmp_path / "mini")
+    before = (folder / name).read_bytes()
+    assert main(["export", str(folder), "--to", "gguf", "-o", str(folder / name)]) == 2
+    assert "would be replaced, and it is a file that is read here" in capsys.readouterr().err
+    assert (folder / name).read_bytes() == before
 
 
 @pytest.mark.parametrize(

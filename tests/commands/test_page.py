@@ -30,6 +30,16 @@ def session_file(tmp_path_factory):
     return path
 
 
+def test_the_page_never_replaces_the_session(session_file, tmp_path, capsys):
+    session, link = tmp_path / "story.json", tmp_path / "link"
+    session.write_bytes(session_file.read_bytes())
+    link.symlink_to(session)
+    for out in (session, link):
+        assert main(["page", str(session), "-o", str(out)]) == 2
+        assert "would be replaced, and it is a file that is read here; give another name" in capsys.readouterr().err
+    assert session.read_bytes() == session_file.read_bytes()
+
+
 def test_a_session_becomes_a_page(session_file, tmp_path, capsys):
     out = tmp_path / "story.html"
     assert main(["page", str(session_file), "-o", str(out), "--whatif", "greedy"]) == 0

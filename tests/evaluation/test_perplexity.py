@@ -103,9 +103,40 @@ def test_figures_of_known_logits():
     assert result.perplexity == pytest.approx(2 ** (11 / 7))
 
 
+@pytest.mark.parametrize("unknown", ["<unk>", None], ids=["a token for it", "left out"])
+def test_text_that_cannot_be_spelled_has_no_bits_per_byte(unknown):
+    vocab = {"a": 0, "b": 1, "<unk>": 2, "<s>": 3}
+    fast = FastTokenizer(models.BPE(vocab, [], unk_token=unknown))
+    fast.add_special_tokens(["<s>"])
+    tokenizer = Tokenizer(fast, 3, frozenset({3}))
+    session = FixedSession(torch.zeros(4))
+    result = evaluate(session, tokenizer, ["abab", "a🙂b"])
+    assert result.unknown_tokens == 1
+    assert result.bits_per_byte is None
+    assert result.perplexity == pytest.approx(4)
+    spelled = evaluate(session, tokenizer, ["abab"]).bits_per_byte
+    assert spelled == (None if unknown is None else pytest.approx(2 * 5 / 4))
+
+
+def test_a_byte_level_vocabulary_without_some_bytes_does_not_spell_everything():
+    fast = FastTokenizer(models.BPE({"a": 0, "b": 1}, []))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    assert Tokenizer(fast, None, ()).n_unknown([[0]]) == 1
+    assert TOKENIZER.n_unknown([[0]]) == 0
+
+
 def test_the_fields_are_the_json_keys():
     names = [field.name for field in dataclasses.fields(evaluation.Evaluation)]
-    assert names == ["bits_per_byte", "nats_per_token", "perplexity", "accuracy", "tokens", "bytes", "stories"]
+    assert names == [
+        "bits_per_byte",
+        "nats_per_token",
+        "perplexity",
+        "accuracy",
+        "tokens",
+        "bytes",
+        "stories",
+        "unknown_tokens",
+    ]
 
 
 @settings(deadline=None)

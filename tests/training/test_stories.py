@@ -10,7 +10,7 @@ from tinystory.data.prepare import prepare
 from tinystory.data.selection import Selection
 from tinystory.errors import UsageError
 from tinystory.training.config import DataConfig, resolve_changes, resolve_run
-from tinystory.training.stories import load_stories, n_unknown
+from tinystory.training.stories import load_stories
 
 
 @pytest.fixture
@@ -165,12 +165,12 @@ def test_what_a_vocabulary_cannot_spell_is_counted(word_tokenizer_json, tokenize
     words = Tokenizer(Fast.from_str(json.dumps(content)), 0, frozenset({0}))
     (tmp_path / "a.txt").write_text("once upon a hill<|endoftext|>upon a time<|endoftext|>a b c")
     stories = prepare(tmp_path / "a.txt", words, tmp_path / "a")
-    assert n_unknown(stories, words) == 3
-    assert n_unknown(stories.first(2), words) == 1
-    assert n_unknown(prepare(story_file, tokenizer, tmp_path / "b"), tokenizer) == 0
+    assert words.n_unknown(stories) == 3
+    assert words.n_unknown(stories.first(2)) == 1
+    assert tokenizer.n_unknown(prepare(story_file, tokenizer, tmp_path / "b")) == 0
     dropping = {"type": "BPE", "vocab": {"<s>": 0, "a": 1}, "merges": [], "unk_token": None, "byte_fallback": False}
     drops = Tokenizer(Fast.from_str(json.dumps(content | {"model": dropping})), 0, frozenset({0}))
-    assert n_unknown(stories, drops) == 1
+    assert drops.n_unknown(stories) == 1
 
 
 def test_validation_stories_and_a_part_that_is_held_out_exclude_each_other():

@@ -16,6 +16,7 @@ import torch
 from tinystory.checkpoint import read_header
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.safe.name_lock import NameLock
+from tinystory.text.tokenizer import Tokenizer
 from tinystory.training import loop, trainer
 from tinystory.training.config import resolve_changes, resolve_run
 from tinystory.training.display import Display, Signals, log_to_tensorboard
@@ -317,7 +318,7 @@ def test_a_run_without_validation_trains_saves_and_names_no_best(fields, tmp_pat
 
 @pytest.mark.usefixtures("bare")
 def test_text_that_cannot_be_spelled_has_no_bits_per_byte(opened, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "n_unknown", lambda *_: 5)
+    monkeypatch.setattr(Tokenizer, "n_unknown", lambda *_: 5)
     assert train(opened, ALONE) == 0
     assert records(opened, "valid_bits_per_byte") == []
     assert records(opened, "valid_loss") == [2, 3]

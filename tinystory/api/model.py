@@ -3,9 +3,11 @@
 Weights are loaded when the first story is written, and without torch if that is enough.
 """
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinystory.api.story import Story, StoryToken, tokens_with_text
@@ -17,6 +19,8 @@ from tinystory.decoding.spec import parse_spec
 from tinystory.decoding.stages import Stage
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import UsageError, nearest
+from tinystory.safe.reading import shown
+from tinystory.safe.showing import visible
 from tinystory.session.loading import LoadedModel, load_header, load_without_torch
 from tinystory.settings import random_seed
 from tinystory.text.sentences import whole_sentences
@@ -145,6 +149,8 @@ class Model:
         from tinystory.api.comparison import Comparison
         from tinystory.evaluation.comparison import check_count
 
+        if isinstance(decoders, str) or not isinstance(decoders, Sequence):
+            raise UsageError("compare takes a list of decoders, like ['greedy', 'sample 0.8']")
         check_count(len(decoders))
         seed = _seed(seed)
         requests = [self._request(prompt, decoder, seed, max_new_tokens, stop) for decoder in decoders]
@@ -166,7 +172,11 @@ class Model:
         Raises:
             UsageError: the spec is wrong; the message says where.
         """
-        return spec if isinstance(spec, Decoder) else parse_spec(spec, self.registry)
+        if isinstance(spec, Decoder):
+            return spec
+        if not isinstance(spec, str):
+            raise UsageError(f"the decoder is {shown(spec)}; it must be a spec, like 'top-k 40 | sample 0.8'")
+        return parse_spec(spec, self.registry)
 
     def add_decoder(self, stage: type[Stage]) -> type[Stage]:
         """Enter a stage of your own, so that specs can name it. It can stand above the class as a decorator.
@@ -214,7 +224,7 @@ class Model:
     def _request(
         self, prompt: str, decoder: str | Decoder, seed: int | None, max_new_tokens: int, stop: Sequence[str]
     ) -> StoryRequest:
-        if isinstance(stop, str):
+        if isinstance(stop, str) or not isinstance(stop, Sequence) or not all(isinstance(text, str) for text in stop):
             raise UsageError("stop takes a list of texts, like ['The end']")
         if type(max_new_tokens) is not int or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number from 1")
@@ -232,16 +242,16 @@ class Model:
             suffices(self.header, request.decoder, self.dtype, self.device) for request in requests
         ):
             if self._light is None:
-                self._light = load_without_torch(self.name, self.header)
+                self._light = _told(load_without_torch(self.name, self.header))
             return self._light
         return self._full
 
     @cached_property
     def _full(self) -> LoadedModel:
-        return load_header(self.name, self.header, self.dtype, self.device)
+        return _told(load_header(self.name, self.header, self.dtype, self.device))
 
 
-def load(model: str | None = None, *, dtype: str = "float32", device: str = "cpu") -> Model:
+def load(model: str | Path | None = None, *, dtype: str = "float32", device: str = "cpu") -> Model:
     """Find a model and check its files; its weights are loaded when they are needed.
 
     >>> import tinystory as ts
@@ -257,18 +267,33 @@ def load(model: str | None = None, *, dtype: str = "float32", device: str = "cpu
         CheckpointError: the checkpoint is missing or damaged.
         UsageError: the dtype is unknown.
     """
+    if model is not None and not isinstance(model, str | Path):
+        raise UsageError(f"the model is {shown(model)}; it must be a name, a folder or a hub id")
     if dtype not in COMPUTED_DTYPES:
         near = nearest(str(dtype), COMPUTED_DTYPES)
         raise UsageError(
             f"dtype {dtype!r} is not one of {', '.join(COMPUTED_DTYPES)}" + f"; did you mean {near}?" * bool(near)
         )
-    name, header = find_model(model)
-    return Model(name, header, dtype, device, discover())
+    name, header = find_model(None if model is None else str(model))
+    registry = discover()
+    _warn(registry.warnings)
+    return Model(name, header, dtype, device, registry)
+
+
+def _told(model: LoadedModel) -> LoadedModel:
+    _warn(model.warnings)
+    return model
+
+
+def _warn(lines: Iterable[str]) -> None:
+    """Tell what the command line tells on standard error, as warnings of Python, which a caller may silence."""
+    for line in lines:
+        warnings.warn(visible(line), UserWarning, stacklevel=2)
 
 
 def _seed(seed: int | None) -> int:
     if seed is None:
         return random_seed()
     if type(seed) is not int or not 0 <= seed < 2**64:
-        raise UsageError(f"seed is {seed!r}; it must be a whole number from 0, below 2^64")
+        raise UsageError(f"seed is {shown(seed)}; it must be a whole number from 0, below 2^64")
     return seed

@@ -24,6 +24,9 @@ _BLOCK_BYTES = 2**20
 def model_hash(directory: Path, stamp: str = "") -> str:
     """Return the SHA-256, in hex, of the name, size and bytes of each weight file, config.json and tokenizer.json.
 
+    Other files of a vocabulary (vocab.json, merges.txt, tokenizer_config.json) are not in the hash, so that the hashes
+    in saved sessions stay valid. A replay notices another vocabulary because the tokens then spell another text.
+
     A hash from the cache is used if neither size nor time of any file has changed. A cache that cannot be read or
     written is ignored.
 

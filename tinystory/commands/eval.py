@@ -109,10 +109,12 @@ def run(options: EvalOptions) -> int:
     if training:  # a file without a story is refused now, and not after the model has written
         training = chain([next(training)], training)
     model = load_with_torch(options, name, header)
-    from tinystory.evaluation.perplexity import evaluate
+    from tinystory.evaluation.perplexity import evaluate, unspelled
 
     with progress_bar("scoring", len(stories), quiet=options.quiet, color=options.color) as progress:
         result = evaluate(model.session, model.tokenizer, stories, cut=options.cut, progress=progress)
+    if result.unknown_tokens:
+        warn(options, [f"{unspelled(result)}, so its bits per byte are not measured"])
     endings = _cloze(options, model, stories) if options.cloze else None
     report = _story_report(options, model, decoder, stories, training) if decoder else None
     if options.json:
@@ -256,7 +258,7 @@ def _print_text(
     options: EvalOptions, result: "Evaluation", endings: "Cloze | None", report: dict[str, Any] | None
 ) -> None:
     rows = [
-        ("bits per byte", f"{result.bits_per_byte:.4f}"),
+        ("bits per byte", "–" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"),
         ("nats per token", f"{result.nats_per_token:.4f}"),
         ("perplexity", f"{result.perplexity:.3f}"),
         ("accuracy", f"{result.accuracy:.1%}"),

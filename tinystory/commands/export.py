@@ -8,8 +8,12 @@ from tinystory.checkpoint.shipped import find_model
 from tinystory.commands.shared.groups import Options
 from tinystory.errors import UsageError
 from tinystory.safe.showing import visible
+from tinystory.safe.writing import refuse_input
 
 __all__ = ["ExportOptions", "run"]
+
+_EXPORTED = (".gguf", ".bin")
+"""The endings of older exports, which may stand in the folder of the model; its other files are the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +37,11 @@ def run(options: ExportOptions) -> int:
     """Write the file, and print its name.
 
     Raises:
-        UsageError: the file type does not fit the format.
+        UsageError: the file type does not fit the format, or the file is one of the model.
         CheckpointError: the model is missing, or the format cannot express it.
     """
     _, header = find_model(options.model)
+    refuse_input(options.out, (path for path in header.directory.iterdir() if path.suffix not in _EXPORTED))
     files = [options.out]
     if options.to == "gguf":
         from tinystory.checkpoint.formats.gguf_export import export_gguf

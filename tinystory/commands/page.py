@@ -13,7 +13,7 @@ from tinystory.decoding.spec import parse_spec
 from tinystory.dtypes import COMPUTED_DTYPES
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.safe.reading import shown
-from tinystory.safe.writing import write_atomically
+from tinystory.safe.writing import refuse_input, write_atomically
 from tinystory.session.loading import LoadedModel, load
 from tinystory.story.saved_chat import SavedChat
 from tinystory.story.session_file import load_session
@@ -52,7 +52,10 @@ def run(options: PageOptions) -> int:
     from tinystory.page.content import columns_of, mark_partings, page_story
     from tinystory.page.page import page_html
 
-    chat = load_session(find_session(options.file))
+    file = find_session(options.file)
+    if options.out is not None:
+        refuse_input(options.out, [file])
+    chat = load_session(file)
     registry = discover(options.decoder_file)
     turns = columns_of(chat.tree)
     if options.whatif is not None:

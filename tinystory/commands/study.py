@@ -21,7 +21,7 @@ from tinystory.decoding import Decoder
 from tinystory.decoding.plugins import Registry
 from tinystory.errors import TinystoryError, UsageError
 from tinystory.safe.showing import visible
-from tinystory.safe.writing import write_atomically
+from tinystory.safe.writing import refuse_input, write_atomically
 from tinystory.screen.console import progress_bar, table_console
 from tinystory.session.loading import LoadedModel
 from tinystory.study.excerpts import openings
@@ -133,6 +133,8 @@ def _check(options: StudyOptions) -> int:
         raise UsageError(f"--limit is {options.limit}; a study needs at least {FEWEST} prompts")
     if options.seed is None:
         raise UsageError("a study can be continued only with the seed it was begun with: give a number, not random")
+    inputs = (options.real, options.prompts, options.train, options.grid)
+    refuse_input(options.page_file, [Path(name) for name in inputs if name])
     return options.seed
 
 

@@ -18,7 +18,7 @@ from tinystory.errors import TinystoryError, UsageError
 from tinystory.model.cross_entropy import IGNORE
 from tinystory.text.tokenizer import Tokenizer
 
-__all__ = ["Evaluation", "ScoredWindow", "evaluate", "nats_of_windows", "window_batches", "windows"]
+__all__ = ["Evaluation", "ScoredWindow", "evaluate", "nats_of_windows", "unspelled", "window_batches", "windows"]
 
 T = TypeVar("T")
 
@@ -35,22 +35,24 @@ class Evaluation:
 
     Attributes:
         bits_per_byte: the surprise of the model divided by the UTF-8 bytes of the stories; it compares models with
-            different vocabularies.
+            different vocabularies. None if the vocabulary cannot spell the stories.
         nats_per_token: mean negative log-likelihood of a token, with the ends of the stories.
         perplexity: the exponential of nats_per_token; it compares only models with the same vocabulary.
         accuracy: share of tokens for which the model's most likely token is right, from 0 to 1.
         tokens: number of scored tokens; BOS is not scored.
         bytes: UTF-8 bytes of the scored text.
         stories: number of stories.
+        unknown_tokens: how many of the tokens stand for text that the vocabulary cannot spell, at least.
     """
 
-    bits_per_byte: float
+    bits_per_byte: float | None
     nats_per_token: float
     perplexity: float
     accuracy: float
     tokens: int
     bytes: int
     stories: int
+    unknown_tokens: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def evaluate(
     if tokenizer.bos_id is None:
         raise UsageError("this vocabulary has no BOS token, so the first token of a story cannot be scored")
     texts = islice(filter(None, stories), limit)
-    nats, n_right, n_tokens, n_bytes, n_stories = 0.0, 0, 0, 0, 0
+    nats, n_right, n_tokens, n_bytes, n_stories, n_unknown = 0.0, 0, 0, 0, 0, 0
     while chunk := list(islice(texts, _STORIES_AT_ONCE)):
         pending, chunk_bytes = _windows_of(chunk, tokenizer, session.max_seq_len, cut)
         n_bytes += chunk_bytes
@@ -133,6 +135,7 @@ def evaluate(
             n_left -= len(batch)
             if progress:  # nearly every story is one window
                 progress(n_stories + max(0, len(chunk) - n_left))
+        n_unknown += tokenizer.n_unknown(_scored(window) for window in pending)
         n_tokens += sum(window.n_scored for window in pending)
         n_stories += len(chunk)
     if not n_tokens:
@@ -141,14 +144,20 @@ def evaluate(
     if not nats_per_token < 700:  # exp would overflow; also refuses NaN
         raise TinystoryError("the predictions of the model are not finite; its weights may not suit this dtype")
     return Evaluation(
-        bits_per_byte=nats / math.log(2) / n_bytes,
+        bits_per_byte=None if n_unknown else nats / math.log(2) / n_bytes,
         nats_per_token=nats_per_token,
         perplexity=math.exp(nats_per_token),
         accuracy=n_right / n_tokens,
         tokens=n_tokens,
         bytes=n_bytes,
         stories=n_stories,
+        unknown_tokens=n_unknown,
     )
+
+
+def unspelled(evaluation: Evaluation) -> str:
+    """Say that the vocabulary cannot spell the stories, and how many tokens show it."""
+    return f"the vocabulary cannot spell all stories ({evaluation.unknown_tokens:,} unknown tokens)"
 
 
 def _windows_of(
@@ -164,6 +173,10 @@ def _windows_of(
         all_windows += story if whole else story[:1]
         n_bytes += len((text if whole else tokenizer.detokenize(ids[: max_seq_len + 1 - len(before)])).encode())
     return all_windows, n_bytes
+
+
+def _scored(window: ScoredWindow) -> Sequence[int]:
+    return window.token_ids[len(window.token_ids) - window.n_scored :]
 
 
 def window_batches(pending: Sequence[T], batch_tokens: int, length: Callable[[T], int]) -> Iterator[list[T]]:

@@ -8,17 +8,30 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+from tinystory.errors import UsageError
 from tinystory.safe.leftovers import lock, sweep
 
-__all__ = ["replace_link", "sync_folder", "write_atomically"]
+__all__ = ["refuse_input", "replace_link", "sync_folder", "write_atomically"]
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
 """The errors by which a system says that it cannot sync folders, or not this one."""
+
+
+def refuse_input(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to replace one of the files that a command reads; links and other spellings of a name are seen through.
+
+    Raises:
+        UsageError: `out` is one of the inputs.
+    """
+    for path in inputs:
+        with contextlib.suppress(OSError, ValueError):  # what is not there is no input that could be lost
+            if out.samefile(path):
+                raise UsageError(f"{out} would be replaced, and it is a file that is read here; give another name")
 
 
 def write_atomically(

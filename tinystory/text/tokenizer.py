@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
@@ -26,6 +28,8 @@ __all__ = ["END_OF_TEXT", "Detokenizer", "Tokenizer", "byte_level_bpe"]
 
 END_OF_TEXT = "<|endoftext|>"
 """The token that is both BOS and EOS in our own vocabularies, and the separator in files of stories."""
+
+_BYTES_OF_UTF8 = frozenset({*range(0xC0), *range(0xC2, 0xF5)})
 
 _CANNOT_ENCODE = "the tokenizer cannot turn this text into tokens"
 _PROBES = ("Once upon a time", "", " é 中\n🙂\0", "a" * 40 + "!", " " * 40)
@@ -117,11 +121,24 @@ class Tokenizer:
             return self.fast.token_to_id(str(model["unk_token"]))
         return model.get("unk_id")
 
-    @property
-    def drops_unknown(self) -> bool:
-        """True for a vocabulary that leaves out characters that it cannot spell, without a token in their place."""
-        spells_bytes = self.token_bytes is not None or self._model_json.get("byte_fallback", False)
-        return self._model_json.get("type") == "BPE" and self.unknown_id is None and not spells_bytes
+    @cached_property
+    def _spells_everything(self) -> bool:
+        """True for a vocabulary that has a token for every byte of UTF-8."""
+        if self.token_bytes is None:
+            return bool(self._model_json.get("byte_fallback", False)) and self.unknown_id is None
+        return {raw[0] for raw in self.token_bytes.values() if len(raw) == 1} >= _BYTES_OF_UTF8
+
+    def n_unknown(self, stories: Iterable[Sequence[int] | NDArray[Any]]) -> int:
+        """Return how many tokens of stories stand for text that the vocabulary cannot spell, at least.
+
+        Such stories have no bits per byte: the model does not predict all of their bytes. A vocabulary that leaves out
+        what it cannot spell counts as one such token.
+        """
+        if self._spells_everything:
+            return 0
+        if self.unknown_id is None:  # a BPE leaves out what it cannot spell; the other models fail
+            return int(self._model_json.get("type") == "BPE")
+        return sum(int(np.count_nonzero(np.asarray(story) == self.unknown_id)) for story in stories)
 
     @cached_property
     def _model_json(self) -> dict[str, Any]:

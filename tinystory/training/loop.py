@@ -21,7 +21,7 @@ from tinystory.safe.showing import visible
 from tinystory.training.display import Display, Logger, Meter, Signals, log_to_tensorboard
 from tinystory.training.distributed import Ranks
 from tinystory.training.opening import OpenRun, find_run_stories, load_state, load_teacher, make_model
-from tinystory.training.stories import field_text, n_unknown
+from tinystory.training.stories import field_text
 from tinystory.training.trainer import Trainer, has_matplotlib
 
 __all__ = ["make_trainer", "train"]
@@ -109,7 +109,7 @@ def make_trainer(opened: OpenRun, ranks: Ranks) -> Trainer:
         plan=BatchPlan(stories.training, row_len, hyper.rows, batching=data.batching, seed=hyper.seed),
         valid_plan=plan(stories.valid) if stories.valid is not None else None,
         sample_plan=plan(stories.training.first(-(-len(stories.valid or ()) // 3))),
-        n_unknown=n_unknown(stories.valid, opened.tokenizer) if stories.valid is not None else 0,
+        n_unknown=opened.tokenizer.n_unknown(stories.valid) if stories.valid is not None else 0,
     )
 
 

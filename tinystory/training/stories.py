@@ -21,7 +21,7 @@ from tinystory.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from tinystory.training.config import DataConfig, RunConfig
 
-__all__ = ["RunStories", "as_prepared", "field_text", "load_stories", "n_unknown", "open_stories"]
+__all__ = ["RunStories", "as_prepared", "field_text", "load_stories", "open_stories"]
 
 Report = Callable[[str], object]
 """Gets lines about the stories that a user should see."""
@@ -244,13 +244,3 @@ def prepare_stories(folder: Path, data: "DataConfig", tokenizer: Tokenizer, repo
             for note in notes:
                 if part == "train" or data.valid:  # else the same source was told already
                     report(f"  {note}")
-
-
-def n_unknown(stories: TokenShards, tokenizer: Tokenizer) -> int:
-    """Return how many tokens of the stories stand for text that the vocabulary cannot spell, at least.
-
-    A vocabulary that leaves out what it cannot spell counts as one such token.
-    """
-    if tokenizer.unknown_id is None:
-        return int(tokenizer.drops_unknown)
-    return sum(int((stories[index] == tokenizer.unknown_id).sum()) for index in range(len(stories)))

@@ -30,14 +30,16 @@ _LLAMA3_WORDS = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 _WORDS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("gpt-2", "phi-2", "olmo"), (GPT2_WORDS,)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), (_LLAMA3_WORDS,)),
+    **dict.fromkeys(_LLAMA3, (_LLAMA3_WORDS,)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), (_QWEN2_WORDS,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell"), (r"\p{N}", GPT2_WORDS)),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]"),
 }
-_WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3"})  # a word that is a token is not merged from parts
+_WHOLE_WORDS_FIRST = frozenset(_LLAMA3)  # a word that is a token is not merged from parts
+_BEGIN_WITH_BOS = _LLAMA3  # the byte-level kinds that have BOS before a prompt if the file does not say it
 
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _END_NAMES = frozenset({"<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>"})
@@ -100,7 +102,7 @@ def read_tokenizer(fields: Mapping[str, Any], vocab_size: int) -> GgufTokenizer:
     tokens = _read_tokens(fields, vocab_size)
     bos_id = _special_id(fields, "bos_token_id", vocab_size, 1 if model == "llama" else None)
     eos_ids = _end_ids(fields, tokens, 2 if model == "llama" else None)
-    if fields.get("tokenizer.ggml.add_bos_token", True) is not True:
+    if not _begins_with_bos(fields, model):
         bos_id = None
     for i in {*eos_ids, *(() if bos_id is None else (bos_id,))}:
         tokens.types[i] = TokenType.CONTROL
@@ -141,6 +143,15 @@ def _special_id(fields: Mapping[str, Any], name: str, vocab_size: int, default: 
         return None
     if type(value) is not int or not 0 <= value < vocab_size:
         raise CheckpointError(f"tokenizer.ggml.{name} is {shown(value)}; the tokenizer has {vocab_size} tokens")
+    return value
+
+
+def _begins_with_bos(fields: Mapping[str, Any], model: str) -> bool:
+    """Return whether BOS stands before a prompt: as the file says, else as llama.cpp decides by kind."""
+    by_kind = model == "llama" or fields.get("tokenizer.ggml.pre") in _BEGIN_WITH_BOS
+    value = fields.get("tokenizer.ggml.add_bos_token", by_kind)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"tokenizer.ggml.add_bos_token is {shown(value)}; it must be true or false")
     return value
 
 

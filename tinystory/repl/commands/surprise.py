@@ -35,7 +35,8 @@ def _ppl(studio: Studio, argument: str) -> Reply:
     studio.backend.wait(lambda: False)
     bits = _bits(studio.backend.logits(ids, start), ids[start:])
     rows = [("tokens", f"{len(bits):,}"), *_figures(sum(bits) / len(bits))]
-    rows.append(("bits per byte", f"{sum(bits) / max(1, len(studio.text.encode())):.3f}"))
+    spelled = not studio.backend.tokenizer.n_unknown([ids[start:]])
+    rows.append(("bits per byte", _per_byte(sum(bits) / max(1, len(studio.text.encode())) if spelled else None)))
     path = studio.tree.path(studio.tree.current)
     written = [cost for cost, token in zip(bits, path[start:], strict=False) if token.token is not None]
     if len(path) == len(studio.token_ids) and 0 < len(written) < len(bits):
@@ -55,6 +56,10 @@ def _figures(bits_per_token: float) -> tuple[tuple[str, str], ...]:
     return (("perplexity", f"{perplexity:,.2f}"), ("bits per token", f"{bits_per_token:.3f}"))
 
 
+def _per_byte(bits: float | None) -> str:
+    return "– (the vocabulary cannot spell the text)" if bits is None else f"{bits:.3f}"
+
+
 def _file_figures(studio: Studio, path: Path) -> Iterator[tuple[str, str]]:
     """Yield the figures of the stories in a file. Ctrl-C stops the model between two batches."""
     size = regular_file_size(path)
@@ -67,5 +72,5 @@ def _file_figures(studio: Studio, path: Path) -> Iterator[tuple[str, str]]:
     yield "stories", f"{evaluation.stories:,}"
     yield "tokens", f"{evaluation.tokens:,}, the ends included"
     yield from _figures(evaluation.nats_per_token / math.log(2))
-    yield "bits per byte", f"{evaluation.bits_per_byte:.3f}"
+    yield "bits per byte", _per_byte(evaluation.bits_per_byte)
     yield "likeliest token right", f"{evaluation.accuracy:.1%}"
