@@ -3,7 +3,9 @@
 import doctest
 import html.parser
 import importlib
+import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -228,3 +230,17 @@ def test_logits_are_those_of_the_session(model, story):
     expected = torch.tensor([token.logprob for token in story.tokens])
     picked = logits.log_softmax(-1)[torch.arange(12), [token.id for token in story.tokens]]
     assert torch.allclose(picked, expected, atol=1e-3)
+
+
+def test_what_a_user_should_know_about_a_model_is_one_warning(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 99_999}))
+
+    def write_twice():
+        model = ts.load(str(folder))
+        for _ in range(2):
+            model.logits(model.write("a", "greedy", max_new_tokens=2).token_ids)
+
+    with pytest.warns(UserWarning, match="eos_token_id is 99999") as caught:
+        write_twice()
+    assert [warning.filename for warning in caught] == [__file__]

@@ -4,7 +4,9 @@ Weights are loaded when the first story is written, and without torch if that is
 """
 
 import random
-from collections.abc import Iterator, Sequence
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -68,6 +70,8 @@ class Model:
         self.device = device
         self.registry = registry
         self._light: LoadedModel | None = None
+        self._told: set[str] = set()
+        self._tell((*header.warnings, *registry.warnings))
 
     def __repr__(self) -> str:
         """Name the model and its size."""
@@ -91,10 +95,11 @@ class Model:
     ) -> Story:
         """Write one story.
 
-        >>> import tinystory as ts
-        >>> story = ts.load().write("Once upon a time", "top-k 40 | sample 0.8", seed=7, max_new_tokens=8)
-        >>> len(story.tokens), story.seed
-        (8, 7)
+        Examples:
+            >>> import tinystory as ts
+            >>> story = ts.load().write("Once upon a time", "top-k 40 | sample 0.8", seed=7, max_new_tokens=8)
+            >>> len(story.tokens), story.seed
+            (8, 7)
 
         Args:
             prompt: the text to begin with; empty to begin at BOS.
@@ -121,11 +126,12 @@ class Model:
     ) -> Iterator[Piece]:
         """Write one story, and yield its text as it comes; joined, the pieces are the text after the prompt.
 
-        >>> import tinystory as ts
-        >>> model = ts.load()
-        >>> pieces = [str(piece) for piece in model.stream("The owl", "greedy", max_new_tokens=4)]
-        >>> "".join(pieces) == model.write("The owl", "greedy", max_new_tokens=4).completion
-        True
+        Examples:
+            >>> import tinystory as ts
+            >>> model = ts.load()
+            >>> pieces = [str(piece) for piece in model.stream("The owl", "greedy", max_new_tokens=4)]
+            >>> "".join(pieces) == model.write("The owl", "greedy", max_new_tokens=4).completion
+            True
 
         Args and errors are those of `write`. What is wrong is raised before the first piece is asked for.
         """
@@ -233,20 +239,36 @@ class Model:
         ):
             if self._light is None:
                 self._light = load_without_torch(self.name, self.header)
+                self._tell(self._light.warnings)
             return self._light
         return self._full
 
     @cached_property
     def _full(self) -> LoadedModel:
-        return load_header(self.name, self.header, self.dtype, self.device)
+        full = load_header(self.name, self.header, self.dtype, self.device)
+        self._tell(full.warnings)
+        return full
+
+    def _tell(self, lines: Iterable[str]) -> None:
+        """Warn of each line once, as of the line of the script or the cell that made it known."""
+        new = [line for line in dict.fromkeys(lines) if line not in self._told]
+        self._told.update(new)
+        frame, depth = sys._getframe(1), 2
+        while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("tinystory."):
+            frame, depth = frame.f_back, depth + 1
+        for line in new:
+            warnings.warn(line, stacklevel=depth)
 
 
 def load(model: str | None = None, *, dtype: str = "float32", device: str = "cpu") -> Model:
     """Find a model and check its files; its weights are loaded when they are needed.
 
-    >>> import tinystory as ts
-    >>> ts.load("mini").name
-    'mini'
+    What a user should know about the files of the model, or about decoders that cannot be used, is a `UserWarning`.
+
+    Examples:
+        >>> import tinystory as ts
+        >>> ts.load("mini").name
+        'mini'
 
     Args:
         model: a shipped model, a folder or a hub id; None for the default model.
