@@ -30,7 +30,7 @@ def test_the_four_notebooks_keep_small_outputs_of_a_whole_run():
 def test_the_notebooks_run(load_script):
     pytest.importorskip("nbclient", reason="nbclient runs the notebooks")
     pytest.importorskip("ipykernel", reason="ipykernel runs the notebooks")
-    notebooks = load_script("notebooks")
+    notebooks = load_script("site/notebooks")
     with notebooks.kernel() as kernel:
         for path in NOTEBOOKS:
             cells = [cell for cell in notebooks.executed(path, kernel).cells if cell.cell_type == "code"]

@@ -1,6 +1,6 @@
 """Run the notebooks of examples/ and keep their outputs.
 
-Usage: python scripts/notebooks.py
+Usage: python scripts/site/notebooks.py
 
 One kernel runs all of them, since most of the time would go into loading torch; it forgets all names in between.
 """
@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-NOTEBOOKS = tuple(sorted((Path(__file__).resolve().parents[1] / "examples" / "notebooks").glob("*.ipynb")))
+NOTEBOOKS = tuple(sorted((Path(__file__).resolve().parents[2] / "examples" / "notebooks").glob("*.ipynb")))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Build the documentation site.
 
-Usage: python scripts/docs_site.py, then python -m http.server -d build/site
+Usage: python scripts/site/build.py, then python -m http.server -d build/site
 
 The pages are the files that people read in the repository: README.md, docs/, the notebooks with their outputs, and the
 docstrings of the public doors. They are copied to build/pages with links between them, and Zensical builds the site
@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = "examples/notebooks"
 ELSEWHERE = {
     "README.md": "index.md",

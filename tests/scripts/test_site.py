@@ -17,8 +17,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
-def docs_site(load_script):
-    return load_script("docs_site")
+def site(load_script):
+    return load_script("site/build")
 
 
 def pages_of(nav):
@@ -27,8 +27,8 @@ def pages_of(nav):
             yield from [value] if isinstance(value, str) else pages_of(value)
 
 
-def test_each_page_has_its_place_and_each_link_leads_somewhere(docs_site, tmp_path):
-    docs_site.write_pages(tmp_path / "pages")
+def test_each_page_has_its_place_and_each_link_leads_somewhere(site, tmp_path):
+    site.write_pages(tmp_path / "pages")
     nav = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]
     pages = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "pages").glob("*.md")}
     assert sorted(pages_of(nav)) == sorted(pages)
@@ -39,10 +39,10 @@ def test_each_page_has_its_place_and_each_link_leads_somewhere(docs_site, tmp_pa
     assert "<div" in pages["first-story.md"]  # the outputs of the notebook
 
 
-def test_a_link_to_a_file_that_is_no_page_is_told(docs_site):
+def test_a_link_to_a_file_that_is_no_page_is_told(site):
     with pytest.raises(SystemExit, match=r"docs/a.md: the site has no page for ../setup.cfg"):
-        docs_site.with_links("see [this](../setup.cfg)", "docs/a.md", {})
-    assert docs_site.with_links("[r](../README.md#x) [w](https://a.b)", "docs/a.md", {"README.md": "index.md"}) == (
+        site.with_links("see [this](../setup.cfg)", "docs/a.md", {})
+    assert site.with_links("[r](../README.md#x) [w](https://a.b)", "docs/a.md", {"README.md": "index.md"}) == (
         "[r](index.md#x) [w](https://a.b)"
     )
 
@@ -63,11 +63,11 @@ def served(folder):
 
 
 @pytest.mark.slow
-def test_a_built_page_asks_nobody_else_for_anything(docs_site, tmp_path):
+def test_a_built_page_asks_nobody_else_for_anything(site, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
     if CHROMIUM is None or not Path(sys.executable).with_name("zensical").exists():
         pytest.skip("chromium or zensical is not installed")
-    docs_site.build(tmp_path)
+    site.build(tmp_path)
     with served(tmp_path / "site") as home, playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
