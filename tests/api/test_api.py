@@ -127,6 +127,9 @@ def test_inside_is_the_models_own(story):
     assert 0 <= inside.decided_at <= 6
     assert float(inside.attention(2, 1).sum()) == pytest.approx(1, abs=1e-5)
     assert len(inside.without_parts("mean")) == 6 * 5
+    other = inside.layers[-1].likeliest[-1][0]
+    assert inside.without_parts(of=other) != inside.without_parts() == inside.without_parts(of=token.id)
+    assert story.model.token_text(token.id) == token.text
 
 
 def test_a_decoder_of_ones_own_can_be_entered_again(model):

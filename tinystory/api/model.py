@@ -185,6 +185,10 @@ class Model:
         self.registry.replace(stage, f"{stage.__module__}")
         return stage
 
+    def token_text(self, token_id: int) -> str:
+        """Return a token as readers see it; its text, with the space before a word."""
+        return self.loaded.tokenizer.token_text(token_id)
+
     def logits(self, token_ids: Sequence[int], start: int = 1) -> "Tensor":
         """Compute the model's logits for the tokens of a story.
 
