@@ -1,10 +1,11 @@
 """tinystory: a terminal story studio for small language models. Importing it loads nothing heavy.
 
->>> import tinystory as ts
->>> model = ts.load("mini")
->>> story = model.write("Once upon a time", "top-k 40 | sample 0.8", seed=7, max_new_tokens=20)
->>> story.text.startswith("Once upon a time")
-True
+Examples:
+    >>> import tinystory as ts
+    >>> model = ts.load("mini")
+    >>> story = model.write("Once upon a time", "top-k 40 | sample 0.8", seed=7, max_new_tokens=20)
+    >>> story.text.startswith("Once upon a time")
+    True
 """
 
 import importlib

@@ -61,8 +61,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def nearest(text: str, names: Iterable[str]) -> str | None:
     """Return the name that is most like a mistyped one, or None. Case, hyphens and underscores are ignored.
 
-    >>> nearest("TopK", ["greedy", "top-k"])
-    'top-k'
+    Examples:
+        >>> nearest("TopK", ["greedy", "top-k"])
+        'top-k'
     """
 
     def fold(name: str) -> str:
@@ -76,8 +77,9 @@ def nearest(text: str, names: Iterable[str]) -> str | None:
 def one_line(error: BaseException, *, kind: bool = False) -> str:
     r"""Return the message of an error as one line of at most 160 characters; with `kind`, its class comes first.
 
-    >>> one_line(ValueError("too\nlarge"), kind=True)
-    'ValueError: too large'
+    Examples:
+        >>> one_line(ValueError("too\nlarge"), kind=True)
+        'ValueError: too large'
     """
     message = " ".join(str(error).split())[:160]
     if not message:

@@ -3,6 +3,7 @@
 import doctest
 import html.parser
 import importlib
+import json
 import math
 import shutil
 import subprocess
@@ -131,6 +132,9 @@ def test_inside_is_the_models_own(story):
     assert 0 <= inside.decided_at <= 6
     assert float(inside.attention(2, 1).sum()) == pytest.approx(1, abs=1e-5)
     assert len(inside.without_parts("mean")) == 6 * 5
+    other = inside.layers[-1].likeliest[-1][0]
+    assert inside.without_parts(of=other) != inside.without_parts() == inside.without_parts(of=token.id)
+    assert story.model.token_text(token.id) == token.text
 
 
 def test_a_decoder_of_ones_own_can_be_entered_again(model):
@@ -267,3 +271,17 @@ def test_a_broken_decoder_file_is_a_warning_of_python(monkeypatch):
 def test_a_value_of_a_wrong_type_is_named(model, call, message):
     with pytest.raises(UsageError, match=message):
         call(model)
+
+
+def test_what_a_user_should_know_about_a_model_is_one_warning(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 99_999}))
+
+    def write_twice():
+        model = ts.load(str(folder))
+        for _ in range(2):
+            model.logits(model.write("a", "greedy", max_new_tokens=2).token_ids)
+
+    with pytest.warns(UserWarning, match="eos_token_id is 99999") as caught:
+        write_twice()
+    assert [warning.filename for warning in caught] == [__file__]

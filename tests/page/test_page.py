@@ -13,8 +13,10 @@ from page_stories import HOSTILE, tree_with_branches
 
 from tinystory.decoding.plugins import discover
 from tinystory.errors import UsageError
+from tinystory.inside.heads import gaze
+from tinystory.inside.inspector import Inspector
 from tinystory.page.content import columns_of, mark_partings, page_story
-from tinystory.page.page import page_html
+from tinystory.page.page import _DIGITS, _packed_head, page_html
 from tinystory.session.loading import load
 from tinystory.story.tree import StoryTree
 
@@ -65,14 +67,42 @@ def test_the_tokens_are_the_story_and_say_what_the_model_says(story, model):
         ]
         assert 0 < token.chance <= 1
         assert token.luck is not None
-        assert len(token.layers) == 7
-        assert token.layers[-1][2] == pytest.approx(math.exp(recorded.logprob), abs=1e-3)
-        assert all(0 <= index < len(story.tokens) for index, _ in token.looked_at)
+        inside = token.inside
+        assert len(inside.layers) == 7
+        assert inside.layers[-1][2] == pytest.approx(math.exp(recorded.logprob), abs=1e-3)
+        assert all(0 <= index < len(story.tokens) for index, _ in inside.looked_at)
+        n_layer, n_head = story.shape
+        assert len(inside.heads) == n_layer * n_head == 18
+        assert len(inside.parts) == n_layer * (n_head + 2)
         assert token.forbidden == ("top-k 1" if recorded.rank else "")
     first_typed = story.tokens[1]
     assert first_typed.alternatives
     assert not first_typed.funnel
     assert story.notes == []
+
+
+def test_heads_and_parts_are_those_of_the_model(story, model):
+    ids = (*story.turn.typed_ids, *(token.id for token in story.turn.written.tokens))
+    n_bos = len(ids) - len(story.tokens)
+    inspector = Inspector(model.header, model.session)
+    index = len(ids) - 3
+    token = story.tokens[index - n_bos]
+    seen = gaze(inspector.run(ids), index, model.tokenizer.bos_id)
+    n_head = story.shape[1]
+    for number, (bos_share, looks) in enumerate(token.inside.heads):
+        place = divmod(number, n_head)
+        assert bos_share == pytest.approx(float(seen.bos_share[place]), abs=1e-6)
+        words = seen.words(*place)
+        assert all(share == pytest.approx(float(words[at + n_bos]), abs=1e-6) for at, share in looks)
+    effects = [effect.bits for effect in inspector.effects(ids[:index], ids[index])]
+    assert token.inside.parts == pytest.approx(effects, abs=1e-3)
+
+
+def test_heads_are_packed_in_digits_that_keep_them():
+    looks = [(3, 1.0), (130, 0.5)]
+    packed = _packed_head(0.25, looks)
+    values = [_DIGITS.index(digit) for digit in packed]
+    assert values == [16, 0, 3, 63, 2, 2, 32]
 
 
 def test_luck_is_the_noise_that_made_the_choice(tree_of, model, registry):

@@ -1,16 +1,20 @@
 """The page in a real browser: pointer, keyboard, no request, no error, and hostile text that stays text."""
 
 import contextlib
+import os
+import re
 import shutil
+from pathlib import Path
 
 import pytest
-from page_stories import HOSTILE, tree_with_branches
+from page_stories import HOSTILE_STORIES, tree_with_branches
 
 from tinystory.decoding.plugins import discover
 from tinystory.page.content import columns_of, mark_partings, page_story
 from tinystory.page.page import page_html
 from tinystory.session.loading import load
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -97,10 +101,55 @@ def test_nothing_sticks_out_at_any_width(browser, write_page, width, scheme):
         assert page.locator("section.story").count() == 3
 
 
-def test_hostile_text_runs_nothing(browser, write_page):
-    with opened(browser, write_page(HOSTILE, "sample 0.8", "sample 1.5")) as page:
+def test_the_inside_of_a_token_follows_pointer_and_keyboard(browser, write_page):
+    path = write_page("Once upon a time", "top-k 20 | sample 0.8")
+    with opened(browser, path) as page:
+        page.get_by_label("inside the model").check()
+        page.locator(".token").nth(9).click()
+        panel = page.locator("#panel")
+        for text in ("after each layer", "Where its heads looked", "Without a part"):
+            assert text in panel.inner_text()
+        parts = panel.locator("table.grid").nth(1).locator("td").all_inner_texts()
+        assert len(parts) == 1 + 6 * 5
+        assert all(re.fullmatch(r"[<>]? ?−?[0-9.]+", bits) for bits in parts[1:])
+        tinted = [page.locator(".token.t1, .token.t2, .token.t3, .token.t4").all_inner_texts()]
+        panel.get_by_label("all heads together").focus()
+        for _ in range(18):  # the arrows go from head to head; the story is tinted by each
+            page.keyboard.press("ArrowDown")
+            tinted.append(page.locator(".token.t1, .token.t2, .token.t3, .token.t4").all_inner_texts())
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("layer 6, head 3, ")
+        assert len(set(map(tuple, tinted))) > 5
+        page.get_by_label("the choice").check()
+        assert "What each stage left" in panel.inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(browser, write_page, scheme):
+    """The page forbids foreign scripts, so a browser that ignores its policy reads it, only here."""
+    axe = Path(os.environ.get("TINYSTORY_AXE") or ROOT / "node_modules" / "axe-core" / "axe.min.js")
+    if not axe.is_file():
+        pytest.skip("axe-core is not here: npm install axe-core, or set TINYSTORY_AXE to its axe.min.js")
+    path = write_page("Once upon a time,\n\nthe \N{SNOWMAN}", "sample 0.8", "sample 1.5", whatif="top-k 1 | sample")
+    context = browser.new_context(viewport={"width": 800, "height": 600}, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    page.add_script_tag(path=axe)
+    for view in ("the choice", "inside the model"):
+        page.get_by_label(view).check()
+        page.locator(".token").nth(12).click()
+        found = page.evaluate("async () => (await axe.run()).violations.map((one) => [one.impact, one.id, one.help])")
+        assert [fault for fault in found if fault[0] in ("serious", "critical")] == []
+    context.close()
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_STORIES)
+def test_hostile_text_runs_nothing(browser, write_page, hostile):
+    with opened(browser, write_page(hostile, "sample 0.8")) as page:
         title = page.title()
-        for index in range(page.locator(".token").count()):
-            page.locator(".token").nth(index).focus()
+        for view in ("the choice", "inside the model"):
+            page.get_by_label(view).check()
+            for index in (0, 3, page.locator(".token").count() - 1):
+                page.locator(".token").nth(index).focus()
         assert page.title() == title != "x"
-        assert page.locator("img").count() == 0
+        assert page.locator("img, svg, iframe, object, a, form, base, link, body style").count() == 0
+        assert page.locator("script").count() == 2

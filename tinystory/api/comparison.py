@@ -66,10 +66,11 @@ def compare(
 ) -> Comparison:
     """Write one story with each decoder, all with the same noise: two stories are equal until their decoders differ.
 
-    >>> import tinystory as ts
-    >>> both = ts.compare(ts.load(), "Once", ["greedy", "top-k 1 | sample"], seed=7, max_new_tokens=5)
-    >>> both[0].text == both[1].text
-    True
+    Examples:
+        >>> import tinystory as ts
+        >>> both = ts.compare(ts.load(), "Once", ["greedy", "top-k 1 | sample"], seed=7, max_new_tokens=5)
+        >>> both[0].text == both[1].text
+        True
 
     Args:
         model: as from `load`.

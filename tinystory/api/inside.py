@@ -77,16 +77,20 @@ class Inside:
         """Return how the weight is shared among the words before, (N,); see `Gaze.words`. Indices count from 0."""
         return self.gaze.words(layer, head)
 
-    def without_parts(self, replacement: "Replacement" = "zero") -> "list[Effect]":
+    def without_parts(self, replacement: "Replacement" = "zero", *, of: int | None = None) -> "list[Effect]":
         """Leave out each head, attention and feed-forward in turn: by how many bits is the token less likely?
+
+        A part that speaks for the token of the story may speak for another one as well. To see why the model wrote this
+        token and not another, take the difference of the bits of both.
 
         Args:
             replacement: "zero", or "mean" for the mean of the part's output over the story.
+            of: the id of another token to ask about; None for the token of the story.
 
         Raises:
-            UsageError: the model is of another family than Llama and GPT-2.
+            UsageError: the vocabulary has no such token, or the model is of another family than Llama and GPT-2.
         """
-        return list(self.story.model.inspector.effects(self.before, self.token.id, replacement))
+        return list(self.story.model.inspector.effects(self.before, self.token.id if of is None else of, replacement))
 
     def _repr_html_(self) -> str:
         from tinystory.api.html import inside_html

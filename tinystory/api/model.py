@@ -3,6 +3,7 @@
 Weights are loaded when the first story is written, and without torch if that is enough.
 """
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class Model:
         self.device = device
         self.registry = registry
         self._light: LoadedModel | None = None
+        self._told: set[str] = set()
+        self._tell((*header.warnings, *registry.warnings))
 
     def __repr__(self) -> str:
         """Name the model and its size."""
@@ -95,10 +98,11 @@ class Model:
     ) -> Story:
         """Write one story.
 
-        >>> import tinystory as ts
-        >>> story = ts.load().write("Once upon a time", "top-k 40 | sample 0.8", seed=7, max_new_tokens=8)
-        >>> len(story.tokens), story.seed
-        (8, 7)
+        Examples:
+            >>> import tinystory as ts
+            >>> story = ts.load().write("Once upon a time", "top-k 40 | sample 0.8", seed=7, max_new_tokens=8)
+            >>> len(story.tokens), story.seed
+            (8, 7)
 
         Args:
             prompt: the text to begin with; empty to begin at BOS.
@@ -125,11 +129,12 @@ class Model:
     ) -> Iterator[Piece]:
         """Write one story, and yield its text as it comes; joined, the pieces are the text after the prompt.
 
-        >>> import tinystory as ts
-        >>> model = ts.load()
-        >>> pieces = [str(piece) for piece in model.stream("The owl", "greedy", max_new_tokens=4)]
-        >>> "".join(pieces) == model.write("The owl", "greedy", max_new_tokens=4).completion
-        True
+        Examples:
+            >>> import tinystory as ts
+            >>> model = ts.load()
+            >>> pieces = [str(piece) for piece in model.stream("The owl", "greedy", max_new_tokens=4)]
+            >>> "".join(pieces) == model.write("The owl", "greedy", max_new_tokens=4).completion
+            True
 
         Args and errors are those of `write`. What is wrong is raised before the first piece is asked for.
         """
@@ -189,6 +194,10 @@ class Model:
         self.registry.replace(stage, f"{stage.__module__}")
         return stage
 
+    def token_text(self, token_id: int) -> str:
+        """Return a token as readers see it; its text, with the space before a word."""
+        return self.loaded.tokenizer.token_text(token_id)
+
     def logits(self, token_ids: Sequence[int], start: int = 1) -> "Tensor":
         """Compute the model's logits for the tokens of a story.
 
@@ -224,7 +233,8 @@ class Model:
     def _request(
         self, prompt: str, decoder: str | Decoder, seed: int | None, max_new_tokens: int, stop: Sequence[str]
     ) -> StoryRequest:
-        if isinstance(stop, str) or not isinstance(stop, Sequence) or not all(isinstance(text, str) for text in stop):
+        texts: object = stop  # a caller may give anything
+        if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts):
             raise UsageError("stop takes a list of texts, like ['The end']")
         if type(max_new_tokens) is not int or max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number from 1")
@@ -242,21 +252,37 @@ class Model:
             suffices(self.header, request.decoder, self.dtype, self.device) for request in requests
         ):
             if self._light is None:
-                self._light = _told(load_without_torch(self.name, self.header))
+                self._light = load_without_torch(self.name, self.header)
+                self._tell(self._light.warnings)
             return self._light
         return self._full
 
     @cached_property
     def _full(self) -> LoadedModel:
-        return _told(load_header(self.name, self.header, self.dtype, self.device))
+        full = load_header(self.name, self.header, self.dtype, self.device)
+        self._tell(full.warnings)
+        return full
+
+    def _tell(self, lines: Iterable[str]) -> None:
+        """Warn of each line once, as of the line of the script or the cell that made it known."""
+        new = [line for line in dict.fromkeys(lines) if line not in self._told]
+        self._told.update(new)
+        frame, depth = sys._getframe(1), 2
+        while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("tinystory."):
+            frame, depth = frame.f_back, depth + 1
+        for line in new:
+            warnings.warn(visible(line), stacklevel=depth)
 
 
 def load(model: str | Path | None = None, *, dtype: str = "float32", device: str = "cpu") -> Model:
     """Find a model and check its files; its weights are loaded when they are needed.
 
-    >>> import tinystory as ts
-    >>> ts.load("mini").name
-    'mini'
+    What a user should know about the files of the model, or about decoders that cannot be used, is a `UserWarning`.
+
+    Examples:
+        >>> import tinystory as ts
+        >>> ts.load("mini").name
+        'mini'
 
     Args:
         model: a shipped model, a folder or a hub id; None for the default model.
@@ -275,20 +301,7 @@ def load(model: str | Path | None = None, *, dtype: str = "float32", device: str
             f"dtype {dtype!r} is not one of {', '.join(COMPUTED_DTYPES)}" + f"; did you mean {near}?" * bool(near)
         )
     name, header = find_model(None if model is None else str(model))
-    registry = discover()
-    _warn(registry.warnings)
-    return Model(name, header, dtype, device, registry)
-
-
-def _told(model: LoadedModel) -> LoadedModel:
-    _warn(model.warnings)
-    return model
-
-
-def _warn(lines: Iterable[str]) -> None:
-    """Tell what the command line tells on standard error, as warnings of Python, which a caller may silence."""
-    for line in lines:
-        warnings.warn(visible(line), UserWarning, stacklevel=2)
+    return Model(name, header, dtype, device, discover())
 
 
 def _seed(seed: int | None) -> int:

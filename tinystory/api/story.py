@@ -128,10 +128,11 @@ class Story:
     def trace(self, position: int) -> "Trace":
         """Show what each stage of the decoder left of the vocabulary at one token, and what was picked.
 
-        >>> import tinystory as ts
-        >>> story = ts.load().write("Once", "top-k 5 | sample", seed=1, max_new_tokens=3)
-        >>> [effect.left for effect in story.trace(0).effects]
-        [2048, 5, 1]
+        Examples:
+            >>> import tinystory as ts
+            >>> story = ts.load().write("Once", "top-k 5 | sample", seed=1, max_new_tokens=3)
+            >>> [effect.left for effect in story.trace(0).effects]
+            [2048, 5, 1]
 
         Raises:
             UsageError: the decoder is a search, which does not pick token by token.
@@ -144,10 +145,11 @@ class Story:
     def whatif(self, decoder: str) -> "WhatIf":
         """Judge the story by another decoder: which of its tokens could this decoder not have picked?
 
-        >>> import tinystory as ts
-        >>> story = ts.load().write("Once", "greedy", max_new_tokens=3)
-        >>> story.whatif("top-k 1 | sample").forbidden
-        ()
+        Examples:
+            >>> import tinystory as ts
+            >>> story = ts.load().write("Once", "greedy", max_new_tokens=3)
+            >>> story.whatif("top-k 1 | sample").forbidden
+            ()
 
         Raises:
             UsageError: the spec is wrong, or is a search.
@@ -159,10 +161,11 @@ class Story:
     def inside(self, position: int) -> "Inside":
         """Look inside the model at one token: what it would have said after each layer, and where its heads looked.
 
-        >>> import tinystory as ts
-        >>> story = ts.load().write("Once", "greedy", max_new_tokens=3)
-        >>> len(story.inside(0).layers)
-        7
+        Examples:
+            >>> import tinystory as ts
+            >>> story = ts.load().write("Once", "greedy", max_new_tokens=3)
+            >>> len(story.inside(0).layers)
+            7
 
         Raises:
             UsageError: the architecture does not show its layers.

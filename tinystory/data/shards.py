@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,10 @@ class TokenShards:
                 f"{path} is damaged: {size:,} bytes instead of {n * dtype.itemsize:,}; prepare the stories again"
             )
         return np.asarray(np.memmap(path, dtype, mode="r"))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the tokens of each story, (T,)."""
+        return (self[index] for index in range(len(self)))
 
     def __len__(self) -> int:
         return len(self._text_bytes)

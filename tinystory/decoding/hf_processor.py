@@ -33,7 +33,8 @@ def as_logits_processor(
     Each row of the batch is one story, and the index of the row is the number of its branch, which enters the noise.
     Rows may change places, as in a beam search: a story is recognized by its ids.
 
-    >>> processor = as_logits_processor("top-k 40 | min-p 0.05")
+    Examples:
+        >>> processor = as_logits_processor("top-k 40 | min-p 0.05")
 
     Args:
         decoder: a spec that has only processors, because `generate` picks the tokens; or a decoder; or one stage.

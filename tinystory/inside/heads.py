@@ -54,6 +54,13 @@ class Gaze:
         total = float(shares.sum())
         return shares / total if total > 0 else torch.zeros(n)
 
+    def of_each_head(self) -> Tensor:
+        """Return how each head shares its weight among the words, (L, H, N), as `words` does for one."""
+        shares = self.weights.clone()
+        if self.has_bos:
+            shares[..., 0] = 0
+        return shares / shares.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
+
 
 def gaze(run: ForwardPass, index: int, bos_id: int | None) -> Gaze:
     """Return where the heads looked before one token was chosen.

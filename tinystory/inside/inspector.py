@@ -13,7 +13,9 @@ from tinystory.decoding import Session
 from tinystory.errors import UsageError
 
 if TYPE_CHECKING:
-    from tinystory.inside.forward_pass import ForwardPass, Replacement
+    from torch import Tensor
+
+    from tinystory.inside.forward_pass import ForwardPass, Part, Replacement
     from tinystory.inside.removal import Effect
     from tinystory.model.transformer import Transformer
 
@@ -66,12 +68,26 @@ class Inspector:
             UsageError: as there, or the model is of another family than Llama and GPT-2.
             CheckpointError, TinystoryError: as `run`.
         """
+        from tinystory.inside.removal import effects
+
+        return effects(self._of_our_own(), before, token_id, replacement, cancel)
+
+    def effects_on_all(self, token_ids: Sequence[int]) -> "Iterator[tuple[Part, Tensor]]":
+        """Leave out each part of the model in turn; see `removal.effects_on_all`.
+
+        Raises:
+            UsageError, CheckpointError, TinystoryError: as `effects`.
+        """
+        from tinystory.inside.removal import effects_on_all
+
+        return effects_on_all(self._of_our_own(), token_ids)
+
+    def _of_our_own(self) -> "Transformer":
+        """Return the model, if it is of one of our families."""
         if self.header.config is None:
             kind = self.header.hf_config.get("model_type")
             raise UsageError(f"parts can be left out of Llama and GPT-2 models only; this is a {kind}")
-        from tinystory.inside.removal import effects
-
-        return effects(self._transformer, before, token_id, replacement, cancel)
+        return self._transformer
 
     @cached_property
     def _transformer(self) -> "Transformer":

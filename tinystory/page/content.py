@@ -14,7 +14,7 @@ from tinystory.decoding import Request, Step
 from tinystory.decoding.plugins import Registry
 from tinystory.decoding.spec import parse_spec, spec_as_shown
 from tinystory.errors import UsageError
-from tinystory.inside.inspector import Inspector
+from tinystory.page.network import TokenInside, insides
 from tinystory.session.loading import LoadedModel
 from tinystory.story import tracing
 from tinystory.story.lookback import decoder_of, request_of, written_ids
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["PageStory", "PageToken", "columns_of", "mark_partings", "page_story"]
 
 _N_ALTERNATIVES = 8
-_N_LOOKED_AT = 6
 _MOST_COLUMNS = 8
 
 
@@ -48,8 +47,7 @@ class PageToken:
         chance: the probability with which the decoder picked it.
         luck: the noise of this token and of the decoder's likeliest one, if the noise made the choice.
         forbidden: the stage of the decoder of `--whatif` that removes it.
-        layers: for each layer (likeliest text, its probability, probability of this token).
-        looked_at: the tokens that all heads together looked at most, as (index, share).
+        inside: what was inside the model.
     """
 
     text: str
@@ -63,8 +61,7 @@ class PageToken:
     chance: float | None = None
     luck: tuple[float, float] | None = None
     forbidden: str = ""
-    layers: list[tuple[str, float, float]] = field(default_factory=list)
-    looked_at: list[tuple[int, float]] = field(default_factory=list)
+    inside: TokenInside = field(default_factory=TokenInside)
 
 
 @dataclass
@@ -77,6 +74,7 @@ class PageStory:
         specs: the decoder of each turn that a model has written, by number.
         notes: what the page does not know of this story, one line each.
         parts_at: the index of the first token that differs from the first story of the page; None if none does.
+        shape: the numbers of layers and of heads in a layer; 0 if they are not known.
     """
 
     turn: Turn
@@ -84,6 +82,7 @@ class PageStory:
     specs: dict[int, str]
     notes: list[str] = field(default_factory=list)
     parts_at: int | None = None
+    shape: tuple[int, int] = (0, 0)
 
 
 def columns_of(tree: StoryTree) -> list[Turn]:
@@ -264,31 +263,12 @@ def _add_verdict(
 
 
 def _add_inside(story: PageStory, ids: Sequence[int], model: LoadedModel, n_bos: int) -> None:
-    """Add what the model would have said after each layer, and where its heads looked."""
-    from tinystory.inside.heads import gaze
-    from tinystory.inside.layers import guesses
-
-    if not 2 <= len(ids) <= model.session.max_seq_len:
-        story.notes.append("The story is longer than the model's context, so the page does not look inside the model.")
-        return
-    try:
-        run = Inspector(model.header, model.session).run(ids)
-    except UsageError as error:
-        story.notes.append(f"The page does not look inside the model: {error}.")
-        return
-    for index in range(1, len(ids)):
-        token = story.tokens[index]
-        for guess in guesses(run, index, 1):
-            likeliest, share = guess.likeliest[0]
-            token.layers.append((model.tokenizer.token_text(likeliest), share, guess.taken or 0.0))
-        if run.attention is not None:
-            shares = gaze(run, index, model.tokenizer.bos_id).words()
-            best = shares.topk(min(_N_LOOKED_AT, len(shares)))
-            token.looked_at = [
-                (place - n_bos, share)
-                for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                if share >= 0.02 and place >= n_bos
-            ]
+    """Add what was inside the model at each token but the first."""
+    found, story.shape, note = insides(ids, model, n_bos)
+    for token, inside in zip(story.tokens[1:], found, strict=False):
+        token.inside = inside
+    if note:
+        story.notes.append(note)
 
 
 def mark_partings(stories: Sequence[PageStory]) -> None:

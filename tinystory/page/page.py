@@ -9,17 +9,21 @@ import dataclasses
 import hashlib
 import html
 import json
+import string
 from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
 from typing import Any
 
 from tinystory.page.content import PageStory, PageToken
+from tinystory.page.network import Looks
 from tinystory.safe.showing import visible
 
 __all__ = ["page_html"]
 
 _TITLE = 60
+_DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase + "-_"
+"""The digits of the base 64, in which the heads and parts of a token are short."""
 _NOTHING_ELSE = ("default-src 'none'", "base-uri 'none'", "form-action 'none'")
 
 
@@ -66,7 +70,13 @@ def _token(story: int, place: int, token: PageToken, *, parts: bool) -> str:
     names = ["token", "typed" * token.typed, "parts" * parts, "forbidden" * bool(token.forbidden)]
     kind = " ".join(name for name in names if name)
     place_in_data = f'data-story="{story}" data-token="{place}"'
-    return f'<span class="{kind}" tabindex="-1" role="button" {place_in_data}>{_text(token.text)}</span>'
+    name = "" if token.text.strip() else f' aria-label="{_name_of_blank(token.text)}"'
+    return f'<span class="{kind}" tabindex="-1" role="button"{name} {place_in_data}>{_text(token.text)}</span>'
+
+
+def _name_of_blank(text: str) -> str:
+    """Return what a screen reader says for a token that it cannot read."""
+    return "new line" if "\n" in text else "space" if text else "part of a character"
 
 
 def _origin(story: PageStory) -> str:
@@ -79,6 +89,7 @@ def _data(stories: Sequence[PageStory], whatif: str | None) -> dict[str, Any]:
         "whatif": whatif,
         "stories": [
             {
+                "shape": story.shape,
                 "specs": {number: visible(spec) for number, spec in story.specs.items()},
                 "tokens": [_token_data(token) for token in story.tokens],
             }
@@ -88,9 +99,23 @@ def _data(stories: Sequence[PageStory], whatif: str | None) -> dict[str, Any]:
 
 
 def _token_data(token: PageToken) -> dict[str, Any]:
+    """Return a token for the script, without what is not known."""
     fields = dataclasses.asdict(token)
-    fields["name"] = token.text
-    return {name: _short(value) for name, value in fields.items()}
+    fields |= fields.pop("inside")
+    fields["layers"] = [(text, share) for text, share, _ in fields["layers"]]
+    fields["heads"] = " ".join(_packed_head(*head) for head in token.inside.heads)
+    fields["parts"] = "".join(_DIGITS[round(min(max(4 * bits + 32, 0), 63))] for bits in token.inside.parts)
+    return {name: _short(value) for name, value in fields.items() if value not in (None, "", [], False)}
+
+
+def _packed_head(bos_share: float, looks: Looks) -> str:
+    """Return a head in digits: the share of BOS, then for each look two digits of its place and one of its share."""
+    places = (_DIGITS[place // 64] + _DIGITS[place % 64] + _digit(share) for place, share in looks if place < 64**2)
+    return _digit(bos_share) + "".join(places)
+
+
+def _digit(share: float) -> str:
+    return _DIGITS[round(63 * share)]
 
 
 def _short(value: Any) -> Any:

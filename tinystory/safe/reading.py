@@ -49,8 +49,9 @@ Raises = Callable[[str], TinystoryError]
 def shown(value: object) -> str:
     r"""Return a value from a file as text for an error message: short, on one line, control characters escaped.
 
-    >>> shown("a\nb")
-    "'a\\nb'"
+    Examples:
+        >>> shown("a\nb")
+        "'a\\nb'"
     """
     return _repr.repr(value)
 

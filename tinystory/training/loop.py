@@ -109,7 +109,7 @@ def make_trainer(opened: OpenRun, ranks: Ranks) -> Trainer:
         plan=BatchPlan(stories.training, row_len, hyper.rows, batching=data.batching, seed=hyper.seed),
         valid_plan=plan(stories.valid) if stories.valid is not None else None,
         sample_plan=plan(stories.training.first(-(-len(stories.valid or ()) // 3))),
-        n_unknown=opened.tokenizer.n_unknown(stories.valid) if stories.valid is not None else 0,
+        n_unknown=opened.tokenizer.n_unknown(stories.valid or ()),
     )
 
 

@@ -1,0 +1,1 @@
+"""The documentation site and the notebooks that are part of it."""
