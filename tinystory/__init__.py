@@ -18,12 +18,14 @@ _PLACES = {
     "Inside": "tinystory.api.inside",
     "Model": "tinystory.api.model",
     "Piece": "tinystory.api.model",
+    "Replay": "tinystory.api.replay",
     "Story": "tinystory.api.story",
     "StoryToken": "tinystory.api.story",
     "Trace": "tinystory.api.trace",
     "WhatIf": "tinystory.api.trace",
     "compare": "tinystory.api.comparison",
     "load": "tinystory.api.model",
+    "replay": "tinystory.api.replay",
 }
 """The names that scripts and notebooks use. Each is imported when it is used for the first time."""
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from kept_session import KEPT
 
 import tinystory as ts
 from tinystory.api.html import comparison_html, inside_html, story_html, trace_html, whatif_html
 from tinystory.checkpoint.shipped import SHIPPED_MODELS
 from tinystory.decoding import LogitsProcessor, option
 from tinystory.decoding.plugins import discover
-from tinystory.errors import CheckpointError, UsageError
+from tinystory.errors import CheckpointError, SessionError, UsageError
+from tinystory.folders import sessions_folder
 from tinystory.settings import random_seed
 
 
@@ -41,7 +43,7 @@ def test_every_name_is_there():
 
 
 @pytest.mark.parametrize(
-    "module", ["tinystory", *(f"tinystory.api.{name}" for name in ("model", "story", "comparison"))]
+    "module", ["tinystory", *(f"tinystory.api.{name}" for name in ("model", "story", "comparison", "replay"))]
 )
 def test_the_examples_in_docstrings_run(module):
     results = doctest.testmod(importlib.import_module(module))
@@ -56,6 +58,25 @@ def test_the_first_story_needs_no_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout.startswith("Once upon a")) == (0, True), result
+
+
+def test_a_session_is_written_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    sessions_folder().mkdir(parents=True)
+    content = KEPT.read_text(encoding="utf-8")
+    (sessions_folder() / "owl.json").write_text(content, encoding="utf-8")
+    replayed = ts.replay("owl")
+    assert (replayed.ok, len(replayed.turns), replayed.n_turns) == (True, 14, 14)
+    assert repr(replayed) == "<Replay of owl: 14 of 14 turns the same>"
+    chat = json.loads(content)
+    [first, *_] = [node for node in chat["nodes"] if node.get("written")]
+    first["written"]["seed"] += 1
+    (tmp_path / "changed.json").write_text(json.dumps(chat), encoding="utf-8")
+    changed = ts.replay(tmp_path / "changed.json")
+    assert not changed.ok
+    for wrong in ("nowhere", tmp_path / "nowhere.json", 7):
+        with pytest.raises((SessionError, UsageError), match=r"there is no session|the session is 7"):
+            ts.replay(wrong)
 
 
 def test_a_story_is_that_of_the_command_line(story, capsys):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 NAMES = {
-    "tinystory": "Comparison Inside Model Piece Story StoryToken Trace WhatIf compare load",
+    "tinystory": "Comparison Inside Model Piece Replay Story StoryToken Trace WhatIf compare load replay",
     "tinystory.decoding": (
         "Chain ChainState Commit Companion Decoder Draft Event Finish FinishReason Ids LogitsProcessor Request Rows "
         "Sampler Search Session Stage Step Telling Token Vocabulary Window common_prefix draw latest_half option run "

@@ -14,19 +14,14 @@ from tinystory.commands.shared.notices import warn
 from tinystory.commands.shared.streams import apart
 from tinystory.decoding.plugins import Registry, discover
 from tinystory.decoding.spec import spec_as_shown
-from tinystory.dtypes import COMPUTED_DTYPES
-from tinystory.errors import CheckpointError, UsageError
-from tinystory.safe.reading import shown
 from tinystory.safe.showing import visible
 from tinystory.screen.facts import is_dumb
-from tinystory.session.loading import LoadedModel, load
+from tinystory.story.replay_session import SHOWN_HASH, replay_session, written_turns
+from tinystory.story.saved_chat import SavedChat
 from tinystory.story.session_file import load_session
-from tinystory.story.tree import StoryTree, Turn, Written
 from tinystory.studio.kept_sessions import find_session
 
 __all__ = ["ReplayOptions", "run"]
-
-_HASH = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +46,8 @@ def run(options: ReplayOptions) -> int:
     file = find_session(options.file)
     chat = load_session(file)
     registry = discover(options.decoder_file)
-    turns = [turn for turn in chat.tree.turns.values() if turn.written is not None]
     rows: list[dict[str, Any]] = []
-    models = _Models(options)
-    for row in apart(_replayed(chat.tree, turns, registry, models)):
+    for row in apart(_replayed(chat, registry, options)):
         rows.append(row)
         _clear_progress()
         if not options.json:
@@ -67,62 +60,30 @@ def run(options: ReplayOptions) -> int:
         fields = {"file": str(file), "ok": ok, **totals, "nodes": rows, "versions": versions}
         print(json.dumps(fields, ensure_ascii=False))
     else:
-        print(visible(_summary(rows, len(turns))))
+        print(visible(_summary(rows, len(written_turns(chat)))))
     return 0 if ok else 1
 
 
-class _Models:
-    """Loads the model of each turn; the last one stays loaded."""
-
-    def __init__(self, options: ReplayOptions) -> None:
-        self._options = options
-        self._key: tuple[str, str] | None = None
-        self._model: LoadedModel | None = None
-
-    def get(self, turn: Turn, written: Written) -> LoadedModel:
-        """Return the model of `-m`, or else the model that the turn names, if it ships with tinystory.
-
-        Raises:
-            CheckpointError: the model does not ship with tinystory, or is damaged.
-            UsageError: the file names an unknown dtype.
-        """
-        from tinystory.story.replay import is_local
-
-        name = self._options.with_model or written.model
-        if not self._options.with_model and not is_local(name):
-            raise CheckpointError(
-                f"turn {turn.id} was written with the model {name} ({written.model_hash[:_HASH]}), which does not "
-                "ship with tinystory\ngive its directory with -m: a replay opens no other model that a file names"
-            )
-        if written.dtype not in COMPUTED_DTYPES:
-            raise UsageError(
-                f"turn {turn.id} was computed in {shown(written.dtype)}; "
-                f"dtype must be one of {', '.join(COMPUTED_DTYPES)}"
-            )
-        if self._model is None or self._key != (name, written.dtype):
-            self._key, self._model = (name, written.dtype), load(name, written.dtype, self._options.device)
-            warn(self._options, self._model.warnings)
-        return self._model
-
-
-def _replayed(tree: StoryTree, turns: list[Turn], registry: Registry, models: _Models) -> Iterator[dict[str, Any]]:
+def _replayed(chat: SavedChat, registry: Registry, options: ReplayOptions) -> Iterator[dict[str, Any]]:
     """Yield one row for each turn, up to the first turn that differs."""
-    from tinystory.story.replay import replay_turn
-
-    for n_done, turn in enumerate(turns):
-        written = turn.written
-        assert written is not None
+    turns, n_done = written_turns(chat), 0
+    replayed = replay_session(
+        chat,
+        registry,
+        model=options.with_model,
+        device=options.device,
+        tell=lambda warnings: warn(options, warnings),
+    )
+    while True:
         _show_progress(n_done, len(turns))
-        model = models.get(turn, written)
-        same_model = model.hash == written.model_hash
-        try:
-            result = replay_turn(tree, turn, model, registry)
-        except UsageError as error:
-            raise UsageError(f"turn {turn.id}: {error}") from error
-        ok = same_model and result.difference is None
-        row = {
-            "node": turn.id,
-            "ok": ok,
+        one = next(replayed, None)
+        if one is None:
+            return
+        n_done += 1
+        result, written = one.result, one.written
+        yield {
+            "node": one.turn.id,
+            "ok": one.ok,
             "checked": not result.unchecked,
             "unchecked": result.unchecked,
             "spec": written.spec,
@@ -132,14 +93,11 @@ def _replayed(tree: StoryTree, turns: list[Turn], registry: Registry, models: _M
             "ties": result.ties,
             "finish_reason": written.finish_reason,
             "dtype": written.dtype,
-            "model": model.name,
-            "model_hash": model.hash,
+            "model": one.model.name,
+            "model_hash": one.model.hash,
             "recorded_model_hash": written.model_hash,
             "difference": result.difference and dataclasses.asdict(result.difference),
         }
-        yield row
-        if not ok:
-            return
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -155,14 +113,14 @@ def _line(row: dict[str, Any]) -> str:
 def _reasons(row: dict[str, Any]) -> Iterator[str]:
     """Yield what differs from the record."""
     if row["recorded_model_hash"] != row["model_hash"]:
-        recorded = row["recorded_model_hash"][:_HASH] or "(none)"
-        yield f"another model: recorded {recorded}, {row['model']} is {row['model_hash'][:_HASH]}"
+        recorded = row["recorded_model_hash"][:SHOWN_HASH] or "(none)"
+        yield f"another model: recorded {recorded}, {row['model']} is {row['model_hash'][:SHOWN_HASH]}"
     difference = row["difference"]
     if difference:
         place = "" if difference["position"] is None else f"position {difference['position']}: "
         yield (
             f"{place}recorded {difference['recorded']}, picked {difference['found']}"
-            f" (model {row['model_hash'][:_HASH]}, {row['dtype']}, {row['spec']}, seed {row['seed']})"
+            f" (model {row['model_hash'][:SHOWN_HASH]}, {row['dtype']}, {row['spec']}, seed {row['seed']})"
         )
 
 
