@@ -40,7 +40,6 @@ _BLOCK = re.compile(r"^```(chat|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SIGNS = {"chat": "> ", "console": "$ "}
 
 SCENES = {
-    "story": ("/color surprise", "Once upon a time", "/decoder"),
     "compare": ("One day, a little owl", "/compare greedy ; top-k 40 | sample 0.8 ; sample 1.3"),
     "tree": ("One day", "/retry", "/more", "/goto 1", "", "/compare greedy ; sample 1.3", "/pick 12 #2", "/tree"),
     "funnel": ("/decoder temperature 1.2 | top-k 40 | min-p 0.05 | sample", "The dragon was", "/trace 9", "/top 9 6"),
