@@ -1,6 +1,6 @@
 """Make the screens of the documentation by running the program on fixed input.
 
-python scripts/screens.py --out docs/screens       # pictures of the chat, as SVG
+python scripts/screens.py --out docs/screens       # pictures of the chat, as SVG; tour.svg moves
 python scripts/screens.py --lessons docs/lessons   # the outputs in the lessons, as text
 
 A lesson has its input in blocks that begin with ```chat or ```console. In a `chat` block, a line that begins with "> "
@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,12 +40,26 @@ _BLOCK = re.compile(r"^```(chat|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SIGNS = {"chat": "> ", "console": "$ "}
 
 SCENES = {
-    "story": ("/color surprise", "Once upon a time", "/decoder"),
     "compare": ("One day, a little owl", "/compare greedy ; top-k 40 | sample 0.8 ; sample 1.3"),
     "tree": ("One day", "/retry", "/more", "/goto 1", "", "/compare greedy ; sample 1.3", "/pick 12 #2", "/tree"),
     "funnel": ("/decoder temperature 1.2 | top-k 40 | min-p 0.05 | sample", "The dragon was", "/trace 9", "/top 9 6"),
 }
 """The lines that are typed for each screen."""
+
+TOUR = (
+    "/decoder top-k 40 | min-p 0.05 | sample",
+    "/color surprise",
+    "Once upon a time",
+    "/retry",
+    "/compare greedy ; sample 0.8 ; sample 1.5",
+    "/trace 9",
+    "/whatif top-k 5 | sample",
+    "/tree",
+)
+"""The lines that are typed in the moving picture."""
+TOUR_ROWS = 26
+SECONDS_TYPED, SECONDS_ANSWERED = 1.5, 4.0
+"""How long the moving picture shows a line that was typed, and its answer."""
 
 
 def open_app(stream: io.StringIO, columns: int, *, color: bool = True, quiet: bool = False) -> App:
@@ -77,11 +91,63 @@ def screen(typed: tuple[str, ...], columns: int) -> str:
     return stream.getvalue()
 
 
-def svg(shown: str, title: str, columns: int) -> str:
-    """Return a screen as SVG; the same screen always gives the same SVG."""
+def svg(shown: str, title: str, columns: int, *, unique: str = "") -> str:
+    """Return a screen as SVG; the same screen always gives the same SVG. `unique` is the prefix of its styles."""
     console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text.from_ansi(shown.strip("\n")))
-    return console.export_svg(title=title, unique_id=title, code_format=SVG)
+    return console.export_svg(title=title, unique_id=unique or title, code_format=SVG)
+
+
+def tour(typed: Sequence[str], columns: int) -> str:
+    """Return a moving SVG of a chat: each line as it stands at the prompt, then its answer. It begins anew at its end.
+
+    Somebody who wants less motion sees the last screen.
+    """
+    stream = io.StringIO()
+    app = open_app(stream, columns)
+    shown: list[tuple[str, float]] = []
+    for line in typed:
+        app.screen.gap()
+        shown.append((f"{stream.getvalue()}> {line}▌", SECONDS_TYPED))
+        app.do(line)
+        shown.append((stream.getvalue(), SECONDS_ANSWERED))
+    total, start, frames, styles = sum(seconds for _, seconds in shown), 0.0, [], []
+    for number, (text, seconds) in enumerate(shown):
+        frame = svg(_last_rows(text), "tinystory", columns, unique=f"frame-{number}")
+        frames.append(f'<g class="frame" id="frame-{number}">{frame}</g>')
+        first, last = (f"{100 * moment / total:.3f}%" for moment in (start, start + seconds))
+        before = "0% { visibility: hidden } " if number else ""
+        styles.append(
+            f"#frame-{number} {{ animation-name: show-{number} }}\n@keyframes show-{number} "
+            f"{{ {before}{first} {{ visibility: visible }} {last} {{ visibility: hidden }} }}"
+        )
+        start += seconds
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', frames[-1])
+    assert size is not None
+    return _FILM.format(
+        width=size[1], height=size[2], seconds=total, styles="\n".join(styles), frames="\n".join(frames)
+    )
+
+
+_FILM = """\
+<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.frame {{ visibility: hidden; animation: {seconds}s step-end infinite }}
+{styles}
+@media (prefers-reduced-motion: reduce) {{
+  .frame {{ animation: none }}
+  .frame:last-of-type {{ visibility: visible }}
+}}
+</style>
+{frames}
+</svg>
+"""
+
+
+def _last_rows(shown: str) -> str:
+    """Return the last rows of a screen, with blank rows below them if it is not full."""
+    rows = shown.strip("\n").split("\n")[-TOUR_ROWS:]
+    return "\n".join([*rows, *[" "] * (TOUR_ROWS - len(rows))])
 
 
 def lesson(page: str) -> str:
@@ -129,6 +195,8 @@ def _pictures(folder: Path) -> Iterator[Path]:
         picture = svg(screen(typed, WIDTH), f"tinystory-{name}", WIDTH)
         (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
         yield folder / f"{name}.svg"
+    (folder / "tour.svg").write_text(tour(TOUR, WIDTH), encoding="utf-8")
+    yield folder / "tour.svg"
 
 
 def _lessons(folder: Path) -> Iterator[Path]:

@@ -35,3 +35,20 @@ def test_every_lesson_has_tasks_and_something_to_type():
         assert len(re.findall(r"\*\*(?:Task|Question)", page)) >= 2
         assert screens._BLOCK.search(page)
         assert f"({path.name})" in (path.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_moving_picture_shows_each_line_and_each_answer_once():
+    typed = ("/len 5", "/seed 3")
+    picture = screens.tour(typed, 60)
+    assert picture.count('class="frame"') == 2 * len(typed)
+    for line in typed:
+        assert line.replace(" ", "&#160;") in picture
+    assert "http" not in picture.replace("http://www.w3.org/2000/svg", "")
+    shown = re.findall(r"@keyframes show-\d+ \{.*?([\d.]+)% \{ visibility: visible \} ([\d.]+)%", picture)
+    assert [float(last) for _, last in shown[:-1]] == [float(first) for first, _ in shown[1:]]
+    assert (float(shown[0][0]), float(shown[-1][1])) == (0, 100)
+
+
+def test_the_pictures_in_the_tree_are_small():
+    for path in (ROOT / "docs" / "screens").glob("*.svg"):
+        assert path.stat().st_size < 1_000_000
