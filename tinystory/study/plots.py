@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinystory.evaluation.plotting import new_figure, save_figure
+from tinystory.evaluation.plotting import label_points, new_figure, save_figure
 
 __all__ = ["plot_profiles", "plot_quality"]
 
@@ -32,13 +32,15 @@ def plot_quality(findings: Mapping[str, Any], path: Path) -> None:
         ("distinct_2", "distinct-2: more varied →", "bits_gap", "bits per token, gap to real stories: better ↓"),
         ("self_bleu", "self-BLEU: less varied →", "bits_per_token", "bits per token: more surprising →"),
     )
+    labels: list[tuple[Any, list[tuple[float, float, str]]]] = []
     for index, (x, x_label, y, y_label) in enumerate(views):
         axes = figure.add_subplot(grid[index])
+        labels.append((axes, []))
         for place, row in enumerate(findings["decoders"], start=1):
             color = _NEAREST_COLOR if place == 1 or row["spec"] in findings["tied"] else _COLOR
-            _point(axes, row["measures"], x, y, color=color, label=str(place))
+            labels[-1][1].extend(_point(axes, row["measures"], x, y, color=color, label=str(place)))
         real = findings["real"]["measures"]
-        _point(axes, real, x, y, color=_REAL, marker="*", markersize=16, label="real")
+        labels[-1][1].extend(_point(axes, real, x, y, color=_REAL, marker="*", markersize=16, label="real"))
         for name, line in ((x, axes.axvline), (y, axes.axhline)):
             if real[name]["value"] is not None:
                 line(real[name]["value"], color=_REAL, linewidth=0.7, linestyle=":")
@@ -49,6 +51,8 @@ def plot_quality(findings: Mapping[str, Any], path: Path) -> None:
     legend.axis("off")
     lines = [f"{place:>2}  {row['spec']}" for place, row in enumerate(findings["decoders"], start=1)]
     legend.text(0, 1, "\n".join(["★  real stories", *lines]), va="top", family="monospace", fontsize=9)
+    for axes, points in labels:
+        label_points(axes, points)
     save_figure(figure, path)
 
 
@@ -80,15 +84,18 @@ def _few(decoders: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list({row["spec"]: row for row in few}.values())
 
 
-def _point(axes: Any, measures: Mapping[str, Any], x: str, y: str, label: str, **style: Any) -> None:
+def _point(
+    axes: Any, measures: Mapping[str, Any], x: str, y: str, label: str, **style: Any
+) -> list[tuple[float, float, str]]:
+    """Draw a point with its intervals, and return it with its label; nothing if one of its figures is unknown."""
     across, up = measures[x], measures[y]
     if across["value"] is None or up["value"] is None:
-        return
+        return []
     # The figure itself may lie outside an interval of percentiles.
     bars = [[[max(0, axis["value"] - axis["low"])], [max(0, axis["high"] - axis["value"])]] for axis in (across, up)]
     style = {"marker": "o", "markersize": 5} | style
     axes.errorbar(across["value"], up["value"], xerr=bars[0], yerr=bars[1], elinewidth=0.6, alpha=0.85, **style)
-    axes.annotate(label, (across["value"], up["value"]), (5, 5), textcoords="offset points", fontsize=9)
+    return [(across["value"], up["value"], label)]
 
 
 def _line(axes: Any, findings: Mapping[str, Any], profile: Sequence[float | None], **style: Any) -> None:
