@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
+_LIST_METAVARS = {"data": "SOURCE", "training": "CHECKPOINT", "loop": "TEXT"}
 
 
 def main() -> int:
@@ -44,23 +45,10 @@ def run(args: argparse.Namespace, fields: dict[str, Any]) -> int:
     Raises:
         TinystoryError: a field is wrong, or the run ends before its time.
     """
-    import torch
+    from tinystory.training import fit
 
-    from tinystory.training.config import resolve_changes, resolve_run
-    from tinystory.training.distributed import joined
-    from tinystory.training.loop import train
-    from tinystory.training.opening import begin_run, resume_run
-    from tinystory.training.run import Run
-
-    if args.resume:
-        config = Run(args.resume).configuration()[0]
-        changes = resolve_changes(config, args.preset, args.config, fields)
-        config = config.changed(changes)
-    else:
-        config = resolve_run(args.preset, args.config, fields)
-    with joined(config.loop.device or ("cuda" if torch.cuda.is_available() else "cpu")) as ranks:
-        opened = resume_run(args.resume, changes, ranks) if args.resume else begin_run(args.out, config, ranks)
-        return train(opened, ranks)
+    given = {name: value for name, value in (("preset", args.preset), ("config", args.config)) if value is not None}
+    return fit(given | fields, args.resume or args.out, resume=bool(args.resume), quiet=False).exit_code
 
 
 def parse_args() -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -103,7 +91,8 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
     texts = field_help()
     for name, (section, field, kind) in fields_of().items():
         text = texts[name].replace("%", "%%")
-        default = f" (default {field.default})" if field.default not in ("", ()) else ""
+        shown = " ".join(map(repr, field.default)) if isinstance(field.default, tuple) else field.default
+        default = f" (default {shown})" if field.default not in ("", ()) else ""
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text + default}
         if kind is bool:
             options |= {"action": argparse.BooleanOptionalAction}
@@ -112,7 +101,7 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
         elif typing.get_origin(kind) is typing.Literal:
             options |= {"choices": typing.get_args(kind)}
         else:
-            options |= {"nargs": "+", "metavar": "SOURCE" if section == "data" else "CHECKPOINT"}
+            options |= {"nargs": "+", "metavar": _LIST_METAVARS[section]}
         groups[section].add_argument("--" + name.replace("_", "-"), **options)
 
 

@@ -144,10 +144,10 @@ def test_samples_leave_the_model_and_its_optimizer_alone(plan, tokenizer):
     state = fresh()
     steps(state, plan, 1)
     before = {name: (p, p.detach().clone()) for name, p in state.model.named_parameters()}
-    stories = sample_stories(state.model, tokenizer)
+    stories = sample_stories(state.model, tokenizer, ["Once upon a time"])
     assert list(stories) == list(SPECS)
     assert all(text.startswith("Once upon a time") for text in stories.values())
-    assert stories == sample_stories(state.model, tokenizer)
+    assert stories == sample_stories(state.model, tokenizer, ["Once upon a time"])
     for name, p in state.model.named_parameters():
         assert p is before[name][0]
         assert p.equal(before[name][1])

@@ -125,6 +125,11 @@ class LoopConfig:
         log_every: steps between log lines.
         keep: how many checkpoints stay, besides the best one.
         tensorboard: log to RUN/tensorboard, too.
+        logger: "wandb" logs to Weights & Biases, too, through its own client (WANDB_MODE=offline needs no account).
+        sample_prompt: beginnings of the sample stories that each validation writes.
+        patience: end the run after this many validations in a row without a better one; 0 is off.
+        peak_flops: floating-point operations a second that the processor can do at most, such as 312e12; then the log
+            has the share of it that the run uses, as mfu; 0 is off.
     """
 
     device: str = ""
@@ -133,13 +138,20 @@ class LoopConfig:
     log_every: int = 10
     keep: int = 2
     tensorboard: bool = False
+    logger: Literal["none", "wandb"] = "none"
+    sample_prompt: tuple[str, ...] = ("Once upon a time",)
+    patience: int = 0
+    peak_flops: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges; raise UsageError for a value outside."""
         if self.every < 0 or self.log_every < 1 or self.keep < 1:
             raise UsageError("--every must be at least 0, --log-every and --keep at least 1")
-        if not 0 <= self.save_minutes < math.inf:
-            raise UsageError(f"save_minutes is {self.save_minutes}; it must be a number from 0")
+        for name in ("save_minutes", "patience", "peak_flops"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be a number from 0")
+        if not self.sample_prompt:
+            raise UsageError("sample_prompt is empty; give at least one beginning, such as 'Once upon a time'")
 
 
 @dataclass(frozen=True)

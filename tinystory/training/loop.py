@@ -1,4 +1,4 @@
-"""Train to the end of a run: step, log, save, validate, and stop at a signal.
+"""Train to the end of a run: step, log, save, validate, and stop at a signal. `fit` is the door to training.
 
 Knows the order of these things. `trainer.py` does them, and `display.py` has what a person sees. Does not know the
 command line.
@@ -6,8 +6,10 @@ command line.
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,19 +20,141 @@ from tinystory.data.batches import BatchPlan
 from tinystory.data.shards import TokenShards
 from tinystory.errors import UsageError
 from tinystory.safe.showing import visible
-from tinystory.training.display import Display, Logger, Meter, Signals, log_to_tensorboard
-from tinystory.training.distributed import Ranks
-from tinystory.training.opening import OpenRun, find_run_stories, load_state, load_teacher, make_model
+from tinystory.training.config import RunConfig, resolve_changes, resolve_run
+from tinystory.training.display import (
+    Display,
+    Logger,
+    Meter,
+    Signals,
+    flops_per_token,
+    log_to_tensorboard,
+    log_to_wandb,
+)  # fmt: skip
+from tinystory.training.distributed import Ranks, joined
+from tinystory.training.opening import (
+    OpenRun,
+    begin_run,
+    find_run_stories,
+    load_state,
+    load_teacher,
+    make_model,
+    resume_run,
+)  # fmt: skip
+from tinystory.training.plotting import read_metrics
+from tinystory.training.run import Run
 from tinystory.training.stories import field_text
-from tinystory.training.trainer import Trainer, has_matplotlib
+from tinystory.training.trainer import StepReport, Trainer, has_matplotlib
 
-__all__ = ["make_trainer", "train"]
+__all__ = ["FinishedRun", "StepRecord", "fit", "make_trainer", "train"]
 
 _TIMED_VALIDATIONS = 5
 """How often a run validates whose end is a time, unless `every` says it."""
 
 
-def train(opened: OpenRun, ranks: Ranks) -> int:
+@dataclass(frozen=True)
+class StepRecord:
+    """What `on_step` gets after each step.
+
+    Attributes:
+        step: how many steps are done.
+        epoch: how many passes over the data are done.
+        tokens: how many tokens were predicted in the whole run.
+        loss: mean loss of this step in nats per token.
+        learning_rates: the rate of each optimizer: `lr`, and `muon_lr` if there is one.
+        gradient_norm: the norm of the gradient before clipping.
+        tokens_per_second: the speed of this step.
+        progress: how much of the run is done, from 0 to 1.
+    """
+
+    step: int
+    epoch: int
+    tokens: int
+    loss: float
+    learning_rates: Mapping[str, float]
+    gradient_norm: float
+    tokens_per_second: float
+    progress: float
+
+
+OnStep = Callable[[StepRecord], object]
+"""Gets a record after each step; if it returns True, the run is saved and stops."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has ended or was stopped.
+
+    Attributes:
+        folder: its folder. It is a checkpoint itself: `tinystory.load(run.folder)` opens the latest one.
+        exit_code: 0, or 128 plus the number of the signal that stopped it.
+    """
+
+    folder: Path
+    exit_code: int = 0
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest validation loss; None if there was no validation."""
+        name = Run(self.folder).named("best")
+        return None if name is None else self.folder / name.name
+
+    @property
+    def latest(self) -> Path:
+        """The latest checkpoint; raises UsageError if there is none."""
+        return Run(self.folder).latest
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of the log, in the order of their steps; docs/training.md describes their fields."""
+        return [dict(record) for record in read_metrics(self.folder / "metrics.jsonl")]
+
+
+def fit(
+    config: RunConfig | Mapping[str, Any],
+    out: str | Path,
+    *,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+    quiet: bool = True,
+) -> FinishedRun:
+    """Train a model, as `scripts/train.py` does, and return the run.
+
+    Ctrl-C (the stop button of a notebook), SIGTERM and SIGHUP finish the step, save the run and end this function.
+
+    Examples:
+        >>> from tinystory.training import fit
+        >>> run = fit({"preset": "tiny", "data": "stories.txt", "steps": 200}, "runs/mine")  # doctest: +SKIP
+        >>> run.metrics[-1]["valid_loss"]  # doctest: +SKIP
+
+    Args:
+        config: a configuration; or fields by name, as in the TOML file of a run. Among them may be a `preset`, and
+            `config`, the path of a TOML file with more fields.
+        out: the folder of the run: new or empty, or that of the run to go on with.
+        resume: go on with the run in `out`; `config` then has the fields to change, and may be empty.
+        on_step: gets a `StepRecord` after each step; if it returns True, the run is saved and stops.
+        quiet: print nothing.
+
+    Raises:
+        UsageError: a field is wrong, or the folder is not fit for the run.
+        CheckpointError: a checkpoint is missing or damaged.
+        TinystoryError: the loss is not finite, or a file cannot be written.
+    """
+    folder, changes = Path(out), {}
+    fields = dict(config.flat() if isinstance(config, RunConfig) else config)
+    preset, file = fields.pop("preset", None), fields.pop("config", None)
+    file = None if file is None else Path(file)
+    if resume:
+        in_force = Run(folder).configuration()[0]
+        changes = resolve_changes(in_force, preset, file, fields)
+        wanted = in_force.changed(changes)
+    else:
+        wanted = config if isinstance(config, RunConfig) else resolve_run(preset, file, fields)
+    with joined(wanted.loop.device or ("cuda" if torch.cuda.is_available() else "cpu")) as ranks:
+        opened = resume_run(folder, changes, ranks) if resume else begin_run(folder, wanted, ranks)
+        return FinishedRun(folder, train(opened, ranks, on_step, quiet=quiet))
+
+
+def train(opened: OpenRun, ranks: Ranks, on_step: OnStep | None = None, *, quiet: bool = False) -> int:
     """Train to the end of a run, or until SIGINT, SIGTERM or SIGHUP, after which the run is saved.
 
     Returns:
@@ -40,17 +164,18 @@ def train(opened: OpenRun, ranks: Ranks) -> int:
         TinystoryError: the loss is not finite, or a file cannot be written.
     """
     try:
-        trainer = make_trainer(opened, ranks)
+        trainer = make_trainer(opened, ranks, quiet=quiet)
         changed = {}
         if ranks.first:
             changed = opened.run.remember(opened.config, trainer.state.step, trainer.stories.hashes)
-        with Signals() as signals, Display(ranks) as display:
+        with ExitStack() as at_end, Signals() as signals, Display(ranks, quiet=quiet) as display:
             for line in _first_lines(trainer, changed):
                 display.line(line)
-            loop = _Loop(trainer, make_loggers(trainer), signals, display)
-            if trainer.progress() >= 1:
+            loop = _Loop(trainer, make_loggers(trainer, display.line, at_end), signals, display, on_step)
+            if trainer.progress() >= 1 or trainer.out_of_patience():
                 loop.validate_latest()
-                display.line("this run is complete; to go on, give more --steps, --epochs or --max-minutes")
+                more = "--patience" if trainer.progress() < 1 else "--steps, --epochs or --max-minutes"
+                display.line(f"this run is complete; to go on, give more {more}")
                 return 0
             code = loop.run()
             folder = opened.run.folder
@@ -85,9 +210,16 @@ def _first_lines(trainer: Trainer, changed: Mapping[str, tuple[Any, Any]]) -> It
         yield "matplotlib is not installed, so no plots: pip install 'tinystory[train]'"
 
 
-def make_trainer(opened: OpenRun, ranks: Ranks) -> Trainer:
+def make_trainer(opened: OpenRun, ranks: Ranks, *, quiet: bool = False) -> Trainer:
     """Load stories, model, teachers and state, and plan the batches."""
-    stories = find_run_stories(opened, ranks, lambda line: sys.stderr.write(f"{line}\n"))
+
+    def tell(line: str) -> None:
+        if not quiet:
+            sys.stderr.write(f"{line}\n")
+
+    stories = find_run_stories(opened, ranks, tell)
+    if opened.config.loop.patience and stories.valid is None:
+        raise UsageError("--patience needs validation stories, and this run has none: give --valid or --test-split")
     hyper, row_len, data = opened.config.training, opened.config.model.max_seq_len, opened.config.data
     if stories.valid is not None and data.valid_stories:
         stories = replace(stories, valid=stories.valid.first(data.valid_stories))
@@ -113,14 +245,22 @@ def make_trainer(opened: OpenRun, ranks: Ranks) -> Trainer:
     )
 
 
-def make_loggers(trainer: Trainer) -> list[Logger]:
-    """Return the functions that get every log record; only the first rank has any."""
+def make_loggers(trainer: Trainer, tell: Callable[[str], object], at_end: ExitStack) -> list[Logger]:
+    """Return the functions that get every log record; only the first rank has any.
+
+    Args:
+        trainer: the run.
+        tell: gets a line about what goes wrong.
+        at_end: is closed at the end of the run, and closes the logs.
+    """
     if not trainer.ranks.first:
         return []
     run = trainer.opened.run
     loggers: list[Logger] = [run.log]
     if trainer.opened.config.loop.tensorboard:
         loggers.append(log_to_tensorboard(run.folder / "tensorboard", trainer.state.step))
+    if trainer.opened.config.loop.logger == "wandb":
+        loggers.append(log_to_wandb(run.folder, trainer.opened.config.flat(), tell, at_end))
     return loggers
 
 
@@ -132,11 +272,12 @@ class _Loop:
     loggers: Sequence[Logger]
     signals: Signals
     display: Display
+    on_step: OnStep | None = None
 
     def run(self) -> int:
         """Step, log, save and validate; return the exit code."""
         trainer, ranks, config = self.trainer, self.trainer.ranks, self.trainer.opened.config.loop
-        state, meter, progress = trainer.state, Meter(), trainer.progress()
+        state, meter, progress = trainer.state, self._meter(), trainer.progress()
         clock = saved = time.monotonic()
         for epoch, batch, rows in trainer.plan.ahead(state.epoch, state.batch):
             report = trainer.step(epoch, batch, rows)
@@ -147,18 +288,36 @@ class _Loop:
             before, progress = progress, trainer.progress()
             overdue = config.save_minutes and now - saved >= 60 * config.save_minutes
             wish = ranks.largest(max(self.signals.wish(), int(bool(overdue and ranks.first))))
-            done, stop = progress >= 1, wish >= self.signals.STOP
+            enough = ranks.largest(int(self._tell_step(report, seconds, progress)))
+            done, stop = progress >= 1, bool(enough) or wish >= self.signals.STOP
             if done or stop or state.step % config.log_every == 0:
                 self._log(meter.record(state) | dict(report.learning_rates) | {"grad_norm": report.gradient_norm})
-                meter = Meter()
+                meter = self._meter()
             validates = not stop and (done or self._is_time_to_validate(before, progress))
-            if wish or validates:
+            if wish or validates or stop:
                 self._save(validates)
                 clock = saved = time.monotonic()
                 wish = ranks.largest(self.signals.wish())  # a validation takes long
-            if done or wish >= self.signals.STOP:
+            if validates and not done and trainer.out_of_patience():
+                self.display.line(f"{state.stale} validations without a better one: the run ends (--patience)")
+                done = True
+            if done or stop or wish >= self.signals.STOP:
                 return wish if wish >= self.signals.STOP else 0
         raise UsageError("there is no story to learn from")
+
+    def _meter(self) -> Meter:
+        """Return a meter for the steps up to the next log line."""
+        config, model = self.trainer.opened.config, self.trainer.state.model.config
+        return Meter(flops_per_token(model, config.model.max_seq_len), config.loop.peak_flops)
+
+    def _tell_step(self, report: StepReport, seconds: float, progress: float) -> bool:
+        """Give a step to `on_step`; return True if the run should stop."""
+        if self.on_step is None:
+            return False
+        state, speed = self.trainer.state, report.n_tokens / max(seconds, 1e-9)
+        counts = state.step, state.epoch, state.n_tokens
+        rates = report.learning_rates, report.gradient_norm
+        return self.on_step(StepRecord(*counts, report.loss, *rates, speed, progress)) is True
 
     def validate_latest(self) -> None:
         """Validate the last checkpoint if a signal has prevented that."""

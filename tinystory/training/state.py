@@ -38,6 +38,7 @@ class TrainState:
         batch: how many batches of this epoch are done; their stories follow from the seed and the epoch.
         seconds: seconds spent on steps.
         best_loss: lowest validation loss so far, in nats per token.
+        stale: how many validations have followed the best one.
     """
 
     model: Transformer
@@ -49,8 +50,9 @@ class TrainState:
     batch: int = 0
     seconds: float = 0.0
     best_loss: float = math.inf
+    stale: int = 0
 
-    _NUMBERS = ("step", "n_tokens", "epoch", "batch", "seconds", "best_loss")
+    _NUMBERS = ("step", "n_tokens", "epoch", "batch", "seconds", "best_loss", "stale")
 
     @staticmethod
     def step_of(directory: Path) -> int:
@@ -107,7 +109,7 @@ class TrainState:
         try:
             regular_file_size(directory / TENSORS)  # the library would wait for a pipe
             tensors = load_file(directory / TENSORS)
-            numbers = read_json_object(directory / COUNTERS)
+            numbers = {"stale": 0} | read_json_object(directory / COUNTERS)  # older runs did not count it
             with torch.no_grad():
                 for name, parameter in self.model.named_parameters():
                     parameter.copy_(tensors.get(f"weights.{name}", weights[name]))

@@ -39,7 +39,7 @@ from tinystory.writing.generate import Ended, StoryRequest, write
 
 __all__ = ["SPECS", "StepReport", "Trainer", "has_matplotlib", "sample_stories"]
 
-PROMPT, SEED, MAX_TOKENS = "Once upon a time", 7, 200
+SEED, MAX_TOKENS = 7, 200
 SPECS = ("greedy", "top-k 40 | sample 0.8")
 
 
@@ -228,16 +228,23 @@ class Trainer:
             TinystoryError: the files cannot be written.
         """
         best: bool = validation["valid_loss"] < self.state.best_loss
+        self.state.stale = 0 if best else self.state.stale + 1
         self.state.best_loss = min(self.state.best_loss, validation["valid_loss"])
         origin, keep = provenance(self.opened.config, validation), self.opened.config.loop.keep
         self.opened.run.add_validation(directory, self.state, origin, best=best, keep=keep)
         return best
 
+    def out_of_patience(self) -> bool:
+        """Return whether too many validations have followed the best one; it is the same on all ranks."""
+        patience = self.opened.config.loop.patience
+        return bool(self.ranks.largest(int(0 < patience <= self.state.stale)))
+
     def write_samples(self) -> dict[str, str]:
-        """Write one story with each sample decoder to the run's `samples.txt`; return them: spec -> text."""
+        """Write stories for all sample prompts and decoders to the run's `samples.txt`, and return them by title."""
         state = self.state
         with averaged(state.model, state.average):
-            stories = sample_stories(state.model, self.opened.tokenizer)
+            prompts = self.opened.config.loop.sample_prompt
+            stories = sample_stories(state.model, self.opened.tokenizer, prompts)
         self.opened.run.keep_samples(state.step, stories)
         return stories
 
@@ -254,19 +261,25 @@ class _Stopped(Exception):
     """A signal asked to stop during a validation."""
 
 
-def sample_stories(model: Transformer, tokenizer: Tokenizer) -> dict[str, str]:
-    """Write one story with each of `SPECS`, always with the same prompt and seed; return them as spec -> text.
+def sample_stories(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> dict[str, str]:
+    """Write a story for each prompt with each of `SPECS`, always with the same seed; the model is not changed.
 
-    The model is not changed.
+    Returns:
+        The stories by title, which is the spec; if there are several prompts, the prompt follows.
     """
     registry = discover(user_folder=None)
     # A session joins the matrices that it gets, but the optimizer needs its own; so the session gets a copy.
     session = NativeSession(copy.deepcopy(model).eval(), tokenizer.bos_id, tokenizer.eos_ids)
     n = min(MAX_TOKENS, session.max_seq_len - 1)
-    requests = [StoryRequest(PROMPT, parse_spec(spec, registry), seed=SEED, max_new_tokens=n) for spec in SPECS]
-    ended = (event.result for event in write(session, tokenizer, requests) if isinstance(event, Ended))
-    by_decoder = {story.request.decoder: story.text for story in ended}
-    return {spec: by_decoder[request.decoder] for spec, request in zip(SPECS, requests, strict=True)}
+    titles = {
+        (f"{spec}, {prompt!r}" if len(prompts) > 1 else spec): StoryRequest(
+            prompt, parse_spec(spec, registry), seed=SEED, max_new_tokens=n
+        )
+        for prompt in dict.fromkeys(prompts)
+        for spec in SPECS
+    }
+    ended = {event.story: event for event in write(session, tokenizer, [*titles.values()]) if isinstance(event, Ended)}
+    return {title: ended[number].result.text for number, title in enumerate(titles)}
 
 
 def has_matplotlib() -> bool:
