@@ -14,6 +14,7 @@ def test_labels_of_crowded_points_cover_neither_each_other_nor_a_point():
     for x, y, _ in points:
         axes.plot(x, y, "o", markersize=5)
     label_points(axes, points)
+    figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     labels = [child for child in axes.get_children() if isinstance(child, Annotation)]
     boxes = [Text.get_window_extent(label, renderer) for label in labels]

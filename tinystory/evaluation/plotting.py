@@ -61,6 +61,7 @@ def label_points(axes: Any, points: Iterable[tuple[float, float, str]]) -> None:
         label.set_in_layout(False)
         for distance, angle in ((d, math.radians(a)) for d in _LABEL_DISTANCES for a in _LABEL_ANGLES):
             label.set_position((distance * math.cos(angle), distance * math.sin(angle)))
+            label.update_positions(renderer)
             box = Text.get_window_extent(label, renderer)  # that of an annotation has its line, too
             if not any(box.overlaps(other) for other in taken):
                 break
