@@ -4,7 +4,7 @@ import math
 import re
 from typing import cast
 
-from tinystory.errors import UsageError, nearest
+from tinystory.errors import UsageError, meant
 from tinystory.repl.commands.base import DeskStory, Reply, command, texts, whole_number
 from tinystory.repl.pieces import legend
 from tinystory.safe.reading import shown
@@ -29,9 +29,9 @@ def _color(studio: Studio, argument: str) -> Reply:
     stage of the decoder. Typed text has no colour.
     """
     if argument and argument not in TINTS:
-        near = nearest(argument, TINTS)
-        hint = f": did you mean {near}?" if near else f"; it has {', '.join(TINTS)}"
-        raise UsageError(f"/color does not know {shown(argument)}{hint}")
+        near = meant(argument, TINTS)
+        hint = f": {near.question}" if near.question else f"; it has {', '.join(TINTS)}"
+        raise UsageError(f"/color does not know {shown(argument)}{hint}").correcting(argument, near.name)
     if studio.plain:
         raise UsageError(f"there are no colours here: {studio.plain}; /top and /trace show the figures")
     studio.tint = cast(Tint, argument) if argument else studio.tint
