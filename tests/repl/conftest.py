@@ -27,7 +27,10 @@ def make(registry):
 
 @pytest.fixture
 def talk(monkeypatch):
-    """Return a function that feeds keys to a whole chat and returns its exit code and its printed text."""
+    """Return a function that feeds keys to a whole chat and returns its exit code and its printed text.
+
+    Its `later` feeds keys while the chat runs.
+    """
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
 
@@ -35,6 +38,7 @@ def talk(monkeypatch):
         stream = io.StringIO()
         settings = ChatSettings(**{"color": False, **settings})
         with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+            converse.later = keyboard.send_text
             keyboard.send_bytes(typed.encode(errors="surrogateescape"))
             code = App(studio, Screen(stream, color=settings.color), settings, history).run()
         return code, stream.getvalue()

@@ -58,7 +58,8 @@ def writing(chat):
     chat.says("Once upon a time", r"^Once upon a time, ", r"20 tokens · \d+ tokens/s · .* seed 7$")
     chat.keys("Enter", sees=WRITTEN)
     assert re.search(r" \d+ of 512 tokens$", chat.screen().rstrip())
-    chat.says("/help", r"/whatif SPEC +show which tokens", r"Alt-Up +opens the token browser")
+    chat.says("/help", r"^see +what the model saw: /color", "^keys +Enter, Tab")
+    chat.says("/help keys", r"^Alt-Up +opens the token browser")
     chat.says("/help compare", r"/compare \[SPEC ; SPEC ; …\]", "becomes a branch of the tree")
     chat.says("/len 12", "at most 12 tokens in one turn")
     chat.says("/go 5", r"^5 tokens · ")
@@ -162,7 +163,7 @@ def decoding(chat):
     chat.says("/decoder top-q 3", "top-q.*did you mean")
     chat.says("/new The cat", r"^The cat.* ", WRITTEN)
     chat.says("/decoder", r"in the \d+ tokens of the turn", r"top-k +k = 20 +", r"top-k 20 +changed")
-    chat.says("/decoders", r"min-p +processor")
+    chat.says("/decoders", r"^  min-p 0.1 +Keep the tokens")
     chat.says("/decoders min-p", r"kind +processor", r"from +tinystory")
     chat.says("/preset save mine", r"mine: temperature 0.9 \| top-k 20")
     chat.says("/preset list", r"^mine +temperature 0.9")
@@ -200,7 +201,8 @@ def seeing(chat):
     chat.press("Left", "Escape")
     chat.until(lambda: "Esc leaves" not in chat.screen(), "the prompt, right after an arrow")
     chat.ready()
-    chat.keys("M-Up", sees="Esc leaves", prompt=False)
+    chat.says("/walk 3", enter=False)
+    chat.keys("Enter", sees=("Esc leaves", r"^token 3 of \d+, no tint"), prompt=False)
     chat.press("q")
     chat.ready()
     chat.keys("M-Up", sees="Esc leaves", prompt=False)
@@ -258,7 +260,7 @@ def test_the_studio_without_colours_on_a_wide_screen(tour):
     chat.says("/color prob", "there are no colours here: NO_COLOR is set")
     chat.says("/whatif greedy", r"\[.+\]|could have written all")
     chat.says("/compare", r"sample 0.8 +│ greedy", "— turns 2 to 3 of the tree")
-    chat.says("/decoders", r"top-p +processor")
+    chat.says("/decoders", r"^  top-p 0.9 +Keep")
     chat.keys("M-Up", sees="Esc leaves", prompt=False)
     chat.keys("q")
     # Neither stories nor notices have a colour or a weight. Only the place in the browser is marked.
@@ -286,7 +288,7 @@ def test_a_screen_of_a_few_letters_is_enough(tour):
     chat.says("One day", r"^One day", r"seed 7")
     for line, pattern in [
         ("/tree", "● 1"),
-        ("/help", "leaves"),
+        ("/help", "keys"),
         ("/decoder", "sample"),
         ("/top -1 5", "%"),
         ("/trace", "model"),

@@ -241,7 +241,26 @@ class App:
             with Writing() as writing:
                 story_request = self.studio.opening(lambda: writing.interrupted)
                 show_versus(self.screen, reply.titles, reply.versus, story_request, self._notice)
+        if reply.walk is not None:
+            self._walk(reply.walk)
         return reply.leave
+
+    def _walk(self, position: str) -> None:
+        """Open the token browser; a token that is taken becomes a /pick line, as if it were typed.
+
+        Raises:
+            Terminated: the terminal is gone.
+        """
+        try:
+            choice = self._window(browser_of(self.studio, position)).run()
+        except EOFError:
+            raise Terminated(HANG_UP) from None
+        if choice:
+            self.screen.gap()
+            self.do(_pick_line(*choice))
+
+    def _window(self, browser: Browser) -> "Application[tuple[int, int] | None]":
+        return browser.application(color=self.settings.color, theme=self.screen.theme)
 
     def _write(self, requests: Sequence[TurnRequest], titles: Sequence[str] = ()) -> None:
         """Write the requested turns: several in columns under their titles, one as running text."""
@@ -286,10 +305,9 @@ class App:
                 # The browser and the input line read keys from one parser. The input line's timer for the key just
                 # pressed may still run, and it would take an Escape that is meant for the browser.
                 await asyncio.sleep(2 * prompt.ttimeoutlen)
-                choice = await browsers[0].application(color=self.settings.color).run_async() if browsers else None
+                choice = await self._window(browsers[0]).run_async() if browsers else None
             if choice:
-                place, rank = choice
-                prompt.exit(result=f"/pick {place + 1} #{rank + 1}")
+                prompt.exit(result=_pick_line(*choice))
 
         if self._session is not None:
             self._session.app.create_background_task(browse(self._session.app))
@@ -327,3 +345,8 @@ class App:
             self.screen.fresh_line()
         else:
             self.screen.show(Line(text, "note"))
+
+
+def _pick_line(place: int, choice: int) -> str:
+    """Return the command that takes an alternative of the browser."""
+    return f"/pick {place + 1} #{choice + 1}"

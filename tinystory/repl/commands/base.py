@@ -47,6 +47,7 @@ class Reply:
         edit: a text to open in the user's editor. The story goes on from the edited text.
         clipboard: a text to put on the clipboard.
         leave: whether the chat ends.
+        walk: the place of the story at which the token browser opens.
     """
 
     blocks: tuple[Printable | DeskStory, ...] = ()
@@ -56,6 +57,7 @@ class Reply:
     edit: str | None = None
     clipboard: str | None = None
     leave: bool = False
+    walk: str | None = None
 
 
 @dataclass(frozen=True)
