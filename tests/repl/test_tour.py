@@ -77,7 +77,9 @@ def writing(chat):
     chat.says("/new", "a blank page")
     chat.says("/new The dog ran", r"^The dog ran.* ", WRITTEN)
     chat.says("/len 20", "at most 20 tokens in one turn")
-    chat.says("/nwe", "/nwe is no command: did you mean /new")
+    chat.says("/nwe", "/nwe is no command: did you mean /new", enter=False)
+    chat.keys("Enter", sees=r"^> /new$", prompt=False)  # the corrected line stands ready
+    chat.keys("C-c")
 
 
 def keys(chat):
@@ -160,7 +162,9 @@ def the_tree(chat):
 def decoding(chat):
     chat.says("/decoder temperature 0.9 | top-k 40 | sample 0.8", r"decoder: temperature 0.9 \| top-k 40 \| sample 0.8")
     chat.says("/set top-k 20", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
-    chat.says("/decoder top-q 3", "top-q.*did you mean")
+    chat.says("/decoder top-q 3", enter=False)
+    chat.keys("Enter", sees=("top-q.*did you mean", r"^> /decoder top-p 3$"), prompt=False)
+    chat.keys("C-c")
     chat.says("/new The cat", r"^The cat.* ", WRITTEN)
     chat.says("/decoder", r"in the \d+ tokens of the turn", r"top-k +k = 20 +", r"top-k 20 +changed")
     chat.says("/decoders", r"^  min-p 0.1 +Keep the tokens")
@@ -170,6 +174,7 @@ def decoding(chat):
     chat.says("/reset", r"decoder: sample 0.8")
     chat.says("/preset load mine", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
     chat.says("/preset rm mine", "mine is removed")
+    chat.says("/show", r"^decoder +sample 0.8", r"^max-tokens +20")
     chat.says("/config", r"seed +7 +flag --seed", r"theme +auto +built-in", "not there yet")
 
 

@@ -22,9 +22,10 @@ from tinystory.folders import history_file
 from tinystory.interrupts import HANG_UP, Terminated, whole_imports
 from tinystory.repl.browser import Browser, browser_of
 from tinystory.repl.chooser import Chooser, asks, check_alone
-from tinystory.repl.commands import DeskStory, Reply, execute
+from tinystory.repl.commands import DeskStory, Reply, execute, meaning
 from tinystory.repl.commands.tree import step_aside
 from tinystory.repl.editor import edit_text
+from tinystory.repl.guide.ready_line import ReadyLine, corrected
 from tinystory.repl.history import open_history
 from tinystory.repl.input_line import PROMPT, Pastes, input_line
 from tinystory.repl.keys import early_keys, plain_line, strict_keys
@@ -136,12 +137,14 @@ class App:
         self._terminal = TerminalLease()
         self._pastes = Pastes()
         self._last_interrupt = float("-inf")
+        self._ready_line = ReadyLine()
         studio.choose = Chooser(studio, screen)
         self._session: PromptSession[str] | None = None  # a dumb terminal edits its lines itself
         if not self._dumb:
             history = history or InMemoryHistory()
             self._session = input_line(studio, settings, history, self._go_aside, self._browse, self._pastes)
             strict_keys(self._session.input)
+            self._ready_line.bind(self._session)
 
     def run(self) -> int:
         """Read and act until the user leaves; return the exit code."""
@@ -171,6 +174,8 @@ class App:
             except EOFError:
                 return 0
             except KeyboardInterrupt:
+                if self._ready_line.present:  # it was put away
+                    continue
                 now = time.monotonic()
                 if now - self._last_interrupt <= _TWICE_SECONDS:
                     return INTERRUPTED
@@ -188,6 +193,7 @@ class App:
             KeyboardInterrupt: for Ctrl-C.
             Terminated: the terminal is gone, or a signal ends the program.
         """
+        self._ready_line.put(self._session)
         if self._session is None:
             return plain_line(PROMPT)
         try:
@@ -198,7 +204,8 @@ class App:
                     raise Terminated(HANG_UP) from None
                 raise
         except Terminated:
-            self._session.default_buffer.append_to_history()
+            if not self._ready_line.is_present(self._session.default_buffer.text):
+                self._session.default_buffer.append_to_history()
             raise
 
     def _warn_of_model(self) -> None:
@@ -208,11 +215,16 @@ class App:
     def do(self, typed: str) -> bool:
         """Do what a typed text asks for; return True to leave."""
         text = _SURROGATE.sub("\ufffd", typed)  # bytes that are not UTF-8 arrive as surrogates
+        text = meaning(text)
         if text.startswith("/") and not text.startswith("//"):
             if not self._dumb:  # a dumb terminal cannot erase, so the line is still on the screen
                 self.screen.show(Line(PROMPT + text, "dim"))
             with Hushed(), whole_imports():  # without it, Ctrl-C would print ^C in the middle of the reply
-                reply = execute(self.studio, text, self.keeper)
+                try:
+                    reply = execute(self.studio, text, self.keeper)
+                except TinystoryError as error:
+                    self._ready_line.next = corrected(text, error)
+                    raise
             return self._answer(reply)
         text = text.removeprefix("/") if text.startswith("//") else text
         self._write((self.studio.next_turn(text.rstrip(" \t")),))

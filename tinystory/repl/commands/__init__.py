@@ -12,12 +12,13 @@ from tinystory.repl.commands.base import (
     Reply,
     execute,
     find,
+    meaning,
     split_line,
 )
 
 __all__ = [
-    "COMMANDS", "GROUPS", "MODULES", "Argument", "Command", "DeskStory", "Group", "Reply", "execute", "find",
-    "split_line",
+    "COMMANDS", "GROUPS", "MODULES", "Argument", "Command", "DeskStory", "Group", "Reply", "execute",
+    "find", "meaning", "split_line",
 ]  # fmt: skip
 
 MODULES = tuple(module for group in GROUPS for module in group.modules)

@@ -21,7 +21,8 @@ from tinystory.studio.turn_request import TurnRequest
 
 __all__ = [
     "COMMANDS", "GROUPS", "Argument", "Command", "DeskStory", "Group", "Reply", "by_name", "command", "execute",
-    "find", "group_called", "keeping_command", "names_like", "path_of", "split_line", "texts", "whole_number",
+    "find", "group_called", "keeping_command", "meaning", "names_like", "path_of", "split_line", "texts",
+    "whole_number",
 ]  # fmt: skip
 
 Argument = Literal[
@@ -185,7 +186,7 @@ def find(name: str) -> Command:
         return names[name]
     near = meant(name, names_like(name, names), "/{}")
     hint = near.question or "/help lists them"
-    error = UsageError(f"{shown('/' + name)[1:-1]} is no command: {hint} (to begin a story with a slash, type `//`)")
+    error = UsageError(f"{shown('/' + name)[1:-1]} is no command: {hint} (`//` begins a story with a slash)")
     raise error.correcting(f"/{name}", near.name and f"/{near.name}")
 
 
@@ -210,6 +211,18 @@ def execute(studio: Studio, line: str, keeper: Keeper | None = None) -> Reply:
     if argument and not entry.usage:
         raise UsageError(f"/{entry.name} takes nothing after it")
     return entry.run(studio, argument, keeper)
+
+
+_WORDS = {"help": "/help", "exit": "/quit", "quit": "/quit", "bye": "/quit"}
+"""Words that are commands if they stand alone, because hands expect it."""
+
+
+def meaning(typed: str) -> str:
+    """Return what a typed text means: a command for a word such as `help` alone, the word itself after a space."""
+    word = typed.strip(" \t")
+    if word not in _WORDS:
+        return typed
+    return word if typed.startswith(" ") else _WORDS[word]
 
 
 def split_line(line: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from tinystory.repl.commands.base import (
 from tinystory.safe.reading import shown
 from tinystory.screen.blocks import Line, Outline, Printable, Table
 from tinystory.studio.presets import SUGGESTED
+from tinystory.studio.recall import quoted
 from tinystory.studio.studio import Studio
 
 __all__: list[str] = []
@@ -37,6 +38,21 @@ def _model(studio: Studio, argument: str) -> Reply:
     return Reply((Table(tuple(backend.facts())),))
 
 
+@command("show", "", "show what is loaded: the model, the decoder and the settings of now")
+def _show(studio: Studio, argument: str) -> Reply:
+    """Show the settings as they are now. /config shows those with which the chat began, and where they come from."""
+    rows = [
+        *studio.backend.facts(),
+        ("decoder", studio.spec),
+        ("seed", "random" if studio.seed is None else str(studio.seed)),
+        ("max-tokens", f"{studio.max_tokens:,}"),
+        ("stop texts", " ".join(map(quoted, studio.stop)) or "none"),
+        ("words", ", ".join(studio.words) or "none"),
+        ("tint", studio.tint),
+    ]
+    return Reply((Table(tuple(rows)), Line("/model, /decoder, /seed, /len, /stop, /color change them", "dim")))
+
+
 @command("config", "", "show the settings with which the chat began, and where each one comes from")
 def _config(studio: Studio, argument: str) -> Reply:
     """Take each setting from a flag first, then from the environment, then from the configuration file.
@@ -50,7 +66,7 @@ def _config(studio: Studio, argument: str) -> Reply:
     return Reply((table, Line(""), Line(f"configuration file: {path}{missing}", "dim")))
 
 
-@command("help", "[GROUP or COMMAND]", "show the groups of commands, one group, or one command", argument="command")
+@command("help", "[GROUP or COMMAND]", "show the groups of commands, one group, or one command", "command", ("?",))
 def _help(studio: Studio, argument: str) -> Reply:
     """Show one group, as in /help see, or one command, as in /help top; /help all shows everything."""
     name = argument.removeprefix("/")
@@ -107,13 +123,14 @@ def _one(entry: Command) -> Iterator[Printable]:
         yield Line("also " + ", ".join(f"/{alias}" for alias in entry.aliases))
 
 
-@command("quit", "", "leave", aliases=("exit",))
+@command("quit", "", "leave", aliases=("exit", "bye"))
 def _quit(studio: Studio, argument: str) -> Reply:
     return Reply(leave=True)
 
 
 _KEYS = (
     ("text", "begins a story, or goes on with an unfinished one; //text begins it with a slash"),
+    (" help", "with a space before it, a word that would be a command is a story: help, exit, quit, bye"),
     ("Enter", "alone: the story goes on"),
     ("Tab", "completes commands, decoders, options and values"),
     ("Alt-Enter, Ctrl-J", "begins a new line in what you type; a pasted text is never sent by itself"),

@@ -14,7 +14,9 @@ __all__: list[str] = []
 MAX_BRANCHES = 64
 
 
-@command("new", "[PROMPT]", "put the story away; begin another one with PROMPT, or with what you type next")
+@command(
+    "new", "[PROMPT]", "put the story away; begin another one with PROMPT, or with what you type next", "", ("clear",)
+)
 def _new(studio: Studio, argument: str) -> Reply:
     if argument:
         return Reply(requests=(studio.begin(argument),))
