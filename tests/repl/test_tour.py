@@ -41,7 +41,8 @@ def tour(tmp_path):
 
 def test_every_command_and_key_does_what_it_says(tour):
     chat = tour()
-    assert "Ctrl-D leaves." in chat.shown()  # three lines of help come at the first start only
+    assert "Ctrl-D leaves." in chat.shown()  # the longer help comes at the first start only
+    guided(chat)
     writing(chat)
     keys(chat)
     the_tree(chat)
@@ -52,6 +53,16 @@ def test_every_command_and_key_does_what_it_says(tour):
     assert set(COMMANDS) - chat.commands == {"quit"}, "a command that the tour does not visit"
     chat.check()
     assert chat.leave() == 0
+
+
+def guided(chat):
+    """The first two steps of /tour, by Enter; Ctrl-C leaves it."""
+    chat.says("/tour", enter=False)
+    chat.keys("Enter", sees=("^1/10 ", "^> Once upon a time$"), prompt=False)
+    chat.keys("Enter", sees=(WRITTEN, "^2/10 ", "^> /retry$"), prompt=False)
+    chat.keys("Enter", sees=(WRITTEN, "^3/10 ", r"^> /compare top-k 40 \| sample 0.8"), prompt=False)
+    chat.keys("C-c", sees="you have left the tour")
+    chat.says("/new", "a blank page")
 
 
 def writing(chat):
@@ -77,8 +88,8 @@ def writing(chat):
     chat.says("/new", "a blank page")
     chat.says("/new The dog ran", r"^The dog ran.* ", WRITTEN)
     chat.says("/len 20", "at most 20 tokens in one turn")
-    chat.says("/nwe", "/nwe is no command: did you mean /new", enter=False)
-    chat.keys("Enter", sees=r"^> /new$", prompt=False)  # the corrected line stands ready
+    chat.says("/nwe", enter=False)
+    chat.keys("Enter", sees=("/nwe is no command: did you mean /new", r"^> /new$"), prompt=False)
     chat.keys("C-c")
 
 

@@ -25,7 +25,9 @@ from tinystory.repl.chooser import Chooser, asks, check_alone
 from tinystory.repl.commands import DeskStory, Reply, execute, meaning
 from tinystory.repl.commands.tree import step_aside
 from tinystory.repl.editor import edit_text
-from tinystory.repl.guide.ready_line import ReadyLine, corrected
+from tinystory.repl.guide.guide import Guide
+from tinystory.repl.guide.ready_line import corrected
+from tinystory.repl.guide.welcome import welcome
 from tinystory.repl.history import open_history
 from tinystory.repl.input_line import PROMPT, Pastes, input_line
 from tinystory.repl.keys import early_keys, plain_line, strict_keys
@@ -48,13 +50,6 @@ __all__ = ["App", "ChatSettings", "chat"]
 INTERRUPTED = 130
 _TWICE_SECONDS = 2.0
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-_WELCOME = (
-    "Type how a story begins and press Enter. Enter alone goes on, Ctrl-C stops.\n"
-    "/decoder changes how tokens are picked, /help lists the rest, Tab completes.\n"
-    "Ctrl-D leaves."
-)
-_WELCOME_BACK = "/help lists the commands"
 
 
 def chat(settings: ChatSettings) -> int:
@@ -95,7 +90,7 @@ def chat(settings: ChatSettings) -> int:
             screen = Screen(sys.stdout, color=settings.color, theme=background(settings.theme))
             app = App(studio, screen, settings, open_history(path), keeper)
             if not settings.quiet:
-                screen.show(Line(_WELCOME if first_time else _WELCOME_BACK, "dim"))
+                screen.show(Line(welcome(studio, screen.width, first_time=first_time), "dim"))
                 screen.show(*(Line(warning, "dim") for warning in registry.warnings))
             screen.show(*(Line(notice, "note") for notice in notices))
             if studio.tree.turn is not None:
@@ -137,14 +132,14 @@ class App:
         self._terminal = TerminalLease()
         self._pastes = Pastes()
         self._last_interrupt = float("-inf")
-        self._ready_line = ReadyLine()
+        self._guide = Guide(studio, screen)
         studio.choose = Chooser(studio, screen)
         self._session: PromptSession[str] | None = None  # a dumb terminal edits its lines itself
         if not self._dumb:
             history = history or InMemoryHistory()
             self._session = input_line(studio, settings, history, self._go_aside, self._browse, self._pastes)
             strict_keys(self._session.input)
-            self._ready_line.bind(self._session)
+            self._guide.ready.bind(self._session)
 
     def run(self) -> int:
         """Read and act until the user leaves; return the exit code."""
@@ -169,12 +164,14 @@ class App:
                 if self.keeper and (problem := self.keeper.problem()):
                     self.screen.show(Line(problem, "note"))
                 self._warn_of_model()
+                self._guide.announce()
                 self.screen.gap()
-                text = self._read()
+                text = self._guide.meaning(self._read())
             except EOFError:
                 return 0
             except KeyboardInterrupt:
-                if self._ready_line.present:  # it was put away
+                if self._guide.ready.present:  # it was put away
+                    self._guide.leave_tour()
                     continue
                 now = time.monotonic()
                 if now - self._last_interrupt <= _TWICE_SECONDS:
@@ -193,7 +190,7 @@ class App:
             KeyboardInterrupt: for Ctrl-C.
             Terminated: the terminal is gone, or a signal ends the program.
         """
-        self._ready_line.put(self._session)
+        self._guide.ready.put(self._session)
         if self._session is None:
             return plain_line(PROMPT)
         try:
@@ -204,7 +201,7 @@ class App:
                     raise Terminated(HANG_UP) from None
                 raise
         except Terminated:
-            if not self._ready_line.is_present(self._session.default_buffer.text):
+            if not self._guide.ready.is_present(self._session.default_buffer.text):
                 self._session.default_buffer.append_to_history()
             raise
 
@@ -223,7 +220,7 @@ class App:
                 try:
                     reply = execute(self.studio, text, self.keeper)
                 except TinystoryError as error:
-                    self._ready_line.next = corrected(text, error)
+                    self._guide.ready.next = corrected(text, error)
                     raise
             return self._answer(reply)
         text = text.removeprefix("/") if text.startswith("//") else text
@@ -253,6 +250,8 @@ class App:
             with Writing() as writing:
                 story_request = self.studio.opening(lambda: writing.interrupted)
                 show_versus(self.screen, reply.titles, reply.versus, story_request, self._notice)
+        if reply.tour:
+            self._guide.begin_tour()
         if reply.walk is not None:
             self._walk(reply.walk)
         return reply.leave
@@ -302,6 +301,8 @@ class App:
                     show_picked(studio, screen, events, self._notice)
                 else:
                     stream(studio, screen, events, self._notice)
+            if writing.interrupted:
+                self._guide.leave_tour()
 
     def _go_aside(self, step: int) -> None:
         """Go to another branch while the input line is open, and show its story above the line."""
@@ -337,6 +338,7 @@ class App:
             return bool(action())
         except KeyboardInterrupt:
             self.screen.show(Line("cancelled", "note"))
+            self._guide.leave_tour()
         except TinystoryError as error:
             self._trace(error)
             self.screen.show(Line(str(error)))

@@ -49,6 +49,7 @@ class Reply:
         clipboard: a text to put on the clipboard.
         leave: whether the chat ends.
         walk: the place of the story at which the token browser opens.
+        tour: whether the tour begins.
     """
 
     blocks: tuple[Printable | DeskStory, ...] = ()
@@ -59,6 +60,7 @@ class Reply:
     clipboard: str | None = None
     leave: bool = False
     walk: str | None = None
+    tour: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,12 @@ from tinystory.studio.studio import Studio
 __all__: list[str] = []
 
 
+@command("tour", "", "see what can be done with your story, in ten steps; Enter does each one")
+def _tour(studio: Studio, argument: str) -> Reply:
+    """Begin with the first step, on the story on the desk. Anything but Enter leaves the tour."""
+    return Reply(tour=True)
+
+
 @command("model", "[DIR or hub id]", "show the model, or go on with another one", argument="folder")
 def _model(studio: Studio, argument: str) -> Reply:
     """Let the story on the desk go on with the new model. `default` is the model that comes with tinystory."""

@@ -28,7 +28,7 @@ class ReadyLine:
         self.present = ""
 
     def bind(self, session: PromptSession[str]) -> None:
-        """Add the keys of an unchanged line: Ctrl-C raises KeyboardInterrupt, Ctrl-E lets one type on at its end."""
+        """Add the keys of an unchanged line. Ctrl-C and Ctrl-D do what they do on an empty line; Ctrl-E types on."""
         keys = KeyBindings()
         unchanged = Condition(lambda: self.is_present(get_app().current_buffer.text))
 
@@ -40,6 +40,10 @@ class ReadyLine:
         @keys.add("c-c", filter=unchanged, eager=True)  # over a selection, Emacs has longer keys that begin so
         def _put_away(event: KeyPressEvent) -> None:
             event.app.exit(exception=KeyboardInterrupt())
+
+        @keys.add("c-d", filter=unchanged, eager=True)
+        def _leave(event: KeyPressEvent) -> None:
+            event.app.exit(exception=EOFError())
 
         session.key_bindings = merge_key_bindings([session.key_bindings or KeyBindings(), keys])
 
