@@ -185,7 +185,7 @@ def decoding(chat):
     chat.says("/reset", r"decoder: sample 0.8")
     chat.says("/preset load mine", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
     chat.says("/preset rm mine", "mine is removed")
-    chat.says("/show", r"^decoder +sample 0.8", r"^max-tokens +20")
+    chat.says("/show", r"^decoder +temperature 0.9", r"^max-tokens +20")
     chat.says("/config", r"seed +7 +flag --seed", r"theme +auto +built-in", "not there yet")
 
 

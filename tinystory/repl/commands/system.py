@@ -100,7 +100,7 @@ def _overview() -> Iterator[Printable]:
     texts = (": ".join(filter(None, (group.help, _names(group)))) for group in GROUPS)
     yield Outline(tuple((name.ljust(width), text, "", "") for name, text in zip(names, texts, strict=True)))
     yield Line("")
-    yield Line("/help see shows a group, /help top one command, /help all everything", "dim")
+    yield Line("/help see: a group · /help top: a command · /help all", "dim")
 
 
 def _group_names() -> tuple[str, ...]:
@@ -136,7 +136,7 @@ def _quit(studio: Studio, argument: str) -> Reply:
 
 _KEYS = (
     ("text", "begins a story, or goes on with an unfinished one; //text begins it with a slash"),
-    (" help", "with a space before it, a word that would be a command is a story: help, exit, quit, bye"),
+    ("a space first", "makes a story of a word that alone is a command: help, exit, quit, bye"),
     ("Enter", "alone: the story goes on"),
     ("Tab", "completes commands, decoders, options and values"),
     ("Alt-Enter, Ctrl-J", "begins a new line in what you type; a pasted text is never sent by itself"),
