@@ -3,19 +3,31 @@
 import difflib
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
 
 __all__ = [
-    "OUT_OF_MEMORY", "CheckpointError", "SessionError", "TinystoryError", "UnreadableFile", "UsageError",
-    "is_out_of_memory", "nearest", "one_line",
+    "OUT_OF_MEMORY", "CheckpointError", "Meant", "SessionError", "TinystoryError", "UnreadableFile", "UsageError",
+    "is_out_of_memory", "meant", "nearest", "one_line",
 ]  # fmt: skip
 
 OUT_OF_MEMORY = "out of memory; try a smaller model, --dtype bfloat16, or fewer stories at once"
 
 
 class TinystoryError(Exception):
-    """A failure that the user can understand and correct; the command line exits with `exit_code`."""
+    """A failure that the user can understand and correct; the command line exits with `exit_code`.
+
+    Attributes:
+        correction: the word that was typed, and the one that was probably meant; None if that is not known.
+    """
 
     exit_code = 1
+    correction: tuple[str, str] | None = None
+
+    def correcting(self, typed: str, name: str | None) -> Self:
+        """Note that `name` was probably meant by the word that was typed, if there is such a name."""
+        self.correction = (typed, name) if name else None
+        return self
 
 
 class UsageError(TinystoryError):
@@ -58,6 +70,48 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in message or "out of memory" in message)
 
 
+_MOST_NAMES = 6
+"""Names that a message lists for the beginning of a name."""
+
+
+@dataclass(frozen=True)
+class Meant:
+    """What a word that is no name may stand for.
+
+    Attributes:
+        question: the end of a message, such as "did you mean `top-k`?"; empty if no name is like the word.
+        name: the one name that was probably meant; None if there is none or there are several.
+    """
+
+    question: str
+    name: str | None = None
+
+
+def meant(text: str, names: Iterable[str], form: str = "{}") -> Meant:
+    """Return what a mistyped or shortened name may stand for.
+
+    Args:
+        text: the word that was typed.
+        names: the names that there are.
+        form: how a message shows a name, such as "/{}".
+
+    >>> meant("temp", ["temperature", "top-k", "top-p"], "`{}`")
+    Meant(question='did you mean `temperature`?', name='temperature')
+    >>> meant("top", ["temperature", "top-k", "top-p"])
+    Meant(question='did you mean top-k or top-p?', name=None)
+    """
+    names = list(names)
+    folded = _folded(text)
+    alike = [name for name in names if _folded(name) == folded]
+    begun = alike or [name for name in names if folded and _folded(name).startswith(folded)]
+    if len(begun) > 1:
+        shown = [form.format(name) for name in begun[:_MOST_NAMES]]
+        listed = f"{', '.join(shown)} …" if len(begun) > _MOST_NAMES else f"{', '.join(shown[:-1])} or {shown[-1]}"
+        return Meant(f"did you mean {listed}?")
+    name = begun[0] if begun else nearest(text, names)
+    return Meant(f"did you mean {form.format(name)}?", name) if name else Meant("")
+
+
 def nearest(text: str, names: Iterable[str]) -> str | None:
     """Return the name that is most like a mistyped one, or None. Case, hyphens and underscores are ignored.
 
@@ -65,13 +119,13 @@ def nearest(text: str, names: Iterable[str]) -> str | None:
         >>> nearest("TopK", ["greedy", "top-k"])
         'top-k'
     """
-
-    def fold(name: str) -> str:
-        return re.sub(r"[^a-z0-9]", "", name.lower())
-
-    folded = {fold(name): name for name in names}
-    near = difflib.get_close_matches(fold(text[:60]), folded, n=1)
+    folded = {_folded(name): name for name in names}
+    near = difflib.get_close_matches(_folded(text), folded, n=1)
     return folded[near[0]] if near else None
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name[:60].lower())
 
 
 def one_line(error: BaseException, *, kind: bool = False) -> str:

@@ -215,7 +215,7 @@ def test_a_sampler_is_implied_only_where_one_is_taken():
         ("TopK 40", "did you mean `top-k`?"),
         ("top_k 40", "did you mean `top-k`?"),
         ("tempreature 1", "did you mean `temperature`?"),
-        ("zzzzz", "there are beam, best-of, bias, greedy, knobs, "),
+        ("zzzzz", "/decoders and `tinystory decoders` list them"),
         ("= 3", "a stage begins with its name, not with `=`"),
         ("top-k=40", "top-k is a stage, not an option: leave the `=` out, as in `top-k 40`"),
         ("top-k", "top-k needs k, an integer ≥ 1; e.g. `top-k 40`"),

@@ -204,8 +204,8 @@ def test_escape_leaves_the_token_browser_however_soon_it_comes(make, monkeypatch
             return [Alternative("x", 0.5, taken=True)]
 
         class Watched(Browser):
-            def application(self, *, color):
-                window = super().application(color=color)
+            def application(self, **how):
+                window = super().application(**how)
                 run = window.run_async
 
                 async def watched(**options):

@@ -12,7 +12,7 @@ from tinystory.decoding.plugins import discover
 from tinystory.decoding.spec import format_value, parse_spec
 from tinystory.errors import TinystoryError
 from tinystory.repl import commands
-from tinystory.repl.commands import COMMANDS, MODULES, execute
+from tinystory.repl.commands import COMMANDS, GROUPS, MODULES, execute
 from tinystory.settings import Setting
 
 
@@ -31,7 +31,7 @@ from tinystory.settings import Setting
         ("/model nowhere", "there is no directory nowhere"),
         ("/model broken", "NaN"),
         ("/decodr greedy", "/decodr is no command: did you mean /decoder?"),
-        ("/help lenn", "did you mean /len?"),
+        ("/help lenn", "/help does not know 'lenn': did you mean len?"),
         ("/xyzzy", "/xyzzy is no command: /help lists them"),
         ("/", "/ is no command: /help lists them"),
         ("/ new", "is no command"),
@@ -63,18 +63,35 @@ def test_decoder_shows_the_chain_and_what_is_off(make):
 def test_decoders_come_from_the_registry(make, registry):
     shown = run(make(), "/decoders")
     for name, cls, _ in registry.classes():
-        assert re.search(rf"^{name} +{cls.kind} ", shown, re.MULTILINE)
+        assert re.search(rf"(^  |, |  ){name}\b", shown, re.MULTILINE), cls
+    assert re.findall(r"^  (\S+)", shown, re.MULTILINE)[:6] == ["greedy", "sample", "top-k", "top-p", "min-p", "beam"]
+    assert shown.count("\n") <= 23
     one = run(make(), "/decoders top-p")
     assert "p: a number > 0 and ≤ 1" in one
     assert re.search(r"from +tinystory", one)
 
 
-def test_help_is_made_from_the_commands(make):
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_help_has_a_line_for_each_of_eight_groups(make, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    groups = run(make(), "/help").partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in groups] == [group.name for group in GROUPS]
+    assert len(groups) == 8
+    assert "/top" in groups[3]
+
+
+def test_help_shows_a_group_a_command_or_everything(make):
     studio = make()
-    shown = run(studio, "/help")
-    for one in COMMANDS.values():
-        assert re.search(rf"^{re.escape(one.synopsis)}( |$)", shown, re.MULTILINE)
-        assert one.help in run(studio, f"/help {one.name}")
+    everything = run(studio, "/help all")
+    for group in GROUPS:
+        assert group.name not in COMMANDS
+        shown = run(studio, f"/help {group.name}")
+        for one in group.commands:
+            for text in (shown, everything):
+                assert re.search(rf"^{re.escape(one.synopsis)}( |$)", text, re.MULTILINE)
+            assert one.help in run(studio, f"/help {one.name}")
+    assert sorted(one.name for group in GROUPS for one in group.commands) == sorted(COMMANDS)
+    assert "Ctrl-D" in run(studio, "/help keys")
     assert "also /exit" in run(studio, "/help /quit")
 
 
@@ -152,7 +169,7 @@ def test_help_and_the_page_of_the_studio_have_one_order():
 
 def test_the_page_of_the_studio_and_help_name_every_command(make):
     page = (Path(__file__).resolve().parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
-    shown = run(make(), "/help")
+    shown = run(make(), "/help all")
     for name in COMMANDS:
         assert f"`/{name}" in page
         assert re.search(rf"^/{name}\b", shown, re.MULTILINE)

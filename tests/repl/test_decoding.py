@@ -187,7 +187,7 @@ def test_one_preset_is_suggested_until_the_user_has_one_of_that_name(studio):
     page = (Path(__file__).resolve().parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
     assert f"Nearest to real stories: `{presets.SUGGESTED}`" in page
     before = studio.spec
-    assert presets.SUGGESTED in run(studio, "/help")
+    assert presets.SUGGESTED in run(studio, "/help decode")
     assert "min-p 0.05 | xtc 0.5 | sample 1" in run(studio, "/preset list")
     assert studio.spec == before
     assert run(studio, "/preset load suggested") == "decoder: min-p 0.05 | xtc 0.5 | sample 1\n"

@@ -41,7 +41,8 @@ def tour(tmp_path):
 
 def test_every_command_and_key_does_what_it_says(tour):
     chat = tour()
-    assert "Ctrl-D leaves." in chat.shown()  # three lines of help come at the first start only
+    assert "Ctrl-D leaves." in chat.shown()  # the longer help comes at the first start only
+    guided(chat)
     writing(chat)
     keys(chat)
     the_tree(chat)
@@ -54,11 +55,22 @@ def test_every_command_and_key_does_what_it_says(tour):
     assert chat.leave() == 0
 
 
+def guided(chat):
+    """The first two steps of /tour, by Enter; Ctrl-C leaves it."""
+    chat.says("/tour", enter=False)
+    chat.keys("Enter", sees=("^1/10 ", "^> Once upon a time$"), prompt=False)
+    chat.keys("Enter", sees=(WRITTEN, "^2/10 ", "^> /retry$"), prompt=False)
+    chat.keys("Enter", sees=(WRITTEN, "^3/10 ", r"^> /compare top-k 40 \| sample 0.8"), prompt=False)
+    chat.keys("C-c", sees="you have left the tour")
+    chat.says("/new", "a blank page")
+
+
 def writing(chat):
     chat.says("Once upon a time", r"^Once upon a time, ", r"20 tokens · \d+ tokens/s · .* seed 7$")
     chat.keys("Enter", sees=WRITTEN)
     assert re.search(r" \d+ of 512 tokens$", chat.screen().rstrip())
-    chat.says("/help", r"/whatif SPEC +show which tokens", r"Alt-Up +opens the token browser")
+    chat.says("/help", r"^see +what the model saw: /color", "^keys +Enter, Tab")
+    chat.says("/help keys", r"^Alt-Up +opens the token browser")
     chat.says("/help compare", r"/compare \[SPEC ; SPEC ; …\]", "becomes a branch of the tree")
     chat.says("/len 12", "at most 12 tokens in one turn")
     chat.says("/go 5", r"^5 tokens · ")
@@ -77,7 +89,9 @@ def writing(chat):
     chat.says("/new", "a blank page")
     chat.says("/new The dog ran", r"^The dog ran.* ", WRITTEN)
     chat.says("/len 20", "at most 20 tokens in one turn")
-    chat.says("/nwe", "/nwe is no command: did you mean /new")
+    chat.says("/nwe", enter=False)
+    chat.keys("Enter", sees=("/nwe is no command: did you mean /new", r"^> /new$"), prompt=False)
+    chat.keys("C-c")
 
 
 def keys(chat):
@@ -161,16 +175,19 @@ def decoding(chat):
     chat.says("/decoder temperature 0.9 | top-k 40 | sample 0.8", r"decoder: temperature 0.9 \| top-k 40 \| sample 0.8")
     chat.says("/set top-k 20", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
     chat.says("/temperature 0.7", "which multiply: /set temperature 0.7 or")
-    chat.says("/decoder top-q 3", "top-q.*did you mean")
+    chat.says("/decoder top-q 3", enter=False)
+    chat.keys("Enter", sees=("top-q.*did you mean", r"^> /decoder top-p 3$"), prompt=False)
+    chat.keys("C-c")
     chat.says("/new The cat", r"^The cat.* ", WRITTEN)
     chat.says("/decoder", r"in the \d+ tokens of the turn", r"top-k +k = 20 +", r"top-k 20 +changed")
-    chat.says("/decoders", r"min-p +processor")
+    chat.says("/decoders", r"^  min-p 0.1 +Keep the tokens")
     chat.says("/decoders min-p", r"kind +processor", r"from +tinystory")
     chat.says("/preset save mine", r"mine: temperature 0.9 \| top-k 20")
     chat.says("/preset list", r"^mine +temperature 0.9")
     chat.says("/reset", r"decoder: sample 0.8")
     chat.says("/preset load mine", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
     chat.says("/preset rm mine", "mine is removed")
+    chat.says("/show", r"^decoder +temperature 0.9", r"^max-tokens +20")
     chat.says("/config", r"seed +7 +flag --seed", r"theme +auto +built-in", "not there yet")
 
 
@@ -202,7 +219,8 @@ def seeing(chat):
     chat.press("Left", "Escape")
     chat.until(lambda: "Esc leaves" not in chat.screen(), "the prompt, right after an arrow")
     chat.ready()
-    chat.keys("M-Up", sees="Esc leaves", prompt=False)
+    chat.says("/walk 3", enter=False)
+    chat.keys("Enter", sees=("Esc leaves", r"^token 3 of \d+, no tint"), prompt=False)
     chat.press("q")
     chat.ready()
     chat.keys("M-Up", sees="Esc leaves", prompt=False)
@@ -261,7 +279,7 @@ def test_the_studio_without_colours_on_a_wide_screen(tour):
     chat.says("/color prob", "there are no colours here: NO_COLOR is set")
     chat.says("/whatif greedy", r"\[.+\]|could have written all")
     chat.says("/compare", r"2 sample 0.8 +│ 3 greedy", "— turns 2 to 3 of the tree")
-    chat.says("/decoders", r"top-p +processor")
+    chat.says("/decoders", r"^  top-p 0.9 +Keep")
     chat.keys("M-Up", sees="Esc leaves", prompt=False)
     chat.keys("q")
     # Neither stories nor notices have a colour or a weight. Only the place in the browser is marked.
@@ -289,7 +307,7 @@ def test_a_screen_of_a_few_letters_is_enough(tour):
     chat.says("One day", r"^One day", r"seed 7")
     for line, pattern in [
         ("/tree", "● 1"),
-        ("/help", "leaves"),
+        ("/help", "keys"),
         ("/decoder", "sample"),
         ("/top -1 5", "%"),
         ("/trace", "model"),

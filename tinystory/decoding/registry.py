@@ -9,7 +9,7 @@ from typing import Any
 
 from tinystory.decoding.options import options_of
 from tinystory.decoding.stages import LogitsProcessor, Sampler, Search, Stage
-from tinystory.errors import UsageError, nearest
+from tinystory.errors import UsageError, meant
 from tinystory.safe.reading import shown
 from tinystory.safe.running import CodeFailed, foreign_code
 
@@ -84,9 +84,11 @@ class Registry:
         if problem:
             raise UsageError(problem)
         names = self.names()
-        near = nearest(name, [*names, *self.aliases])
-        hint = f"did you mean `{near}`?" if near else f"there are {', '.join(names) or 'none'}"
-        raise UsageError(f"no decoder stage is called {shown(name)}: {hint}")
+        near = meant(
+            name, [*names, *(alias for alias, own in self.aliases.items() if not own.startswith(name))], "`{}`"
+        )
+        hint = near.question or ("/decoders and `tinystory decoders` list them" if names else "there are none")
+        raise UsageError(f"no decoder stage is called {shown(name)}: {hint}").correcting(name, near.name)
 
     def classes(self) -> list[tuple[str, type[Stage], str]]:
         """Return all stages as (name, class, source), sorted by name. Broken ones are left out, with a warning."""

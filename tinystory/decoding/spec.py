@@ -32,7 +32,7 @@ from tinystory.decoding.spec_text import (
     shown_stage,
 )
 from tinystory.decoding.stages import Decoder, LogitsProcessor, Sampler, Search, Stage
-from tinystory.errors import UsageError, nearest
+from tinystory.errors import UsageError, meant
 from tinystory.safe.reading import shown
 
 __all__ = [
@@ -227,9 +227,9 @@ def _option_for(cls: type[Stage], options: Sequence[Option], key: _Token | None)
     if pairs:
         return pairs
     names = [declared.name for declared in options]
-    near = nearest(key.text, names)
-    hint = f"did you mean `{near}`?" if near else f"it has {', '.join(names)}"
-    raise UsageError(f"{cls.name} has no option {shown(key.text)}: {hint}")
+    near = meant(key.text, names, "`{}`")
+    hint = near.question or f"it has {', '.join(names)}"
+    raise UsageError(f"{cls.name} has no option {shown(key.text)}: {hint}").correcting(key.text, near.name)
 
 
 def _add_pair(

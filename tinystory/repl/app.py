@@ -25,9 +25,12 @@ from tinystory.folders import history_file
 from tinystory.interrupts import HANG_UP, Terminated, whole_imports
 from tinystory.repl.browser import Browser, browser_of
 from tinystory.repl.chooser import Chooser, asks, check_alone
-from tinystory.repl.commands import DeskStory, Reply, execute
+from tinystory.repl.commands import DeskStory, Reply, execute, meaning
 from tinystory.repl.commands.tree import step_aside
 from tinystory.repl.editor import edit_text
+from tinystory.repl.guide.guide import Guide
+from tinystory.repl.guide.ready_line import corrected
+from tinystory.repl.guide.welcome import welcome
 from tinystory.repl.history import open_history
 from tinystory.repl.input_line import PROMPT, Pastes, input_line, read_line
 from tinystory.repl.keys import early_keys, plain_line, strict_keys
@@ -51,13 +54,6 @@ __all__ = ["App", "ChatSettings", "chat"]
 INTERRUPTED = 130
 _TWICE_SECONDS = 2.0
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-_WELCOME = (
-    "Type how a story begins and press Enter. Enter alone goes on, Ctrl-C stops.\n"
-    "/decoder changes how tokens are picked, /help lists the rest, Tab completes.\n"
-    "Ctrl-D leaves."
-)
-_WELCOME_BACK = "/help lists the commands"
 
 
 def chat(settings: ChatSettings) -> int:
@@ -98,7 +94,7 @@ def chat(settings: ChatSettings) -> int:
             screen = Screen(sys.stdout, color=settings.color, theme=background(settings.theme))
             app = App(studio, screen, settings, open_history(path), keeper)
             if not settings.quiet:
-                screen.show(Line(_WELCOME if first_time else _WELCOME_BACK, "dim"))
+                screen.show(Line(welcome(studio, screen.width, first_time=first_time), "dim"))
                 screen.show(*(Line(warning, "dim") for warning in registry.warnings))
             screen.show(*(Line(notice, "note") for notice in (*notices, *temperature_notes(studio.decoder))))
             if studio.tree.turn is not None:
@@ -140,6 +136,7 @@ class App:
         self._terminal = TerminalLease()
         self._pastes = Pastes()
         self._last_interrupt = float("-inf")
+        self._guide = Guide(studio, screen)
         studio.choose = Chooser(studio, screen)
         self._session: PromptSession[str] | None = None  # a dumb terminal edits its lines itself
         if not self._dumb:
@@ -148,6 +145,7 @@ class App:
                 studio, settings, history, self._go_aside, self._browse, self._edit_line, self._pastes
             )
             strict_keys(self._session.input)
+            self._guide.ready.bind(self._session)
 
     def run(self) -> int:
         """Read and act until the user leaves; return the exit code."""
@@ -172,11 +170,15 @@ class App:
                 if self.keeper and (problem := self.keeper.problem()):
                     self.screen.show(Line(problem, "note"))
                 self._warn_of_model()
+                self._guide.announce()
                 self.screen.gap()
-                text = self._read()
+                text = self._guide.meaning(self._read())
             except EOFError:
                 return 0
             except KeyboardInterrupt:
+                if self._guide.ready.present:  # it was put away
+                    self._guide.leave_tour()
+                    continue
                 now = time.monotonic()
                 if now - self._last_interrupt <= _TWICE_SECONDS:
                     return INTERRUPTED
@@ -194,6 +196,7 @@ class App:
             KeyboardInterrupt: for Ctrl-C.
             Terminated: the terminal is gone, or a signal ends the program.
         """
+        self._guide.ready.put(self._session)
         if self._session is None:
             return plain_line(PROMPT)
         try:
@@ -204,7 +207,8 @@ class App:
                     raise Terminated(HANG_UP) from None
                 raise
         except Terminated:
-            self._session.default_buffer.append_to_history()
+            if not self._guide.ready.is_present(self._session.default_buffer.text):
+                self._session.default_buffer.append_to_history()
             raise
 
     def _warn_of_model(self) -> None:
@@ -214,11 +218,16 @@ class App:
     def do(self, typed: str) -> bool:
         """Do what a typed text asks for; return True to leave."""
         text = _SURROGATE.sub("\ufffd", typed)  # bytes that are not UTF-8 arrive as surrogates
+        text = meaning(text)
         if text.startswith("/") and not text.startswith("//"):
             if not self._dumb:  # a dumb terminal cannot erase, so the line is still on the screen
                 self.screen.show(Line(PROMPT + text, "dim"))
             with Hushed(), whole_imports():  # without it, Ctrl-C would print ^C in the middle of the reply
-                reply = execute(self.studio, text, self.keeper)
+                try:
+                    reply = execute(self.studio, text, self.keeper)
+                except TinystoryError as error:
+                    self._guide.ready.next = corrected(text, error)
+                    raise
             return self._answer(reply)
         text = text.removeprefix("/") if text.startswith("//") else text
         self._write((self.studio.next_turn(text.rstrip(" \t")),))
@@ -250,7 +259,28 @@ class App:
             with Writing() as writing:
                 story_request = self.studio.opening(lambda: writing.interrupted)
                 show_versus(self.screen, reply.titles, reply.versus, story_request, self._notice)
+        if reply.tour:
+            self._guide.begin_tour()
+        if reply.walk is not None:
+            self._walk(reply.walk)
         return reply.leave
+
+    def _walk(self, position: str) -> None:
+        """Open the token browser; a token that is taken becomes a /pick line, as if it were typed.
+
+        Raises:
+            Terminated: the terminal is gone.
+        """
+        try:
+            choice = self._window(browser_of(self.studio, position)).run()
+        except EOFError:
+            raise Terminated(HANG_UP) from None
+        if choice:
+            self.screen.gap()
+            self.do(_pick_line(*choice))
+
+    def _window(self, browser: Browser) -> "Application[tuple[int, int] | None]":
+        return browser.application(color=self.settings.color, theme=self.screen.theme)
 
     def _write(self, requests: Sequence[TurnRequest], titles: Sequence[str] = ()) -> None:
         """Write the requested turns: several in columns under their titles, one as running text."""
@@ -281,6 +311,8 @@ class App:
                     show_picked(studio, screen, events, self._notice)
                 else:
                     stream(studio, screen, events, self._notice)
+            if writing.interrupted:
+                self._guide.leave_tour()
 
     def _go_aside(self, step: int) -> None:
         """Go to another branch while the input line is open, and show its story above the line."""
@@ -298,11 +330,9 @@ class App:
                 await asyncio.sleep(2 * prompt.ttimeoutlen)
                 if not browsers:
                     return
-                window = browsers[0].application(color=self.settings.color)
-                choice = await window.run_async(set_exception_handler=False)  # `read_line` has set one
+                choice = await self._window(browsers[0]).run_async(set_exception_handler=False)  # `read_line` has one
             if choice:
-                place, rank = choice
-                prompt.exit(result=f"/pick {place + 1} #{rank + 1}")
+                prompt.exit(result=_pick_line(*choice))
 
         if self._session is not None:
             self._session.app.create_background_task(browse(self._session.app))
@@ -334,6 +364,7 @@ class App:
             return bool(action())
         except KeyboardInterrupt:
             self.screen.show(Line("cancelled", "note"))
+            self._guide.leave_tour()
         except Exception as error:
             self._tell(error)
         return False
@@ -356,3 +387,8 @@ class App:
             self.screen.fresh_line()
         else:
             self.screen.show(Line(text, "note"))
+
+
+def _pick_line(place: int, choice: int) -> str:
+    """Return the command that takes an alternative of the browser."""
+    return f"/pick {place + 1} #{choice + 1}"

@@ -17,7 +17,7 @@ from tinystory.decoding.options import Option, options_of, summary
 from tinystory.decoding.plugins import Registry
 from tinystory.decoding.spec import format_value
 from tinystory.errors import UsageError
-from tinystory.repl.commands import COMMANDS, Argument, find
+from tinystory.repl.commands import COMMANDS, GROUPS, Argument, find
 from tinystory.studio.views import TINT_HELP
 
 __all__ = ["Names", "StudioCompleter", "Suggestion", "complete"]
@@ -113,7 +113,7 @@ def _of_kind(kind: Argument, argument: str, registry: Registry, names: Names) ->
     if kind == "decoder":
         return _matching(argument, ((name, summary(cls)) for name, cls, _ in registry.classes()))
     if kind == "command":
-        return _matching(argument, _commands())
+        return _matching(argument, (*((group.name, group.help) for group in GROUPS), *_commands()))
     if kind == "view":
         return _matching(argument, TINT_HELP.items())
     return _matching(argument, _names(kind, names))

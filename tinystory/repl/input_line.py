@@ -189,11 +189,14 @@ def bindings(
         text = event.data.replace("\r\n", "\n").replace("\r", "\n")
         # A copied line often comes with its newline, which would end the line of the story.
         text = text if buffer.document.text_after_cursor else text.rstrip("\n")
+        if buffer.selection_state:
+            buffer.cut_selection()
         buffer.insert_text(pastes.shown(text))
 
     @keys.add("tab", filter=typing)
     def _complete(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
+        buffer.exit_selection()
         if buffer.complete_state:
             buffer.complete_next()
         else:

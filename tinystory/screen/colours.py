@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Literal
 
-__all__ = ["BOLD", "DIM", "HEAT", "RESET", "Style", "Theme", "background", "sgr", "styled"]
+__all__ = ["BOLD", "DIM", "HEAT", "RESET", "Style", "Theme", "background", "rgb", "sgr", "styled"]
 
 Style = Literal["", "bold", "dim", "note", "good", "heat0", "heat1", "heat2", "heat3", "heat4", "mark"]
 """`note` is a message of the program between turns. `heat0` is an expected token, `heat4` a surprising one. `mark` is
@@ -23,7 +23,20 @@ HEAT: Mapping[Theme, tuple[int, ...]] = {
 """Five of the 256 colours for each theme, from green to red. Their contrast with the background is at least 4. For
 `any`, their contrast with black and with white is at least 3."""
 
+_LEVELS = (0, 95, 135, 175, 215, 255)
+"""The levels of red, green and blue in the 256 colours."""
+
 _LIGHT_COLOURS = ("7", "15")
+
+
+def rgb(number: int) -> str:
+    """Return one of the 256 colours, from 16 to 231, as hex.
+
+    >>> rgb(196)
+    '#ff0000'
+    """
+    red, green, blue = (_LEVELS[(number - 16) // step % 6] for step in (36, 6, 1))
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def sgr(theme: Theme) -> dict[str, str]:

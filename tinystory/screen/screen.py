@@ -36,6 +36,7 @@ class Screen:
     def __init__(self, stream: TextIO, *, color: bool, theme: Theme = "dark") -> None:
         self._stream = stream
         self.color = color
+        self.theme: Theme = theme
         self._sgr = sgr(theme)
         self._at_line_start = True
         self._written = False

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from tinystory.errors import SessionError, TinystoryError, UsageError, nearest
+from tinystory.errors import SessionError, TinystoryError, UsageError, meant
 from tinystory.folders import sessions_folder
 from tinystory.safe.leftovers import sweep
 from tinystory.safe.name_lock import NameLock
@@ -197,9 +197,9 @@ class Keeper:
         names = session_names(self.folder)
         if name in names or self._file(checked_name(name)).exists():
             return
-        near = nearest(name, names)
-        hint = f"did you mean {near}?" if near else "/sessions lists them" if names else "none has been kept yet"
-        raise UsageError(f"there is no session {name}: {hint}")
+        near = meant(name, names)
+        hint = near.question or ("/sessions lists them" if names else "none has been kept yet")
+        raise UsageError(f"there is no session {name}: {hint}").correcting(name, near.name)
 
     def _set_aside(self, name: str) -> Path:
         """Rename a damaged file to a free name."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tinystory.errors import UnreadableFile, UsageError, nearest
+from tinystory.errors import UnreadableFile, UsageError, meant
 from tinystory.folders import presets_file
 from tinystory.safe.reading import is_absent, read_toml, regular_file_size, shown
 from tinystory.safe.writing import write_atomically
@@ -16,7 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 SUGGESTED = "min-p 0.05 | xtc | sample"
-"""The preset `suggested`, unless the user has saved one of that name: the nearest to real stories in docs/study.md."""
+"""The preset `suggested`, unless the user has saved one of that name: the meant to real stories in docs/study.md."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
@@ -73,9 +73,9 @@ def check_name(name: str) -> str:
 
 def unknown_preset(name: str, presets: Mapping[str, str]) -> UsageError:
     """Return the error for an unknown name; it gives the nearest name, or all of them."""
-    near = nearest(name, presets) if name else None
+    near = meant(name, presets)
     names = f"there are {', '.join(sorted(presets))}" if presets else "none is saved; /preset save NAME saves one"
-    return UsageError(f"no preset is called {shown(name)}: {f'did you mean {near}?' if near else names}")
+    return UsageError(f"no preset is called {shown(name)}: {near.question or names}").correcting(name, near.name)
 
 
 def _parsed(path: Path) -> dict[str, str] | None:

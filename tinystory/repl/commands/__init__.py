@@ -2,13 +2,26 @@
 
 from importlib import import_module
 
-from tinystory.repl.commands.base import COMMANDS, Argument, Command, DeskStory, Reply, execute, find, split_line
+from tinystory.repl.commands.base import (
+    COMMANDS,
+    GROUPS,
+    Argument,
+    Command,
+    DeskStory,
+    Group,
+    Reply,
+    execute,
+    find,
+    meaning,
+    split_line,
+)
 
 __all__ = [
-    "COMMANDS", "MODULES", "Argument", "Command", "DeskStory", "Reply", "execute", "find", "split_line",
+    "COMMANDS", "GROUPS", "MODULES", "Argument", "Command", "DeskStory", "Group", "Reply", "execute",
+    "find", "meaning", "split_line",
 ]  # fmt: skip
 
-MODULES = ("writing", "tree", "decoding", "seeing", "funnel", "inside", "surprise", "comparing", "keeping", "system")
+MODULES = tuple(module for group in GROUPS for module in group.modules)
 """The modules of commands, in the order of /help. Each enters its commands in the table when it is imported."""
 
 for _module in MODULES:

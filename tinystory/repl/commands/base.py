@@ -6,12 +6,12 @@ wrong input it raises TinystoryError and changes nothing.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Literal
 
-from tinystory.errors import SessionError, UsageError, nearest
+from tinystory.errors import SessionError, UsageError, meant
 from tinystory.safe.reading import shown
 from tinystory.screen.blocks import Line, Printable
 from tinystory.studio.backend import Backend
@@ -20,8 +20,9 @@ from tinystory.studio.studio import Studio
 from tinystory.studio.turn_request import TurnRequest
 
 __all__ = [
-    "COMMANDS", "Argument", "Command", "DeskStory", "Reply", "command", "execute", "find", "keeping_command",
-    "path_of", "split_line", "texts", "whole_number",
+    "COMMANDS", "GROUPS", "Argument", "Command", "DeskStory", "Group", "Reply", "by_name", "command", "execute",
+    "find", "group_called", "keeping_command", "meaning", "names_like", "path_of", "split_line", "texts",
+    "whole_number",
 ]  # fmt: skip
 
 Argument = Literal[
@@ -50,6 +51,8 @@ class Reply:
         fix: whether the edited text is only kept, and the model does not go on.
         clipboard: a text to put on the clipboard.
         leave: whether the chat ends.
+        walk: the place of the story at which the token browser opens.
+        tour: whether the tour begins.
     """
 
     blocks: tuple[Printable | DeskStory, ...] = ()
@@ -60,6 +63,8 @@ class Reply:
     fix: bool = False
     clipboard: str | None = None
     leave: bool = False
+    walk: str | None = None
+    tour: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,45 @@ COMMANDS: dict[str, Command] = {}
 
 _OLD_NAMES = ("words",)
 """Aliases that are names of earlier versions. `words` was taken for the stage `words`, which forces its words."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of /help.
+
+    Attributes:
+        name: its name, which no command has.
+        help: what its commands are for.
+        modules: the modules whose commands it has, in their order.
+    """
+
+    name: str
+    help: str
+    modules: tuple[str, ...]
+
+    @property
+    def commands(self) -> list[Command]:
+        """Its commands, in the order of /help."""
+        return [entry for entry in COMMANDS.values() if entry.run.__module__.rpartition(".")[2] in self.modules]
+
+
+GROUPS = (
+    Group("write", "begin, go on, try again", ("writing",)),
+    Group("move", "go through the tree of turns", ("tree",)),
+    Group("decode", "change how tokens are picked", ("decoding",)),
+    Group("see", "what the model saw", ("seeing", "funnel", "inside", "surprise")),
+    Group("differ", "decoders and models side by side", ("comparing",)),
+    Group("keep", "sessions and files", ("keeping",)),
+    Group("chat", "the chat itself", ("system",)),
+    Group("keys", "Enter, Tab, Ctrl-C, Alt-Up and the others", ()),
+)
+"""The groups of /help in their order, and with them the order of the modules."""
+
+
+def group_called(name: str) -> Group | None:
+    """Return the group of a name, if there is one."""
+    return next((group for group in GROUPS if group.name == name), None)
+
 
 StudioCommand = Callable[[Studio, str], Reply]
 KeeperCommand = Callable[[Keeper, str], Reply]
@@ -135,18 +179,29 @@ def keeping_command(
     return enter
 
 
+def by_name() -> dict[str, Command]:
+    """Return the commands by their names and aliases."""
+    return {name: entry for entry in COMMANDS.values() for name in (entry.name, *entry.aliases)}
+
+
 def find(name: str) -> Command:
     """Return the command of a name or an alias.
 
     Raises:
-        UsageError: there is none; the message has the nearest name.
+        UsageError: there is none; the message has the nearest name, or the names that begin so.
     """
-    names = {alias: entry for entry in COMMANDS.values() for alias in (entry.name, *entry.aliases)}
+    names = by_name()
     if name in names:
         return names[name]
-    near = nearest(name, names) if name else None
-    hint = f"did you mean /{near}?" if near else "/help lists them"
-    raise UsageError(f"{shown('/' + name)[1:-1]} is no command: {hint} (to begin a story with a slash, type `//`)")
+    near = meant(name, names_like(name, names), "/{}")
+    hint = near.question or "/help lists them"
+    error = UsageError(f"{shown('/' + name)[1:-1]} is no command: {hint} (`//` begins a story with a slash)")
+    raise error.correcting(f"/{name}", near.name and f"/{near.name}")
+
+
+def names_like(typed: str, names: Mapping[str, Command]) -> list[str]:
+    """Return the names that may have been meant, without the aliases of commands that already begin as typed."""
+    return [name for name, entry in names.items() if name == entry.name or not entry.name.startswith(typed)]
 
 
 def execute(studio: Studio, line: str, keeper: Keeper | None = None) -> Reply:
@@ -168,6 +223,18 @@ def execute(studio: Studio, line: str, keeper: Keeper | None = None) -> Reply:
     if name in _OLD_NAMES:
         reply = replace(reply, blocks=(Line(f"/{name} is called /{entry.name} now", "note"), *reply.blocks))
     return reply
+
+
+_WORDS = {"help": "/help", "exit": "/quit", "quit": "/quit", "bye": "/quit"}
+"""Words that are commands if they stand alone, because hands expect it."""
+
+
+def meaning(typed: str) -> str:
+    """Return what a typed text means: a command for a word such as `help` alone, the word itself after a space."""
+    word = typed.strip(" \t")
+    if word not in _WORDS:
+        return typed
+    return word if typed.startswith(" ") else _WORDS[word]
 
 
 def split_line(line: str) -> tuple[str, str]:

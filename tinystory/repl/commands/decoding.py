@@ -7,6 +7,7 @@ from typing import cast
 
 from tinystory.decoding import Decoder, LogitsProcessor, Sampler, Search, Stage
 from tinystory.decoding.options import Option, is_neutral, options_of, summary
+from tinystory.decoding.plugins import Registry
 from tinystory.decoding.spec import (
     change_stage,
     format_spec,
@@ -19,7 +20,7 @@ from tinystory.decoding.spec import (
 )
 from tinystory.decoding.spec_text import TEMPERATURE, temperature_notes, temperatures
 from tinystory.docstrings import docstring
-from tinystory.errors import UsageError, nearest
+from tinystory.errors import UsageError, meant
 from tinystory.repl.commands.base import Reply, command
 from tinystory.safe.reading import shown
 from tinystory.screen.blocks import Line, Printable, Table
@@ -109,9 +110,10 @@ def _preset(studio: Studio, argument: str) -> Reply:
     action, _, rest = argument.partition(" ")
     name, _, spec = rest.strip().partition(" ")
     if action not in _PRESET_ACTIONS:
-        near = nearest(action, _PRESET_ACTIONS) if action else None
-        hint = f"did you mean {near}?" if near else f"it has {', '.join(_PRESET_ACTIONS)}"
-        raise UsageError(f"/preset does not know {shown(action)}: {hint}" if action else f"/preset: {hint}")
+        near = meant(action, _PRESET_ACTIONS)
+        hint = near.question or f"it has {', '.join(_PRESET_ACTIONS)}"
+        error = UsageError(f"/preset does not know {shown(action)}: {hint}" if action else f"/preset: {hint}")
+        raise error.correcting(action, near.name)
     if (spec and action != "save") or (name and action == "list"):
         raise UsageError(f"/preset {action} takes {'nothing' if action == 'list' else 'just a NAME'} after it")
     if action == "save":  # refuse a wrong name before a file is read
@@ -126,7 +128,8 @@ def _preset(studio: Studio, argument: str) -> Reply:
     try:
         reply = _PRESET_ACTIONS[action](studio, presets, name, decoder)
     except UsageError as error:
-        raise UsageError(f"{warning}\n{error}" if warning else str(error)) from error
+        correction = error.correction or ("", None)
+        raise UsageError(f"{warning}\n{error}" if warning else str(error)).correcting(*correction) from error
     return replace(reply, blocks=(Line(warning, "note"), *reply.blocks)) if warning else reply
 
 
@@ -162,19 +165,47 @@ _PRESET_ACTIONS = {"save": _save_preset, "load": _load_preset, "list": _list_pre
 
 @command("decoders", "[NAME]", "list the stages of which decoders are made, or explain one", argument="decoder")
 def _decoders(studio: Studio, argument: str) -> Reply:
-    """List the stages of tinystory, of installed packages, of the decoders folder and of --decoder-file."""
+    """List the stages of tinystory, of installed packages, of the decoders folder and of --decoder-file.
+
+    Six stages come first, one for each idea: take the likeliest token; draw one; keep a fixed number of tokens, a share
+    of the probability, or what is likely beside the best; search for a whole text.
+    """
     if not argument:
-        rows: list[tuple[str, ...]] = []
-        for name, cls, _ in studio.registry.classes():
-            rows.append((name, cls.kind, summary(cls)))
-            rows += [("", "", _option_text(option)) for option in options_of(cls)]
-        return Reply((Table(tuple(rows)), *(Line(warning, "note") for warning in studio.registry.warnings)))
+        return Reply(tuple(_stage_list(studio.registry)))
     cls = studio.registry.get(argument)
     facts = [("kind", cls.kind), *(("option", _option_text(option)) for option in options_of(cls))]
     if cls.example:
         facts.append(("e.g.", cls.example))
     facts.append(("from", studio.registry.source(argument)))
     return Reply((Line(cls.name, "bold"), Line(docstring(cls)), Table(tuple(facts), indent=2)))
+
+
+_FIRST = ("greedy", "sample", "top-k", "top-p", "min-p", "beam")
+"""The stages with which /decoders begins. The others change or combine one of these ideas. In docs/study.md, three of
+the four chains that came nearest to real stories have one of the three in the middle; greedy and beam came last, so
+they show what goes wrong without any noise."""
+
+
+def _stage_list(registry: Registry) -> Iterator[Printable]:
+    """Yield the six stages to begin with, the names of the others by their kind, and warnings."""
+    classes = {name: cls for name, cls, _ in registry.classes()}
+    first = [name for name in _FIRST if name in classes]
+    yield Line("to begin with:", "bold")
+    yield Table(tuple((_with_value(classes[name]), summary(classes[name])) for name in first), indent=2)
+    yield Line("the others:", "bold")
+    others = {
+        plural: [name for name, cls in classes.items() if cls.kind == kind and name not in first]
+        for kind, plural in (("processor", "processors"), ("sampler", "samplers"), ("search", "searches"))
+    }
+    yield Table(tuple((plural, ", ".join(names)) for plural, names in others.items() if names), indent=2)
+    yield Line("/decoders NAME explains one; /decoder top-k 40 | sample 0.8 joins two", "dim")
+    yield from (Line(warning, "note") for warning in registry.warnings)
+
+
+def _with_value(cls: type[Stage]) -> str:
+    """Return a stage as it may be typed, with a value of its first option."""
+    options = options_of(cls)
+    return cls.example or (f"{cls.name} {format_value(options[0].default)}" if options else cls.name)
 
 
 def _use(studio: Studio, decoder: Decoder) -> Reply:

@@ -4,12 +4,13 @@ import math
 import re
 from typing import cast
 
-from tinystory.errors import UsageError, nearest
+from tinystory.errors import UsageError, meant
 from tinystory.repl.commands.base import DeskStory, Reply, command, texts, whole_number
 from tinystory.repl.pieces import legend
 from tinystory.safe.reading import shown
 from tinystory.screen.blocks import Bars, Line, Spans
 from tinystory.screen.colours import Style
+from tinystory.screen.facts import is_dumb
 from tinystory.story.tracing import alternatives
 from tinystory.studio.recall import NEXT, eos_ids, index_of, logits_at, place, quoted, token_name, whole_story
 from tinystory.studio.studio import Studio
@@ -29,9 +30,9 @@ def _color(studio: Studio, argument: str) -> Reply:
     stage of the decoder. Typed text has no colour.
     """
     if argument and argument not in TINTS:
-        near = nearest(argument, TINTS)
-        hint = f": did you mean {near}?" if near else f"; it has {', '.join(TINTS)}"
-        raise UsageError(f"/color does not know {shown(argument)}{hint}")
+        near = meant(argument, TINTS)
+        hint = f": {near.question}" if near.question else f"; it has {', '.join(TINTS)}"
+        raise UsageError(f"/color does not know {shown(argument)}{hint}").correcting(argument, near.name)
     if studio.plain:
         raise UsageError(f"there are no colours here: {studio.plain}; /top and /trace show the figures")
     studio.tint = cast(Tint, argument) if argument else studio.tint
@@ -39,6 +40,19 @@ def _color(studio: Studio, argument: str) -> Reply:
     if not argument:
         return Reply((key, Line(f"/color takes {', '.join(TINTS)}", "dim")))
     return Reply((key, DeskStory()) if studio.tree.turn else (key,))
+
+
+@command("walk", "[POS]", "open the token browser: walk through the tokens, see the alternatives, take one")
+def _walk(studio: Studio, argument: str) -> Reply:
+    """Begin at POS, counted as in /top; without POS, at the last token. Alt-Up opens the browser, too.
+
+    Left and right go from token to token, up and down through the alternatives. Enter takes one, Escape leaves.
+    """
+    position = argument or "-1"
+    index_of(studio, position, "/walk")
+    if is_dumb():
+        raise UsageError("a dumb terminal has no token browser: /top POS shows the alternatives, and /pick takes one")
+    return Reply(walk=position)
 
 
 @command("top", "[POS] [K]", "show the K likeliest tokens of the model at POS, as bars")

@@ -1,16 +1,18 @@
-"""The command /ppl: perplexity and bits per byte of a story, or of the stories in a file."""
+"""Commands that show figures: the surprise of the model at a story or at a file, and those of the latest turn."""
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinystory.decoding.spec import shown_spec
 from tinystory.errors import UsageError
 from tinystory.repl.commands.base import Reply, command, path_of
 from tinystory.safe.reading import regular_file_size
-from tinystory.screen.blocks import Table
+from tinystory.screen.blocks import Line, Table
 from tinystory.studio.recall import n_bos_of, whole_story
 from tinystory.studio.studio import Studio
+from tinystory.writing.statistics import REASONS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +47,25 @@ def _ppl(studio: Studio, argument: str) -> Reply:
     return Reply((Table(tuple(rows)),))
 
 
+@command("stats", "", "show the figures of the latest turn")
+def _stats(studio: Studio, argument: str) -> Reply:
+    last = studio.results.get(studio.tree.current)
+    if last is None:
+        return Reply((Line("the model has written nothing here since the chat began", "dim"),))
+    figures = last.statistics
+    rows = [
+        ("decoder", shown_spec(last.request.decoder)),
+        ("seed", str(last.request.seed)),
+        ("ended by", REASONS[last.finish_reason]),
+        ("tokens", f"{len(last.tokens)} after {len(last.prompt_ids)}"),
+        ("time", f"{figures['seconds']:.2f} s, the first token after {figures['first_token_seconds']:.3f} s"),
+        ("speed", f"{figures['tokens_per_second']:.1f} tokens/s"),
+        ("surprise", f"{figures['bits_per_token']:.3f} bits/token, perplexity {2 ** figures['bits_per_token']:.2f}"),
+    ]
+    rows += [(name.replace("_", " "), f"{value:g}") for name, value in figures.items() if name not in _SHOWN_FIGURES]
+    return Reply((Table(tuple(rows)),))
+
+
 def _bits(logits: "Tensor", token_ids: tuple[int, ...]) -> list[float]:
     """Return the model's surprise at each token, in bits, from (T, V) logits."""
     rows = logits.log_softmax(dim=-1)
@@ -74,3 +95,6 @@ def _file_figures(studio: Studio, path: Path) -> Iterator[tuple[str, str]]:
     yield from _figures(evaluation.nats_per_token / math.log(2))
     yield "bits per byte", _per_byte(evaluation.bits_per_byte)
     yield "likeliest token right", f"{evaluation.accuracy:.1%}"
+
+
+_SHOWN_FIGURES = {"tokens", "seconds", "first_token_seconds", "tokens_per_second", "bits_per_token"}

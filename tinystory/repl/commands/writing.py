@@ -17,7 +17,9 @@ _BRANCHES = 3
 """The branches of /more without a number."""
 
 
-@command("new", "[PROMPT]", "put the story away; begin another one with PROMPT, or with what you type next")
+@command(
+    "new", "[PROMPT]", "put the story away; begin another one with PROMPT, or with what you type next", "", ("clear",)
+)
 def _new(studio: Studio, argument: str) -> Reply:
     if argument:
         return Reply(requests=(studio.begin(argument),))
