@@ -1,9 +1,12 @@
 """Run scripts/train.py several times in forks of one process, which has already imported everything.
 
-Each line of the input is a JSON object: `argv`, `ranks`, and `kill` (seconds after which each fork gets SIGKILL) or
-`signal` (sent when the output has `when`). The answer has the exit codes, negative for a signal, and standard error.
+Each line of the input is a JSON object: `argv`, `ranks`, and `kill` (seconds after which each fork gets a signal,
+`signal` or SIGKILL) or `signal` (sent when the output has `when`). With `links` false no symbolic link can be made, and
+with `bare` true there are no plots, and samples of three tokens, which take most of the time of a small run. The answer
+has the exit codes, negative for a signal, standard error, and the seconds.
 """
 
+import errno
 import importlib.util
 import json
 import os
@@ -34,13 +37,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def fork(script, argv, rank, ranks, port, errors):
+def fork(script, order, rank, ranks, port, errors):
     pid = os.fork()
     if pid:
         return pid
     os.dup2(errors, 2)
     os.dup2(errors, 1)
-    sys.argv = [str(SCRIPT), *argv]
+    sys.argv = [str(SCRIPT), *order["argv"]]
+    if not order.get("links", True):
+        os.symlink = no_link
+    if order.get("bare", False):
+        from tinystory.training import trainer
+
+        trainer.has_matplotlib, trainer.MAX_TOKENS = lambda: False, 3
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -56,23 +65,27 @@ def fork(script, argv, rank, ranks, port, errors):
     os._exit(code)
 
 
+def no_link(*_arguments, **_options):
+    raise OSError(errno.EPERM, "this disk has no links")
+
+
 def answer(script, order):
-    ranks = order.get("ranks", 1)
+    ranks, started = order.get("ranks", 1), time.monotonic()
     with tempfile.TemporaryFile() as errors:
         port = free_port()
-        pids = [fork(script, order["argv"], rank, ranks, port, errors.fileno()) for rank in range(ranks)]
+        pids = [fork(script, order, rank, ranks, port, errors.fileno()) for rank in range(ranks)]
         if "kill" in order:
             time.sleep(order["kill"])
             for pid in pids:
-                os.kill(pid, signal.SIGKILL)
-        if "signal" in order:
+                os.kill(pid, order.get("signal", signal.SIGKILL))
+        elif "signal" in order:
             while order["when"].encode() not in os.pread(errors.fileno(), 10**6, 0):
                 time.sleep(0.01)
             for pid in pids:
                 os.kill(pid, order["signal"])
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         text = os.pread(errors.fileno(), 10**6, 0).decode(errors="replace")
-    return {"codes": codes, "errors": text}
+    return {"codes": codes, "errors": text, "seconds": time.monotonic() - started}
 
 
 def main():
