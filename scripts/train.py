@@ -101,7 +101,7 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
         elif typing.get_origin(kind) is typing.Literal:
             options |= {"choices": typing.get_args(kind)}
         else:
-            options |= {"nargs": "+", "metavar": _LIST_METAVARS[section]}
+            options |= {"nargs": "+", "action": "extend", "metavar": _LIST_METAVARS[section]}
         groups[section].add_argument("--" + name.replace("_", "-"), **options)
 
 

@@ -382,6 +382,8 @@ def test_a_source_that_cannot_be_used_is_one_line(tmp_path, monkeypatch, name, c
 def test_more_columns_than_fit_a_line_are_cut_short(tmp_path):
     pq.write_table(pa.table({f"c{n}": [0] for n in range(40)}), tmp_path / "wide.parquet")
     assert one_line_error(tmp_path / "wide.parquet").endswith("it has " + ", ".join(f"c{n}" for n in range(12)) + ", …")
+    pq.write_table(pa.table({"x" * 300_000: [0]}), tmp_path / "wide.parquet")
+    assert len(one_line_error(tmp_path / "wide.parquet")) < 300
 
 
 def test_parquet_errors_name_column_kind_and_damage(tmp_path):

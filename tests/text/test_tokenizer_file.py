@@ -236,3 +236,10 @@ def test_the_command_line_refuses_with_exit_code_3(checkpoint, tmp_path, capfd):
     assert error.startswith("tinystory: ")
     assert "continuing_subword_prefix" in error
     assert error.count("\n") == 1
+
+
+def test_two_tokens_with_one_id_are_refused():
+    """The text of one of them would be lost, and the model would read other words than the user wrote."""
+    content = SOUND | model(vocab={"a": 0, "b": 1, "ab": 1, "<unk>": 3})
+    with pytest.raises(CheckpointError, match="the tokens 'b' and 'ab' have the same id, 1"):
+        check_tokenizer(json.dumps(content).encode(), "tokenizer.json")

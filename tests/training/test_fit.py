@@ -62,6 +62,12 @@ def test_on_step_stops_a_run_that_then_goes_on(fields, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_what_on_step_takes_is_no_part_of_the_speed(fields, tmp_path):
+    run = fit(fields | {"steps": 4}, tmp_path / "run", on_step=lambda record: time.sleep(0.3))
+    [last] = [record for record in run.metrics if record["step"] == 4 and "train_loss" in record]
+    assert last["seconds"] < 0.9
+
+
 def test_the_stop_button_of_a_notebook_saves_the_run(fields, tmp_path):
     run = fit(fields, tmp_path / "run", on_step=lambda record: os.kill(os.getpid(), signal.SIGINT))
     assert (run.exit_code, run.latest.name) == (130, "step-000001")
@@ -119,7 +125,7 @@ def test_a_resumed_run_keeps_its_impatience(fields, tmp_path, monkeypatch):
     limits = {"steps": 9, "patience": 3}
     run = fit(fields | limits, tmp_path / "run", on_step=lambda record: record.step == 3)
     assert json.loads((run.latest / "training_state.json").read_text())["stale"] == 1
-    assert fit({}, run.folder, resume=True).latest.name == "step-000005"
+    assert fit({}, run.folder, resume=True).latest.name == "step-000004"  # as without the stop
 
 
 def test_a_state_of_an_earlier_version_is_loaded(fields, tmp_path):
@@ -177,7 +183,12 @@ class FakeClient(types.ModuleType):
         if self.fails:
             raise RuntimeError("no key\nsecond line")
         self.begun.append(options)
-        return types.SimpleNamespace(id="abc", log=self.log, finish=lambda: self.logged.append("finished"))
+        return types.SimpleNamespace(id="abc", log=self.log, finish=self.finish)
+
+    def finish(self):
+        if self.fails is None:
+            raise RuntimeError("not finished")
+        self.logged.append("finished")
 
     def log(self, record, step):
         if step == 2 and self.fails is None:
@@ -206,7 +217,9 @@ def test_a_client_that_fails_does_not_end_the_run(client, fields, tmp_path, caps
     client.fails = None
     run = fit(fields | {"logger": "wandb"}, tmp_path / "run", quiet=False)
     assert run.latest.name == "step-000003"
-    assert capsys.readouterr().err.count("wandb has failed and gets nothing more: gone") == 1
+    shown = capsys.readouterr().err
+    assert shown.count("wandb has failed and gets nothing more: gone") == 1
+    assert "wandb has failed at the end: not finished" in shown
 
 
 def test_a_client_that_is_missing_or_refuses_is_one_line(client, fields, tmp_path, monkeypatch):

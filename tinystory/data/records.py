@@ -13,7 +13,7 @@ from typing import Any
 from tinystory.data.separators import Separator, find_separator, split_stories
 from tinystory.errors import UsageError, one_line
 from tinystory.safe.reading import open_regular, without_mark
-from tinystory.safe.showing import visible
+from tinystory.safe.showing import shortened, visible
 
 __all__ = ["FILE_SUFFIXES", "Record", "dataset_records", "file_records", "reading"]
 
@@ -27,6 +27,8 @@ _MAX_RECORD_BYTES = 2**28
 """A text that is longer, without a separator or a line end, is no story; this also limits the memory."""
 _ROWS_AT_ONCE = 1000
 _MAX_BAD_LINES = 100
+_LONGEST_NAME = 60
+"""Characters of the name of a column in a message."""
 """A file that begins with this many lines without a JSON object has another format."""
 
 Record = bytes | None
@@ -105,7 +107,7 @@ def _text_column(name: object, columns: Iterable[object], wanted: str | None) ->
     for column in tried:
         if column in names:
             return column
-    listed = ", ".join(" ".join(visible(column).split()) for column in names[:12]) or "none"
+    listed = ", ".join(shortened(" ".join(visible(column).split()), _LONGEST_NAME) for column in names[:12]) or "none"
     more = ", …" if len(names) > 12 else ""
     raise UsageError(f"{name} has no column {' or '.join(map(repr, tried))}; it has {listed}{more}")
 

@@ -128,6 +128,8 @@ def _check_model(model: Any) -> None:
     vocabulary = model.get("vocab")
     for token, token_id in vocabulary.items() if isinstance(vocabulary, dict) else ():
         _check_id(token, token_id)
+    if isinstance(vocabulary, dict):
+        _check_ids_differ(vocabulary)
     for name in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token"):
         _check_text(f"model.{name}", model.get(name) or "", _LONGEST_TEXT)
     longest_word = model.get("max_input_chars_per_word", 0)
@@ -140,6 +142,17 @@ def _check_model(model: Any) -> None:
             raise _Wrong(f"the tokens of model.vocab have {n_bytes} bytes; at most {_MOST_UNIGRAM_BYTES} are allowed")
     if prefix := model.get("continuing_subword_prefix"):
         _check_prefixes(prefix, model.get("merges"))
+
+
+def _check_ids_differ(vocabulary: Mapping[str, int]) -> None:
+    """Refuse two tokens with one id: their text would be lost, and the model would be given other words."""
+    if len(set(vocabulary.values())) == len(vocabulary):
+        return
+    first: dict[int, str] = {}
+    for token, token_id in vocabulary.items():
+        other = first.setdefault(token_id, token)
+        if other != token:
+            raise _Wrong(f"the tokens {shown(other)} and {shown(token)} have the same id, {token_id}")
 
 
 def _check_id(token: Any, token_id: Any) -> None:

@@ -120,8 +120,15 @@ def log_to_wandb(folder: Path, config: Mapping[str, Any], tell: Callable[[str], 
     except Exception as error:  # the client raises errors of many kinds
         raise UsageError(f"--logger wandb: {one_line(error)}\nWANDB_MODE=offline needs no account") from error
     write_atomically(folder / "wandb.json", (json.dumps({"id": there.id}) + "\n").encode())
-    at_end.callback(there.finish)
     works = True
+
+    def finish() -> None:
+        try:
+            there.finish()
+        except Exception as error:
+            tell(f"wandb has failed at the end: {one_line(error)}")
+
+    at_end.callback(finish)
 
     def log(record: Mapping[str, Any]) -> None:
         nonlocal works

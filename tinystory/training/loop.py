@@ -77,7 +77,7 @@ class StepRecord:
 
 
 OnStep = Callable[[StepRecord], object]
-"""Gets a record after each step; if it returns True, the run is saved and stops."""
+"""Gets a record after each step; if it returns something true, the run is saved and stops."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def fit(
 ) -> FinishedRun:
     """Train a model, as `scripts/train.py` does, and return the run.
 
-    Ctrl-C (the stop button of a notebook), SIGTERM and SIGHUP finish the step, save the run and end this function.
+    Ctrl-C (the stop button of a notebook), SIGTERM, SIGQUIT and SIGHUP finish the step, save the run and end this
+    function.
 
     Examples:
         >>> from tinystory.training import fit
@@ -131,7 +132,8 @@ def fit(
             `config`, the path of a TOML file with more fields.
         out: the folder of the run: new or empty, or that of the run to go on with.
         resume: go on with the run in `out`; `config` then has the fields to change, and may be empty.
-        on_step: gets a `StepRecord` after each step; if it returns True, the run is saved and stops.
+        on_step: gets a `StepRecord` after each step; if it returns something true, the run is saved and stops. An
+            error that it raises ends the run without saving.
         quiet: print nothing.
 
     Raises:
@@ -155,7 +157,7 @@ def fit(
 
 
 def train(opened: OpenRun, ranks: Ranks, on_step: OnStep | None = None, *, quiet: bool = False) -> int:
-    """Train to the end of a run, or until SIGINT, SIGTERM or SIGHUP, after which the run is saved.
+    """Train to the end of a run, or until SIGINT, SIGTERM, SIGQUIT or SIGHUP, after which the run is saved.
 
     Returns:
         The exit code: 0, or 128 plus the number of the signal.
@@ -177,6 +179,8 @@ def train(opened: OpenRun, ranks: Ranks, on_step: OnStep | None = None, *, quiet
                 more = "--patience" if trainer.progress() < 1 else "--steps, --epochs or --max-minutes"
                 display.line(f"this run is complete; to go on, give more {more}")
                 return 0
+            if loop.missed_validation():
+                loop.validate_latest()
             code = loop.run()
             folder = opened.run.folder
             if code:
@@ -296,19 +300,21 @@ class _Loop:
             validates = not stop and (done or self._is_time_to_validate(before, progress))
             if wish or validates or stop:
                 self._save(validates)
-                clock = saved = time.monotonic()
+                saved = time.monotonic()
                 wish = ranks.largest(self.signals.wish())  # a validation takes long
             if validates and not done and trainer.out_of_patience():
                 self.display.line(f"{state.stale} validations without a better one: the run ends (--patience)")
                 done = True
             if done or stop or wish >= self.signals.STOP:
                 return wish if wish >= self.signals.STOP else 0
+            clock = time.monotonic()  # what `on_step`, the log and the terminal took is no part of the steps
         raise UsageError("there is no story to learn from")
 
     def _meter(self) -> Meter:
         """Return a meter for the steps up to the next log line."""
         config, model = self.trainer.opened.config, self.trainer.state.model.config
-        return Meter(flops_per_token(model, config.model.max_seq_len), config.loop.peak_flops)
+        peak = config.loop.peak_flops * self.trainer.ranks.size
+        return Meter(flops_per_token(model, config.model.max_seq_len), peak)
 
     def _tell_step(self, report: StepReport, seconds: float, progress: float) -> bool:
         """Give a step to `on_step`; return True if the run should stop."""
@@ -317,7 +323,12 @@ class _Loop:
         state, speed = self.trainer.state, report.n_tokens / max(seconds, 1e-9)
         counts = state.step, state.epoch, state.n_tokens
         rates = report.learning_rates, report.gradient_norm
-        return self.on_step(StepRecord(*counts, report.loss, *rates, speed, progress)) is True
+        return bool(self.on_step(StepRecord(*counts, report.loss, *rates, speed, progress)))
+
+    def missed_validation(self) -> bool:
+        """Return whether the run was stopped just where a validation was due, which a signal then prevents."""
+        state, every = self.trainer.state, self.trainer.opened.config.loop.every
+        return state.step > 0 and (state.batch == 0 or bool(every and state.step % every == 0))
 
     def validate_latest(self) -> None:
         """Validate the last checkpoint if a signal has prevented that."""
