@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tinystory.errors import SessionError, UsageError, nearest
+from tinystory.errors import SessionError, UsageError, meant, nearest
 from tinystory.folders import sessions_folder
 from tinystory.safe.name_lock import NameLock
 from tinystory.story.session_file import load_session, read_summary, save_session
@@ -83,9 +83,10 @@ def rename_session(folder: Path, name: str, new_name: str, present: str) -> None
 def _existing(folder: Path, name: str) -> Path:
     path = folder / f"{checked_name(name)}.json"
     if not path.exists():
-        near = nearest(name, session_names(folder))
-        hint = f"did you mean {near}?" if near else "/sessions lists them"
-        raise UsageError(f"there is no session {name}: {hint}")
+        near = meant(name, session_names(folder))
+        raise UsageError(f"there is no session {name}: {near.question or '/sessions lists them'}").correcting(
+            name, near.name
+        )
     return path
 
 
