@@ -123,8 +123,8 @@ def keys(chat):
     chat.keys("C-g")  # leaves the search; the line is empty as before
 
     chat.says("My owl", enter=False)
-    chat.keys("C-x", "C-e", sees=rf"(> )?My owl {re.escape(ADDED_LINE)}", prompt=False)
-    chat.ready()
+    chat.keys("C-x", "C-e", sees=rf"> My owl {re.escape(ADDED_LINE)}", prompt=False)
+    chat.keys("Enter", sees=WRITTEN)
     assert re.search(rf"(?m)^My owl {re.escape(ADDED_LINE)} ", chat.shown())
     chat.says("//slashes begin", r"^/slashes begin", WRITTEN)
     chat.says("/new", "a blank page")
