@@ -163,7 +163,7 @@ def the_tree(chat):
     number = next(filter(None, first))
     chat.says("/retry", r"^One day", WRITTEN)
     chat.says("/more", r"turn \d+ +│ turn \d+ +│ turn \d+", r"turns \d+ to \d+ of the tree")
-    chat.says("/tree", r"├ ┬  One day", r"│ └ \d+  ", r"seed \d+/2 · ")
+    chat.says("/tree", r"[├└] ┬  One day", r"^[│ ] └ \d+  ", r"seed \d+/2 · ")
     chat.says(f"/goto {number}", r"^One day")
     chat.keys("M-Left", sees=r"there is no branch before this one|(?:^My owl|^A long way|^/slashes|^Two lines)")
     chat.says(f"/goto {number}", r"^One day")
