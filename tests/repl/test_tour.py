@@ -163,7 +163,7 @@ def the_tree(chat):
     number = next(filter(None, first))
     chat.says("/retry", r"^One day", WRITTEN)
     chat.says("/more", r"turn \d+ +│ turn \d+ +│ turn \d+", r"turns \d+ to \d+ of the tree")
-    chat.says("/tree", r"├ ┬  One day", r"│ └ \d+  ", r"seed \d+/2 · ")
+    chat.says("/tree", r"[├└] ┬  One day", r"^[│ ] └ \d+  ", r"seed \d+/2 · ")
     chat.says(f"/goto {number}", r"^One day")
     chat.keys("M-Left", sees=r"there is no branch before this one|(?:^My owl|^A long way|^/slashes|^Two lines)")
     chat.says(f"/goto {number}", r"^One day")
@@ -174,7 +174,7 @@ def the_tree(chat):
 def decoding(chat):
     chat.says("/decoder temperature 0.9 | top-k 40 | sample 0.8", r"decoder: temperature 0.9 \| top-k 40 \| sample 0.8")
     chat.says("/set top-k 20", r"decoder: temperature 0.9 \| top-k 20 \| sample 0.8")
-    chat.says("/temperature 0.7", "which multiply: /set temperature 0.7 or")
+    chat.says("/temperature 0.7", "has 2 temperatures, which")
     chat.says("/decoder top-q 3", enter=False)
     chat.keys("Enter", sees=("top-q.*did you mean", r"^> /decoder top-p 3$"), prompt=False)
     chat.keys("C-c")
