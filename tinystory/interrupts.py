@@ -46,7 +46,8 @@ def taken(numbers: Sequence[int]) -> list[int]:
 def ending_signals() -> Iterator[None]:
     """Raise Terminated when a signal of `ENDING` arrives, but only once in a second.
 
-    Where Python loses an exception, in a finalizer or in a callback of a weak reference, it is raised again soon after.
+    Where Python loses it, or the KeyboardInterrupt of a Ctrl-C, in a finalizer or in a callback of a weak reference, it
+    is raised again soon after.
     Does nothing in another thread than the main one. After a signal, the handlers are not put back: the process ends,
     and a second signal must not change its exit code.
     """
@@ -62,13 +63,14 @@ def ending_signals() -> Iterator[None]:
             raise Terminated(128 + number)
 
     def report(lost: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(lost.exc_value, Terminated) or not hasattr(signal, "setitimer"):
+        ending = lost.exc_value
+        if not isinstance(ending, Terminated | KeyboardInterrupt) or not hasattr(signal, "setitimer"):
             report_before(lost)
             return
-        code = lost.exc_value.code
+        kind, arguments = type(ending), ending.args
 
         def end_again(_number: int, _frame: FrameType | None) -> None:
-            raise Terminated(code)
+            raise kind(*arguments)
 
         signal.signal(signal.SIGALRM, end_again)
         signal.setitimer(signal.ITIMER_REAL, _POLL_SECONDS)

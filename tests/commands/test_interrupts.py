@@ -49,6 +49,17 @@ def test_a_signal_where_python_loses_exceptions_ends_the_program(capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_ctrl_c_where_python_loses_exceptions_is_heard(capfd):
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), ending_signals():  # noqa: PT012
+        Finalized()
+        time.sleep(1)
+    assert capfd.readouterr().err == ""
+
+
 def test_without_a_signal_every_handler_is_as_before():
     before = [signal.getsignal(number) for number in ENDING]
     with ending_signals():

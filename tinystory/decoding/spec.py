@@ -43,7 +43,7 @@ __all__ = [
 _TOKEN = re.compile(r'(?P<space>\s+)|(?P<sign>[|=,])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s|;,="\\]+)', re.DOTALL)
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def parse_spec(text: str, registry: Registry) -> Decoder:
