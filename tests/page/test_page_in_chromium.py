@@ -101,6 +101,13 @@ def test_nothing_sticks_out_at_any_width(browser, write_page, width, scheme):
         assert page.locator("section.story").count() == 3
 
 
+def test_the_panel_leaves_half_of_a_narrow_window_to_the_story(browser, write_page):
+    with opened(browser, write_page("Once upon a time", "greedy"), 400) as page:
+        page.get_by_label("inside the model").check()
+        page.locator(".token").nth(1).click()
+        assert page.locator("#panel").bounding_box()["height"] < 900 / 2
+
+
 def test_the_inside_of_a_token_follows_pointer_and_keyboard(browser, write_page):
     path = write_page("Once upon a time", "top-k 20 | sample 0.8")
     with opened(browser, path) as page:
