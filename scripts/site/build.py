@@ -25,6 +25,7 @@ ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "docs/lessons/README.md": "lessons.md",
     "tinystory/models/default/README.md": "model-card.md",
 }
 """The pages that do not stand in docs/."""
@@ -63,6 +64,8 @@ def write_pages(pages: Path) -> None:
     shutil.copytree(ROOT / "docs", pages, ignore=shutil.ignore_patterns("*.md", "*.json", "*.1"))
     pictures = {f"docs/{path.relative_to(pages)}": str(path.relative_to(pages)) for path in pages.rglob("*.*")}
     sources = {f"docs/{path.name}": path.name for path in (ROOT / "docs").glob("*.md")} | ELSEWHERE
+    lessons = sorted((ROOT / "docs" / "lessons").glob("[0-9]*.md"))
+    sources |= {f"docs/lessons/{path.name}": f"lesson-{path.name}" for path in lessons}
     sources |= {f"{NOTEBOOKS}/{path.name}": f"{path.stem}.md" for path in (ROOT / NOTEBOOKS).glob("*.ipynb")}
     for source, page in sources.items():
         text = (ROOT / source).read_text(encoding="utf-8")

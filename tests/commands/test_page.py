@@ -45,7 +45,7 @@ def test_a_session_becomes_a_page(session_file, tmp_path, capsys):
     assert main(["page", str(session_file), "-o", str(out), "--whatif", "greedy"]) == 0
     assert "is ready" in capsys.readouterr().err
     content = out.read_text(encoding="utf-8")
-    assert "top-k 5 | sample · seed 7 · default" in content
+    assert "top-k 5 | sample 1 · seed 7 · default" in content
     assert main(["page", str(session_file), "-q"]) == 0
     streamed = capsys.readouterr()
     assert streamed.out == session_file.with_suffix(".html").read_text(encoding="utf-8")

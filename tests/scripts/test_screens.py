@@ -13,6 +13,12 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import screens  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def width(monkeypatch):
+    """Put the width of the terminal back, which the script sets."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_a_lesson_shows_what_the_program_answers(path, monkeypatch, tmp_path):

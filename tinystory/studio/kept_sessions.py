@@ -14,6 +14,9 @@ from tinystory.studio.keeper import checked_name, session_names
 
 __all__ = ["describe", "find_session", "remove_session", "rename_session"]
 
+_LONGEST_NAME = 80
+"""Characters of the longest name that a session can have."""
+
 
 def find_session(given: Path) -> Path:
     """Return the file that a user means: a file, or the session of this name. A path with folders is always a file.
@@ -21,7 +24,7 @@ def find_session(given: Path) -> Path:
     Raises:
         SessionError: there is no such file, and no session has this name.
     """
-    if os.path.lexists(given) or given.name != str(given):
+    if os.path.lexists(given) or given.name != str(given) or len(given.name) > _LONGEST_NAME:
         return given
     names = session_names(sessions_folder())
     if str(given) in names:
