@@ -1,5 +1,6 @@
 """The notebooks of examples/: they run from the first cell to the last, and what they keep is small and inert."""
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -38,3 +39,5 @@ def test_the_notebooks_run(load_script):
                 kinds = [output["output_type"] for output in kept["outputs"]]
                 assert [output.output_type for output in cell.outputs] == kinds, path.name
                 assert not [output for output in cell.outputs if output.get("name") == "stderr"], path.name
+    del kernel
+    gc.collect()  # here, since the libraries warn of sockets when these are collected
